@@ -40,7 +40,7 @@ class KittiError(ValueError):
 
 @dataclass(frozen=True)
 class StereoFrame:
-    """One stereo pair: (H, W, 3) uint8 RGB images of equal size, their rig, capture times in nanoseconds, labels if any."""
+    """A stereo pair: (H, W, 3) uint8 RGB images of one size, their rig, capture times in nanoseconds, labels or None."""
 
     name: str
     left: np.ndarray
@@ -120,7 +120,7 @@ def _plain(value: float, digits: int = 4) -> str:
 
 
 def write_labels(path: str | Path, objects: Sequence[Object3D]) -> None:
-    """Write ``objects`` as KITTI text, one a line, with a 16th column where a score is set. No object: an empty file."""
+    """Write ``objects`` as KITTI text, one a line, with a 16th column where a score is set."""
     lines = []
     for o in objects:
         values = (o.alpha, *o.bbox, o.height, o.width, o.length, o.x, o.y, o.z, o.rotation_y)
@@ -213,7 +213,8 @@ def read_image(path: str | Path) -> np.ndarray:
     except KittiError:
         raise
     except Exception:  # Pillow raises whatever the damaged part of a file leads it into
-        raise KittiError(f"{path}: expected a PNG or JPEG image, got {len(data)} bytes that are not a whole one") from None
+        raise KittiError(f"{path}: expected a PNG or JPEG image, "
+                         f"got {len(data)} bytes that are not a whole one") from None
 
 
 def _find_image(folder: Path, name: str) -> Path:
@@ -235,8 +236,8 @@ def _image_names(folder: Path) -> list[str]:
 def _read_views(left_path: Path, right_path: Path) -> tuple[np.ndarray, np.ndarray]:
     left, right = read_image(left_path), read_image(right_path)
     if left.shape != right.shape:
-        raise KittiError(f"{right_path}: size: expected {left.shape[1]}x{left.shape[0]} like the left view {left_path}, "
-                         f"got {right.shape[1]}x{right.shape[0]}")
+        raise KittiError(f"{right_path}: size: expected {left.shape[1]}x{left.shape[0]} like the left view "
+                         f"{left_path}, got {right.shape[1]}x{right.shape[0]}")
     return left, right
 
 
@@ -262,7 +263,7 @@ def read_split(path: str | Path) -> list[str]:
     return ids
 
 
-class KittiObject(Sequence[StereoFrame]):
+class KittiObject:
     """Frames of the object benchmark: ``root/split/{image_2,image_3,calib,label_2}``, read when they are asked for.
 
     ``ids`` chooses frames (default: every left image). Without a ``label_2`` folder, labels are None. The benchmark's
@@ -279,16 +280,17 @@ class KittiObject(Sequence[StereoFrame]):
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, index: int) -> StereoFrame:  # type: ignore[override]
+    def __getitem__(self, index: int) -> StereoFrame:
         name = self.ids[index]
-        left, right = _read_views(_find_image(self.folder / "image_2", name), _find_image(self.folder / "image_3", name))
+        left, right = _read_views(_find_image(self.folder / "image_2", name),
+                                  _find_image(self.folder / "image_3", name))
         rig = read_object_calib(self.folder / "calib" / f"{name}.txt")
         labels = read_labels(self.folder / "label_2" / f"{name}.txt") if self.has_labels else None
         stamp = (index % len(self.ids)) * SYNTHETIC_PERIOD_NS
         return StereoFrame(name, left, right, rig, stamp, stamp, labels)
 
 
-class KittiRaw(Sequence[StereoFrame]):
+class KittiRaw:
     """Frames of a rectified raw drive: ``drive/image_02``, ``image_03`` with ``data/`` and ``timestamps.txt`` each.
 
     ``calib_cam_to_cam.txt`` is looked for in ``calib_dir``, else in the drive's folder and the one above (the day's).
@@ -301,9 +303,10 @@ class KittiRaw(Sequence[StereoFrame]):
         places = [Path(calib_dir)] if calib_dir is not None else [self.folder, self.folder.resolve().parent]
         found = [p / "calib_cam_to_cam.txt" for p in places if (p / "calib_cam_to_cam.txt").is_file()]
         if not found:
-            raise KittiError(f"{places[-1]}: expected calib_cam_to_cam.txt (the drive's or its day's folder), there is none")
+            raise KittiError(f"{places[-1]}: expected calib_cam_to_cam.txt, there is none")
         self.rig = read_raw_calib(found[0])
-        self.stamps = {side: self._read_stamps(self.folder / side / "timestamps.txt") for side in ("image_02", "image_03")}
+        self.stamps = {side: self._read_stamps(self.folder / side / "timestamps.txt")
+                       for side in ("image_02", "image_03")}
 
     @staticmethod
     def _read_stamps(path: Path) -> list[int]:
@@ -332,15 +335,16 @@ class KittiRaw(Sequence[StereoFrame]):
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, index: int) -> StereoFrame:  # type: ignore[override]
+    def __getitem__(self, index: int) -> StereoFrame:
         name = self.ids[index]
         left, right = _read_views(_find_image(self.folder / "image_02" / "data", name),
                                   _find_image(self.folder / "image_03" / "data", name))
-        return StereoFrame(name, left, right, self.rig, self._stamp("image_02", name), self._stamp("image_03", name), None)
+        stamps = self._stamp("image_02", name), self._stamp("image_03", name)
+        return StereoFrame(name, left, right, self.rig, *stamps, None)
 
 
-class KittiOdometry(Sequence[StereoFrame]):
-    """Frames of an odometry sequence: ``image_2``, ``image_3``, ``calib.txt`` and ``times.txt`` (seconds, both views)."""
+class KittiOdometry:
+    """Frames of an odometry sequence: ``image_2``, ``image_3``, ``calib.txt`` and ``times.txt`` (seconds)."""
 
     def __init__(self, sequence_dir: str | Path) -> None:
         self.folder = Path(sequence_dir)
@@ -359,14 +363,16 @@ class KittiOdometry(Sequence[StereoFrame]):
             self.stamps.append(round(seconds * 1_000_000_000))
         last = max((int(n) for n in self.ids if n.isdecimal()), default=0)
         if any(not n.isdecimal() for n in self.ids) or last >= len(self.stamps):
-            raise KittiError(f"{path}: expected a time for each image up to {self.ids[-1]}, the file has {len(self.stamps)}")
+            raise KittiError(f"{path}: expected a time for each image up to {self.ids[-1]}, "
+                             f"the file has {len(self.stamps)}")
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, index: int) -> StereoFrame:  # type: ignore[override]
+    def __getitem__(self, index: int) -> StereoFrame:
         name = self.ids[index]
-        left, right = _read_views(_find_image(self.folder / "image_2", name), _find_image(self.folder / "image_3", name))
+        left, right = _read_views(_find_image(self.folder / "image_2", name),
+                                  _find_image(self.folder / "image_3", name))
         stamp = self.stamps[int(name)]
         return StereoFrame(name, left, right, self.rig, stamp, stamp, None)
 
@@ -388,5 +394,5 @@ def open_source(path: str | Path) -> KittiObject | KittiRaw | KittiOdometry:
     for split in ("training", "testing"):
         if (path / split / "image_2").is_dir():
             return KittiObject(path, split)
-    raise KittiError(f"{path}: expected an object folder (training/image_2), a raw drive (image_02/data) or an odometry "
-                     "sequence (image_2 and calib.txt), found none of them")
+    raise KittiError(f"{path}: expected an object folder (training/image_2), a raw drive (image_02/data) or an "
+                     "odometry sequence (image_2 and calib.txt), found none of them")
