@@ -40,7 +40,7 @@ class KittiError(ValueError):
 
 @dataclass(frozen=True)
 class StereoFrame:
-    """A stereo pair: (H, W, 3) uint8 RGB images of one size, their rig, capture times in nanoseconds, labels or None."""
+    """A stereo pair: (H, W, 3) uint8 RGB images of one size, their rig, capture times in nanoseconds, labels if any."""
 
     name: str
     left: np.ndarray
