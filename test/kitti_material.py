@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the tests find real KITTI files; tests that ask for them are skipped, with the reason, where they are absent."""
+"""Where the tests find real KITTI files; without them, tests that ask for them are skipped and say so."""
 
 import io
 import os

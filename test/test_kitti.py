@@ -85,7 +85,7 @@ def test_label_file_that_is_not_one(tmp_path):
 
 @relaxed
 @given(text=st.text(max_size=200) | st.lists(st.sampled_from(
-    ["Car", "0", "-1", "1.5", "nan", "1e400", "\n", "x" * 90, "DontCare", "3", "\x0b", "é"]), max_size=40).map(" ".join))
+    ["Car", "0", "-1", "1.5", "nan", "1e400", "\n", "x" * 90, "DontCare", "3", "\x0b"]), max_size=40).map(" ".join))
 def test_any_text_is_labels_or_one_clear_error(tmp_path, text):
     path = tmp_path / "fuzz.txt"
     path.write_bytes(text.encode("utf-8", "replace"))
