@@ -266,7 +266,8 @@ class StereoEntropyModel(nn.Module):
         for v in (0, 1):
             own, other = features[v], features[1 - v]
             attention = gate(self.attention_gate[v](self.attention[v](torch.cat([own, other], 1))))
-            x = self.estimator[v][:-1](torch.cat([both[v], attention * other], 1))
+            # The context comes last, so that the integer evaluation can leave it out where it is zero.
+            x = self.estimator[v][:-1](torch.cat([hyper[v], attention * other, context[v]], 1))
             with _float32(x):
                 log2_scale, mean = self.estimator[v][-1](x.float()).chunk(2, 1)
             log2_scales.append(_Clamp.apply(log2_scale, float(SCALE_LOG2_MIN),

@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The entropy model evaluated in exact integers: the same symbols and scale indices on every device and library version.
+
+Numbers are fixed point with ``FRACTION_BITS`` binary places, held in float64. A layer is one matrix product on unfolded
+rows. Its weights are rounded to 16 bits with a power-of-two scale for each output channel, and every partial sum is a
+multiple of that scale and stays below 2 ** 52 of it, which is checked when the layer is built; so the product is exact
+whatever the order of summation, the number of threads or the batch. Rounding is ``floor`` between layers. There are no
+convolution calls (Winograd and FFT variants round), and neither TF32 nor autocast applies to float64.
+
+The order of coding is part of this module: cells are coded in steps, and all parameters of a step depend only on the
+hyper-latents and on symbols of earlier steps. ``docs/packet.md`` states the arithmetic for other implementations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from .entropy_model import (
+    LEAK,
+    SCALE_LEVELS,
+    SCALE_LOG2_MIN,
+    SCALES_PER_OCTAVE,
+    checkerboard_anchors,
+    gaussian_bits,
+    hyper_size,
+    scale_table,
+)
+
+if TYPE_CHECKING:
+    from .entropy_model import HyperDecoder, StereoEntropyModel
+
+__all__ = ["FRACTION_BITS", "IntegerPrior", "QuantisedLatents", "Step", "symbol_limits"]
+
+FRACTION_BITS = 10
+ONE = float(1 << FRACTION_BITS)
+WEIGHT_BITS = 15                        # and a sign
+_MAX_EXPONENT = 30                      # of a channel's scale 2 ** -exponent
+_LIMIT = float((1 << 21) - 1)           # activations saturate at about +-2048
+_INPUT_LIMIT = float(1 << 22)           # no input of a layer is larger: decoded latents are a symbol plus a mean
+
+
+def symbol_limits() -> Tensor:
+    """Symbols coded with scale index i are in [-limits[i], limits[i]], (SCALE_LEVELS,) int64."""
+    return torch.ceil(6 * scale_table()).long().clamp(min=16)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Cells (flat, raster order) that are coded together; left view at 0, right view at 1.
+
+    ``targets`` are coded in this step. ``refreshed`` cells get new view features, ``attended`` cells a new attention map.
+    """
+
+    targets: tuple[Tensor, Tensor]
+    refreshed: tuple[Tensor, Tensor]
+    attended: Tensor
+    has_context: bool
+
+
+# Called at each step with the scale indices (B, n, C), int64, and the means (B, n, C) in fixed point, of the n targets of
+# the left view followed by those of the right view; returns the symbols, float64, of the same shape.
+Coder = Callable[[Step, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class QuantisedLatents:
+    """The symbols of a batch of pairs. ``hyper``: (B, Z, hz, wz) for each view. ``symbols`` and ``indices``, int64, one
+    (B, n, C) for each step of ``steps``. ``decoded``: both latents (B, h * w, C) in fixed point."""
+
+    size: tuple[int, int]
+    hyper: tuple[Tensor, Tensor]
+    steps: list[Step]
+    symbols: list[Tensor]
+    indices: list[Tensor]
+    decoded: tuple[Tensor, Tensor]
+
+    def latents(self) -> tuple[Tensor, Tensor]:
+        """Both decoded latents (B, C, h, w), float32, before the inverse gain."""
+        return _to_maps(self.decoded[0], self.size), _to_maps(self.decoded[1], self.size)
+
+    def latent_bits(self) -> tuple[Tensor, Tensor]:
+        """Estimated bits (B,) of the latents of each view, without the hyper-latents."""
+        log2_scales = torch.log2(scale_table(self.hyper[0].device))
+        bits = [torch.zeros(len(self.hyper[0]), dtype=torch.float64, device=self.hyper[0].device) for _ in range(2)]
+        for step, symbols, indices in zip(self.steps, self.symbols, self.indices, strict=True):
+            # No symbol of the coder's tables is less likely than 2 ** -16.
+            cost = gaussian_bits(symbols.double(), log2_scales[indices]).clamp(max=16).sum(-1)
+            split = len(step.targets[0])
+            bits[0] += cost[:, :split].sum(-1)
+            bits[1] += cost[:, split:].sum(-1)
+        return bits[0].float(), bits[1].float()
+
+
+def _to_maps(rows: Tensor, size: tuple[int, int]) -> Tensor:
+    return (rows / ONE).float().transpose(1, 2).unflatten(2, size).contiguous()
+
+
+def _to_rows(maps: Tensor) -> Tensor:
+    return maps.double().flatten(2).transpose(1, 2)
+
+
+class _Linear:
+    """y = floor(x W + b + 1/2), saturated; ``weight`` (inputs, outputs), ``bias`` (outputs), real numbers."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, device: torch.device) -> None:
+        weight, bias = weight.detach().cpu().double(), bias.detach().cpu().double()
+        if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
+            raise ValueError("entropy model: weights must be finite")
+        # frexp: max |w| < 2 ** e, so that |w| 2 ** (15 - e) < 2 ** 15
+        exponent = (WEIGHT_BITS - torch.frexp(weight.abs().amax(0))[1]).clamp(max=_MAX_EXPONENT)
+        scale = torch.exp2(exponent.double())
+        integer_weight = torch.round(weight * scale)
+        integer_bias = torch.round(bias * ONE * scale)
+        bound = integer_weight.abs().sum(0) * _INPUT_LIMIT + integer_bias.abs() + scale
+        if bound.max() >= 2.0 ** 52 or exponent.min() < 0:
+            raise ValueError("entropy model: weights are too large for exact integer evaluation")
+        # Scaling by a power of two is exact, so the shift after the product is folded into the operands.
+        self.weight = (integer_weight / scale).to(device).contiguous()
+        self.bias = (integer_bias / scale + 0.5).to(device)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(..., k) to (..., outputs); inputs from the k-th on are taken as zero."""
+        rows = torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight[: x.shape[-1]])
+        return rows.floor_().clamp_(-_LIMIT, _LIMIT).view(*x.shape[:-1], -1)
+
+
+def _leaky(x: Tensor) -> Tensor:
+    return torch.maximum(x, (x * LEAK).floor_())
+
+
+def _gate(x: Tensor) -> Tensor:
+    return (x / 4 + ONE / 2).floor_().clamp_(0, ONE)
+
+
+def _chain(layers: list[_Linear], x: Tensor) -> Tensor:
+    for i, layer in enumerate(layers):
+        x = layer(_leaky(x) if i else x)
+    return x
+
+
+def _pointwise(net: nn.Sequential, device: torch.device) -> list[_Linear]:
+    return [_Linear(layer.weight[:, :, 0, 0].t(), layer.bias, device) for layer in net if isinstance(layer, nn.Conv2d)]
+
+
+def _taps(kernel: int, kind: str) -> list[tuple[int, int]]:
+    """Rows and columns of the kernel that are used: all of them, those before the middle (A), or with it (B)."""
+    count = {"full": kernel * kernel, "A": kernel * kernel // 2, "B": kernel * kernel // 2 + 1}[kind]
+    return [divmod(i, kernel) for i in range(count)]
+
+
+def _unfolded(conv: nn.Conv2d, kind: str, device: torch.device) -> _Linear:
+    """The layer that does ``conv`` on rows gathered at ``_taps``."""
+    weight = torch.cat([conv.weight[:, :, r, c].t() for r, c in _taps(conv.kernel_size[0], kind)])
+    return _Linear(weight, conv.bias, device)
+
+
+def _neighbours(cells: Tensor, size: tuple[int, int], kernel: int, kind: str) -> Tensor:
+    """Flat indices (n, taps) of the neighbours of ``cells`` (n,); h * w, where a zero row is kept, beyond the border."""
+    height, width = size
+    taps = torch.tensor(_taps(kernel, kind)) - kernel // 2
+    rows = cells[:, None] // width + taps[:, 0]
+    columns = cells[:, None] % width + taps[:, 1]
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    return torch.where(inside, rows * width + columns, height * width)
+
+
+def _gather(rows: Tensor, index: Tensor) -> Tensor:
+    """Rows (B, m, C) at ``index`` (n, taps): (B, n, taps * C)."""
+    return rows.index_select(1, index.reshape(-1)).view(rows.shape[0], index.shape[0], -1)
+
+
+def _with_zero(rows: Tensor) -> Tensor:
+    return torch.cat([rows, rows.new_zeros(rows.shape[0], 1, rows.shape[2])], 1)
+
+
+class _Upsampling:
+    """A transposed 5x5 convolution of stride 2 as four products, one for each parity of the output's row and column."""
+
+    # Output 2 m + p takes input m + d through kernel element k: (d, k) for each p.
+    _REACH = (((1, 0), (0, 2), (-1, 4)), ((1, 1), (0, 3)))
+
+    def __init__(self, conv: nn.ConvTranspose2d, device: torch.device) -> None:
+        self.layers = [_Linear(torch.cat([conv.weight[:, :, r, c] for _, r in self._REACH[p] for _, c in self._REACH[q]]),
+                               conv.bias, device) for p in (0, 1) for q in (0, 1)]
+
+    def plan(self, size: tuple[int, int], out: tuple[int, int], device: torch.device) -> tuple[list[Tensor], Tensor]:
+        """Indices to gather for each parity, and the order that puts their results into raster order."""
+        gathers, cells = [], []
+        for p in (0, 1):
+            for q in (0, 1):
+                r, c = torch.meshgrid(torch.arange(p, out[0], 2), torch.arange(q, out[1], 2), indexing="ij")
+                taps = torch.tensor([(a, b) for a, _ in self._REACH[p] for b, _ in self._REACH[q]])
+                rows, columns = r.reshape(-1, 1) // 2 + taps[:, 0], c.reshape(-1, 1) // 2 + taps[:, 1]
+                inside = (rows >= 0) & (rows < size[0]) & (columns >= 0) & (columns < size[1])
+                gathers.append(torch.where(inside, rows * size[1] + columns, size[0] * size[1]).to(device))
+                cells.append((r * out[1] + c).reshape(-1))
+        return gathers, torch.argsort(torch.cat(cells)).to(device)
+
+    def __call__(self, x: Tensor, plan: tuple[list[Tensor], Tensor]) -> Tensor:
+        x = _with_zero(x)
+        parts = [layer(_gather(x, index)) for layer, index in zip(self.layers, plan[0], strict=True) if len(index)]
+        return torch.cat(parts, 1).index_select(1, plan[1])
+
+
+class _HyperDecoder:
+    def __init__(self, net: HyperDecoder, device: torch.device) -> None:
+        self.up1, self.up2 = _Upsampling(net.up1, device), _Upsampling(net.up2, device)
+        self.out = _unfolded(net.out, "full", device)
+
+    def __call__(self, z: Tensor, plan: _Plan) -> Tensor:
+        x = _leaky(self.up1(z, plan.up1))
+        x = _leaky(self.up2(x, plan.up2))
+        return self.out(_gather(_with_zero(x), plan.around))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """All index tables for one size of the latent."""
+
+    steps: list[Step]
+    context: list[tuple[Tensor, Tensor]]       # for each step, neighbours of the targets in the context convolution
+    attention: list[tuple[Tensor, Tensor]]     # and in the attention's convolution
+    up1: tuple[list[Tensor], Tensor]
+    up2: tuple[list[Tensor], Tensor]
+    around: Tensor
+
+
+class IntegerPrior:
+    """Integer copy of the decoder's half of a ``StereoEntropyModel``, on that model's device."""
+
+    def __init__(self, model: StereoEntropyModel) -> None:
+        self.device = next(model.parameters()).device
+        self.channels, self.hyper_channels = model.channels, model.hyper_channels
+        self.raster = model.context_kind == "raster"
+        self._hyper = [_HyperDecoder(net, self.device) for net in model.hyper_decoder]
+        self._context = [_unfolded(conv, "A" if self.raster else "full", self.device) for conv in model.context]
+        self._features = [_pointwise(net, self.device) for net in model.view_features]
+        self._attention = [_pointwise(net, self.device) for net in model.attention]
+        self._gate = [_unfolded(conv, "B" if self.raster else "full", self.device) for conv in model.attention_gate]
+        # The context comes last in the estimator's input, too, so that the first pass can leave it out.
+        self._estimator = [_pointwise(net, self.device) for net in model.estimator]
+        self._limits = symbol_limits().double().to(self.device)
+        self._plans: dict[tuple[int, int], _Plan] = {}
+
+    # ------------------------------------------------------------------------------------------------ order
+
+    def _steps(self, size: tuple[int, int]) -> list[Step]:
+        height, width = size
+        cells = torch.arange(height * width)
+        if not self.raster:
+            first = [cells[anchors.flatten()] for anchors in checkerboard_anchors(height, width)]
+            second = (first[1], first[0])
+            return [Step((first[0], first[1]), (cells, cells), cells, False), Step(second, second, cells, True)]
+        # The farthest that a raster-scan cell looks ahead is two columns to the right in the row above. So all cells of
+        # equal column + 3 row can be coded at once; what each of them sees is just what it sees in raster order.
+        time = cells % width + 3 * (cells // width)
+        waves = [cells[time == t] for t in range(int(time.max()) + 1)]
+        return [Step((wave, wave), (wave, wave), wave, True) for wave in waves if len(wave)]
+
+    def _plan(self, size: tuple[int, int]) -> _Plan:
+        if size not in self._plans:
+            to = self.device
+            height, width = size
+            steps = self._steps(size)
+            kinds = ("A", "B") if self.raster else ("full", "full")
+
+            def around(kernel: int, kind: str) -> list[tuple[Tensor, Tensor]]:
+                return [(_neighbours(s.targets[0], size, kernel, kind).to(to),
+                         _neighbours(s.targets[1], size, kernel, kind).to(to)) for s in steps]
+
+            half = (-(-height // 2), -(-width // 2))
+            up1, up2 = self._hyper[0].up1, self._hyper[0].up2
+            plan = _Plan(
+                [Step((s.targets[0].to(to), s.targets[1].to(to)), (s.refreshed[0].to(to), s.refreshed[1].to(to)),
+                      s.attended.to(to), s.has_context) for s in steps],
+                around(5, kinds[0]), around(3, kinds[1]), up1.plan(hyper_size(height, width), half, to),
+                up2.plan(half, size, to), _neighbours(torch.arange(height * width), size, 3, "full").to(to))
+            self._plans = {size: plan}         # a model has one size; keep no more
+        return self._plans[size]
+
+    # ------------------------------------------------------------------------------------------------ evaluation
+
+    @torch.no_grad()
+    def run(self, hyper: tuple[Tensor, Tensor], size: tuple[int, int], code: Coder) -> tuple[Tensor, Tensor]:
+        """Walk through the steps, asking ``code`` for the symbols of each; both latents (B, h * w, C) in fixed point.
+
+        ``hyper``: symbols of the hyper-latents (B, Z, hz, wz) of each view, any dtype.
+        """
+        plan = self._plan(size)
+        batch, cells, wide = hyper[0].shape[0], size[0] * size[1], 2 * self.channels
+        base = [net(_to_rows(z.to(self.device)) * ONE, plan) for net, z in zip(self._hyper, hyper, strict=True)]
+
+        def zeros(rows: int, channels: int) -> Tensor:
+            return torch.zeros(batch, rows, channels, dtype=torch.float64, device=self.device)
+
+        decoded = [zeros(cells + 1, self.channels) for _ in range(2)]
+        # In the checkerboard the second pass sees one map of both views: each cell is known in exactly one of them.
+        known = decoded if self.raster else [zeros(cells + 1, self.channels)] * 2
+        features = [zeros(cells, wide) for _ in range(2)]
+        attention = [zeros(cells + 1, wide) for _ in range(2)]
+        for step, near, reach in zip(plan.steps, plan.context, plan.attention, strict=True):
+            context = [self._context[v](_gather(known[v], near[v])) for v in (0, 1)] if step.has_context else None
+            for v in (0, 1):
+                x = base[v].index_select(1, step.refreshed[v])
+                x = x if context is None else torch.cat([x, context[v]], -1)
+                features[v].index_copy_(1, step.refreshed[v], _chain(self._features[v], x))
+            seen = [f.index_select(1, step.attended) for f in features]
+            outputs = []
+            for v in (0, 1):
+                attention[v].index_copy_(1, step.attended,
+                                         _chain(self._attention[v], torch.cat([seen[v], seen[1 - v]], -1)))
+                weight = _gate(self._gate[v](_gather(attention[v], reach[v])))
+                other = (weight * features[1 - v].index_select(1, step.targets[v]) / ONE).floor_()
+                parts = [base[v].index_select(1, step.targets[v]), other] + ([] if context is None else [context[v]])
+                outputs.append(_chain(self._estimator[v], torch.cat(parts, -1)))
+            log2_scale, mean = torch.cat(outputs, 1).chunk(2, -1)
+            index = (log2_scale * (SCALES_PER_OCTAVE / ONE) + (0.5 - SCALE_LOG2_MIN * SCALES_PER_OCTAVE)).floor_()
+            symbols = code(step, index.clamp_(0, SCALE_LEVELS - 1).long(), mean)
+            values = (symbols * ONE + mean).split([len(t) for t in step.targets], 1)
+            for v in (0, 1):
+                decoded[v].index_copy_(1, step.targets[v], values[v])
+                if known[v] is not decoded[v]:
+                    known[v].index_copy_(1, step.targets[v], values[v])
+        return decoded[0][:, :-1], decoded[1][:, :-1]
+
+    def quantise(self, y: tuple[Tensor, Tensor], hyper: tuple[Tensor, Tensor]) -> QuantisedLatents:
+        """The symbols of latents ``y``, (B, C, h, w) each after the gain, given those of the hyper-latents."""
+        size = (y[0].shape[-2], y[0].shape[-1])
+        rows = [_to_rows(x.to(self.device)) for x in y]
+        steps: list[Step] = []
+        all_symbols: list[Tensor] = []
+        all_indices: list[Tensor] = []
+
+        def code(step: Step, index: Tensor, mean: Tensor) -> Tensor:
+            wanted = torch.cat([r.index_select(1, t) for r, t in zip(rows, step.targets, strict=True)], 1)
+            limit = self._limits[index]
+            symbols = torch.floor(wanted - mean / ONE + 0.5).nan_to_num(0.0).clamp(-limit, limit)
+            steps.append(step)
+            all_symbols.append(symbols.long())
+            all_indices.append(index)
+            return symbols
+
+        decoded = self.run(hyper, size, code)
+        return QuantisedLatents(size, hyper, steps, all_symbols, all_indices, decoded)
+
