@@ -34,7 +34,7 @@ from .entropy_model import (
 if TYPE_CHECKING:
     from .entropy_model import HyperDecoder, StereoEntropyModel
 
-__all__ = ["FRACTION_BITS", "IntegerPrior", "QuantisedLatents", "Step", "symbol_limits"]
+__all__ = ["FRACTION_BITS", "IntegerPrior", "QuantisedLatents", "Step", "symbol_limits", "to_maps"]
 
 FRACTION_BITS = 10
 ONE = float(1 << FRACTION_BITS)
@@ -81,7 +81,7 @@ class QuantisedLatents:
 
     def latents(self) -> tuple[Tensor, Tensor]:
         """Both decoded latents (B, C, h, w), float32, before the inverse gain."""
-        return _to_maps(self.decoded[0], self.size), _to_maps(self.decoded[1], self.size)
+        return to_maps(self.decoded, self.size)
 
     def latent_bits(self) -> tuple[Tensor, Tensor]:
         """Estimated bits (B,) of the latents of each view, without the hyper-latents."""
@@ -96,8 +96,10 @@ class QuantisedLatents:
         return bits[0].float(), bits[1].float()
 
 
-def _to_maps(rows: Tensor, size: tuple[int, int]) -> Tensor:
-    return (rows / ONE).float().transpose(1, 2).unflatten(2, size).contiguous()
+def to_maps(decoded: tuple[Tensor, Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Fixed-point rows (B, h * w, C) of both views to float32 maps (B, C, h, w)."""
+    left, right = [(rows / ONE).float().transpose(1, 2).unflatten(2, size).contiguous() for rows in decoded]
+    return left, right
 
 
 def _to_rows(maps: Tensor) -> Tensor:

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quantised latents to payload bytes and back, with the probabilities of the integer prior.
+
+The arithmetic is in ``networks/integer_prior.py``, because the network's evaluation mode needs it as well; here it meets
+the coder. Batches have one payload for each item.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..networks.entropy_model import hyper_size
+from ..networks.integer_prior import IntegerPrior, QuantisedLatents, Step, to_maps
+from .range_coder import EntropyTables, SymbolDecoder, SymbolEncoder
+
+__all__ = ["DecodedLatents", "compress", "decompress", "symbol_count"]
+
+
+@dataclass(frozen=True)
+class DecodedLatents:
+    """Latents (1, C, h, w) before the inverse gain, the hash of their symbols, and whether the payload ended with them."""
+
+    left: Tensor
+    right: Tensor
+    symbol_hash: int
+    complete: bool
+
+
+class _SymbolHash:
+    """CRC-32 of all symbols as little-endian 16-bit integers, in the order of coding before they are grouped."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def update(self, symbols: np.ndarray) -> None:
+        self.value = zlib.crc32(np.ascontiguousarray(symbols, "<i2"), self.value)
+
+
+def symbol_count(channels: int, hyper_channels: int, size: tuple[int, int]) -> int:
+    """Symbols of one pair with latents of ``size``."""
+    rows, columns = hyper_size(*size)
+    return 2 * (channels * size[0] * size[1] + hyper_channels * rows * columns)
+
+
+def compress(coded: QuantisedLatents, tables: EntropyTables, item: int = 0) -> tuple[bytes, int]:
+    """Payload and symbol hash of one item of a batch."""
+    encoder, symbol_hash = SymbolEncoder(tables), _SymbolHash()
+    for view in (0, 1):
+        symbols = coded.hyper[view][item].cpu().numpy().astype(np.int32)
+        encoder.hyper(view, symbols)
+        symbol_hash.update(symbols)
+    for step_symbols, step_indices in zip(coded.symbols, coded.indices, strict=True):
+        symbols = step_symbols[item].to("cpu", torch.int32).numpy()
+        encoder.latents(symbols, step_indices[item].to("cpu", torch.uint8).numpy())
+        symbol_hash.update(symbols)
+    return encoder.finish(), symbol_hash.value
+
+
+def decompress(payload: bytes, tables: EntropyTables, prior: IntegerPrior, size: tuple[int, int]) -> DecodedLatents:
+    """Decode one pair. Whatever the bytes are, this ends, and its memory depends on ``size`` alone."""
+    decoder, symbol_hash = SymbolDecoder(tables, payload), _SymbolHash()
+    hyper = []
+    for view in (0, 1):
+        symbols = decoder.hyper(view, (prior.hyper_channels, *hyper_size(*size)))
+        symbol_hash.update(symbols)
+        hyper.append(torch.from_numpy(symbols)[None])
+
+    def code(step: Step, index: Tensor, mean: Tensor) -> Tensor:
+        symbols = decoder.latents(index[0].to("cpu", torch.uint8).numpy())
+        symbol_hash.update(symbols)
+        return torch.from_numpy(symbols).to(mean)[None]
+
+    decoded = prior.run((hyper[0], hyper[1]), size, code)
+    left, right = to_maps(decoded, size)
+    return DecodedLatents(left, right, symbol_hash.value, decoder.at_end())
