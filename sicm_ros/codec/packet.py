@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The packet: one coded stereo pair as self-describing bytes. ``docs/packet.md`` specifies it byte by byte."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+
+from ..geometry import GeometryError, InputTransform, StereoRig
+
+__all__ = ["DamagedPacketError", "ImplausiblePacketError", "MAGIC", "NotAPacketError", "OVERHEAD", "PacketError",
+           "PacketHeader", "RATE_STEPS", "SymbolMismatchError", "TruncatedPacketError", "VERSION", "WrongModelError",
+           "WrongVersionError", "inspect", "pack", "rate_index", "unpack"]
+
+MAGIC = b"SICM"
+VERSION = 1
+RATE_STEPS = 1024                         # a rate travels as this many steps from one trained rate to the next
+# magic, version, fingerprint, rate, source width and height, crop, network width and height, rig, payload bytes, symbols
+_HEADER = struct.Struct("<4sBQHHHHHH10fII")
+_CRC = struct.Struct("<I")
+OVERHEAD = _HEADER.size + _CRC.size
+
+
+class PacketError(ValueError):
+    """Bytes that cannot be decoded. Subclasses say why; the message is one line."""
+
+
+class NotAPacketError(PacketError):
+    """The bytes do not start as a packet does."""
+
+
+class TruncatedPacketError(PacketError):
+    """Bytes are missing at the end."""
+
+
+class DamagedPacketError(PacketError):
+    """The check sum is wrong, or there are more bytes than the packet says."""
+
+
+class WrongVersionError(PacketError):
+    """A packet of another version of the format."""
+
+
+class WrongModelError(PacketError):
+    """A packet that other weights wrote."""
+
+
+class ImplausiblePacketError(PacketError):
+    """A field has a value that no encoder of this model writes."""
+
+
+class SymbolMismatchError(PacketError):
+    """The symbols decoded are not those that were coded: the two sides computed different probabilities."""
+
+
+def rate_index(rate: float) -> int:
+    """The 16-bit number that stands for ``rate`` in a packet."""
+    return min(max(round(rate * RATE_STEPS), 0), 0xFFFF)
+
+
+@dataclass(frozen=True)
+class PacketHeader:
+    """The fields of a packet. ``rig`` is that of the camera images; ``symbol_hash`` is explained in ``codec/prior.py``."""
+
+    fingerprint: int
+    rate_index: int
+    source_width: int
+    source_height: int
+    crop_top: int
+    width: int
+    height: int
+    rig: StereoRig
+    payload_bytes: int
+    symbol_hash: int
+    version: int = VERSION
+
+    @property
+    def rate(self) -> float:
+        """The rate as the codec takes it: 0 for the fewest bits, 1 for the next trained rate, ..."""
+        return self.rate_index / RATE_STEPS
+
+    def transform(self) -> InputTransform:
+        """From the camera images to the network's input."""
+        return InputTransform(self.source_width, self.source_height, self.crop_top, self.width, self.height)
+
+
+def pack(fingerprint: int, rate: int, transform: InputTransform, rig: StereoRig, payload: bytes, symbol_hash: int) -> bytes:
+    """The packet. ``rate`` is a ``rate_index``, ``rig`` the camera images'. Raises GeometryError if a size needs more
+    than 16 bits."""
+    sizes = (transform.source_width, transform.source_height, transform.crop_top, transform.width, transform.height)
+    if max(sizes) > 0xFFFF:
+        raise GeometryError(f"image size: expected at most 65535 x 65535, got {sizes[0]} x {sizes[1]}")
+    body = _HEADER.pack(MAGIC, VERSION, fingerprint, rate, *sizes, rig.fx, rig.fy, rig.cx, rig.cy, *rig.left_translation,
+                        *rig.right_translation, len(payload), symbol_hash) + payload
+    return body + _CRC.pack(zlib.crc32(body))
+
+
+def unpack(data: bytes) -> tuple[PacketHeader, bytes]:
+    """Header and payload. Raises a PacketError; allocates no more than ``data`` itself."""
+    data = bytes(data)
+    start = data[: len(MAGIC)]
+    if start != MAGIC[: len(start)] or not data:
+        raise NotAPacketError(f"not a packet: expected it to start with {MAGIC!r}, got {start!r}")
+    if len(data) > len(MAGIC) and data[len(MAGIC)] != VERSION:
+        raise WrongVersionError(f"packet version: expected {VERSION}, got {data[len(MAGIC)]}")
+    if len(data) < OVERHEAD:
+        raise TruncatedPacketError(f"packet cut off: expected at least {OVERHEAD} bytes, got {len(data)}")
+    (_, version, fingerprint, rate, source_width, source_height, crop_top, width, height, *numbers, payload_bytes,
+     symbol_hash) = _HEADER.unpack_from(data)
+    total = OVERHEAD + payload_bytes
+    if len(data) < total:
+        raise TruncatedPacketError(f"packet cut off: expected {total} bytes, got {len(data)}")
+    if len(data) > total:
+        raise DamagedPacketError(f"packet damaged: expected {total} bytes, got {len(data)}")
+    expected, got = _CRC.unpack_from(data, total - _CRC.size)[0], zlib.crc32(memoryview(data)[: total - _CRC.size])
+    if expected != got:
+        raise DamagedPacketError(f"packet damaged: expected CRC-32 {expected:08x}, got {got:08x}")
+    # From here on the bytes are what somebody wrote; that may still be nonsense.
+    if min(source_width, source_height, width, height) == 0 or crop_top >= source_height:
+        raise ImplausiblePacketError(f"packet geometry: expected positive sizes and crop_top < source_height, got source "
+                                     f"{source_width}x{source_height}, crop_top {crop_top}, network {width}x{height}")
+    try:
+        rig = StereoRig(*numbers[:4], (numbers[4], numbers[5], numbers[6]), (numbers[7], numbers[8], numbers[9]))
+    except GeometryError as e:
+        raise ImplausiblePacketError(f"packet {e}") from None
+    header = PacketHeader(fingerprint, rate, source_width, source_height, crop_top, width, height, rig, payload_bytes,
+                          symbol_hash, version)
+    return header, data[_HEADER.size: total - _CRC.size]
+
+
+def inspect(data: bytes) -> dict[str, object]:
+    """A packet's fields by name, in the order of ``docs/packet.md``. Raises a PacketError."""
+    header, _ = unpack(data)
+    rig, transform = header.rig, header.transform()
+    bits = 8 * len(data)
+    return {
+        "version": header.version,
+        "fingerprint": f"{header.fingerprint:016x}",
+        "rate": header.rate,
+        "source_size": [header.source_width, header.source_height],
+        "crop_top": header.crop_top,
+        "network_size": [header.width, header.height],
+        "scale": [transform.scaled_width / header.source_width, transform.scale],
+        "fx": rig.fx, "fy": rig.fy, "cx": rig.cx, "cy": rig.cy,
+        "left_translation": list(rig.left_translation),
+        "right_translation": list(rig.right_translation),
+        "baseline_m": rig.baseline,
+        "payload_bytes": header.payload_bytes,
+        "symbol_hash": f"{header.symbol_hash:08x}",
+        "packet_bytes": len(data),
+        "bits_per_pixel": bits / (2 * header.source_width * header.source_height),
+    }
