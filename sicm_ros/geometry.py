@@ -68,8 +68,9 @@ class StereoRig:
         if difference > INTRINSICS_TOLERANCE:
             raise GeometryError(
                 f"P_left and P_right: expected equal intrinsics (a rectified pair), they differ by {difference:.3f} pixels")
+        left, right = p_left[:, 3].tolist(), p_right[:, 3].tolist()
         return cls(float(p_left[0, 0]), float(p_left[1, 1]), float(p_left[0, 2]), float(p_left[1, 2]),
-                   tuple(map(float, p_left[:, 3])), tuple(map(float, p_right[:, 3])))
+                   (left[0], left[1], left[2]), (right[0], right[1], right[2]))
 
     def _projection(self, translation: tuple[float, float, float]) -> np.ndarray:
         return np.array([[self.fx, 0, self.cx, translation[0]], [0, self.fy, self.cy, translation[1]],

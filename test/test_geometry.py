@@ -183,9 +183,9 @@ def test_ros_axes_of_a_box_at_rest():
 @given(angles, st.floats(-40, 40), st.floats(0.5, 80))
 def test_observation_angle_and_heading_are_inverse(ry, x, z):
     alpha = rotation_y_to_alpha(ry, x, z)
-    assert -math.pi <= alpha < math.pi
+    assert -math.pi <= alpha <= math.pi
     again = alpha_to_rotation_y(alpha, x, z)
-    assert abs(wrap_angle(again - ry)) < 1e-9 and -math.pi <= again < math.pi
+    assert abs(wrap_angle(again - ry)) < 1e-9 and -math.pi <= again <= math.pi
 
 
 def test_angles_wrap_into_a_half_open_turn():
