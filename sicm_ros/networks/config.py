@@ -24,14 +24,17 @@ class AnalysisConfig:
     """The visual analysis network: cost volumes, fusion, heads."""
 
     correlation_bins: tuple[int, int] = (24, 24)  # shifts at strides 4 and 8
-    correlation_step: float = 1.0                 # of the stride 4 volume, in its own pixels; 0.5 adds half-pixel shifts
+    correlations_per_pixel: int = 1               # shifts in each pixel of those maps; 2 adds half-pixel shifts
     concat_bins: int = 12                         # shifts of the stride 16 concatenation volume
     concat_channels: int = 8
     fusion_channels: tuple[int, int, int] = (72, 288, 1152)
     head_stride: Literal[8, 16] = 16
-    head_channels: tuple[int, int] = (256, 1408)  # classification, regression; 0: as many as the head's input
-    disparity_bins: int = 96                      # logits of the disparity head, one for each pixel of the stride 4 map
-    depth_feedback: bool = False                  # the disparity estimate is an input of the regression head
+    head_channels: tuple[int, int] = (256, 1408)  # of the classification and the regression branch
+    head_output_kernel: int = 3
+    dropout: float = 0.3                          # of whole channels in the classification branch
+    disparity_bins: int = 96                      # logits of the disparity head: 0, 1, ... pixels of the network's input
+    disparity_channels: tuple[int, ...] = (576, 288)
+    depth_feedback: bool = False                  # the disparity estimate is an input of the regression branch
     anchors: AnchorConfig = AnchorConfig()
     score_threshold: float = 0.75
     nms_iou: float = 0.4

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Anchors of the detection head, what they know in advance, and how boxes are written relative to them.
+
+YOLOStereo3D: 2D anchors of several sizes and ratios, each with the mean and the standard deviation of depth and
+observation angle that objects of its size had in the training labels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..geometry import StereoRig
+from .config import MvsfcConfig
+
+__all__ = ["Anchors", "RIG_FIELDS", "TARGETS", "rig_tensor"]
+
+# What the regression branch gives for each anchor: 2D box, projected centre, depth, twice the observation angle, size.
+TARGETS = ("dx", "dy", "dw", "dh", "cx", "cy", "z", "sin2a", "cos2a", "w", "h", "l")
+DIVISORS = (0.1, 0.1, 0.2, 0.2, 0.1, 0.1, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+# An anchor can be an object's only where its prior depth puts it near the road: metres below the camera, to the side.
+Y_RANGE, X_RANGE = (-0.5, 1.8), 40.0
+RIG_FIELDS = ("fx", "fy", "cx", "cy", "tx", "ty", "tz", "focal_baseline")
+
+
+def rig_tensor(rigs: list[StereoRig], device: torch.device | str = "cpu") -> Tensor:
+    """Rigs of the network's input as (B, 8) float64; the columns are ``RIG_FIELDS``."""
+    return torch.tensor([[r.fx, r.fy, r.cx, r.cy, *r.left_translation, r.focal_baseline] for r in rigs],
+                        dtype=torch.float64, device=device)
+
+
+class Anchors(nn.Module):
+    """All anchors of one image, with their priors for each class as buffers that travel with the weights."""
+
+    def __init__(self, config: MvsfcConfig) -> None:
+        super().__init__()
+        a, stride = config.analysis.anchors, config.analysis.head_stride
+        rows, columns = -(-config.height // stride), -(-config.width // stride)
+        sizes = a.base_size * 2.0 ** (np.arange(a.scales) / a.scales_per_octave)
+        ratios = np.array(a.ratios)
+        # (scales, ratios): every ratio of one scale has the same area.
+        w = (sizes[:, None] / np.sqrt(ratios)).reshape(-1)
+        h = (sizes[:, None] * np.sqrt(ratios)).reshape(-1)
+        self.per_cell = len(w)
+        v, u = np.meshgrid((np.arange(rows) + 0.5) * stride - 0.5, (np.arange(columns) + 0.5) * stride - 0.5, indexing="ij")
+        boxes = np.stack(np.broadcast_arrays(u[..., None], v[..., None], w, h), -1).reshape(-1, 4)
+        # Recomputed from the configuration, so not part of the weights: (N, 4) centre u, v, width, height.
+        self.register_buffer("boxes", torch.tensor(boxes, dtype=torch.float32), persistent=False)
+        self.register_buffer("shape_index", torch.arange(self.per_cell).repeat(rows * columns), persistent=False)
+        classes = len(config.classes)
+        # z, sin2a, cos2a, w, h, l for each class and anchor shape.
+        self.register_buffer("prior_mean", torch.zeros(classes, self.per_cell, 6))
+        self.register_buffer("prior_std", torch.ones(classes, self.per_cell, 6))
+        # Depth priors hold for this focal length times baseline (pixel metres); others scale depth.
+        self.register_buffer("reference_focal_baseline", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("_divisors", torch.tensor(DIVISORS), persistent=False)
+
+    def priors(self, class_index: Tensor, anchor_index: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and deviations (M, 6) for M pairs of a class and an anchor."""
+        shape = self.shape_index[anchor_index]
+        return self.prior_mean[class_index, shape], self.prior_std[class_index, shape]
+
+    def near_road(self, rigs: Tensor) -> Tensor:
+        """(B, N) bool: anchors whose prior depth puts them where objects are, for any class. ``rigs`` (B, 8)."""
+        fx, fy, cx, cy, tx, ty, tz, fb = rigs.float()[:, :, None, None].unbind(1)
+        z = self.prior_mean[:, self.shape_index, 0] * (fb / self.reference_focal_baseline.float().clamp(min=1e-6))
+        u, v = self.boxes[:, 0], self.boxes[:, 1]
+        x = (u * (z + tz) - cx * z - tx) / fx
+        y = (v * (z + tz) - cy * z - ty) / fy
+        return ((y > Y_RANGE[0]) & (y < Y_RANGE[1]) & (x.abs() < X_RANGE)).any(1)
+
+    def encode(self, objects: Tensor, class_index: Tensor, anchor_index: Tensor, rig: Tensor) -> Tensor:
+        """Regression targets (M, 12) of M objects at M anchors.
+
+        ``objects`` (M, 11): 2D box (left, top, right, bottom), projected centre (u, v), z, alpha, w, h, l. ``rig`` (8,).
+        """
+        box = self.boxes[anchor_index]
+        mean, std = self.priors(class_index, anchor_index)
+        left, top, right, bottom, u, v, z, alpha = objects[:, :8].unbind(1)
+        w, h = (right - left).clamp(min=1), (bottom - top).clamp(min=1)
+        au, av, aw, ah = box.unbind(1)
+        reference_z = z * (self.reference_focal_baseline / rig[7]).float()
+        values = torch.stack([reference_z, torch.sin(2 * alpha), torch.cos(2 * alpha), *objects[:, 8:11].unbind(1)], 1)
+        image = torch.stack([((left + right) / 2 - au) / aw, ((top + bottom) / 2 - av) / ah, torch.log(w / aw),
+                             torch.log(h / ah), (u - au) / aw, (v - av) / ah], 1)
+        return torch.cat([image, (values - mean) / std], 1) / self._divisors
+
+    def decode(self, targets: Tensor, sin_positive: Tensor, class_index: Tensor, anchor_index: Tensor, rig: Tensor) -> Tensor:
+        """Inverse of ``encode``: (M, 12), and whether sin(alpha) > 0 (M,) -> (M, 14).
+
+        Columns: 2D box (left, top, right, bottom) in network pixels; h, w, l; x, y (bottom), z in metres; rotation_y;
+        alpha; projected centre (u, v).
+        """
+        targets = targets.float() * self._divisors
+        mean, std = self.priors(class_index, anchor_index)
+        au, av, aw, ah = self.boxes[anchor_index].unbind(1)
+        fx, fy, cx, cy, tx, ty, tz, fb = rig.float().unbind(0)
+        du, dv, dw, dh, pu, pv = targets[:, :6].unbind(1)
+        z, sin2a, cos2a, w, h, length = (targets[:, 6:] * std + mean).unbind(1)
+        z = (z * (fb / self.reference_focal_baseline.float())).clamp(min=0.5)
+        w, h, length = (x.clamp(min=0.1) for x in (w, h, length))
+        u2, v2 = au + du * aw, av + dv * ah
+        half_w, half_h = aw * dw.clamp(max=3).exp() / 2, ah * dh.clamp(max=3).exp() / 2
+        u, v = au + pu * aw, av + pv * ah
+        x = (u * (z + tz) - cx * z - tx) / fx
+        y = (v * (z + tz) - cy * z - ty) / fy + h / 2
+        # Half of the double angle lies in [0, pi): right where sin(alpha) > 0, else half a turn away.
+        alpha = torch.remainder(torch.atan2(sin2a, cos2a) / 2, torch.pi)
+        alpha = torch.where(sin_positive, alpha, alpha - torch.pi)
+        rotation_y = torch.remainder(alpha + torch.atan2(x, z) + torch.pi, 2 * torch.pi) - torch.pi
+        return torch.stack([u2 - half_w, v2 - half_h, u2 + half_w, v2 + half_h, h, w, length, x, y, z, rotation_y, alpha,
+                            u, v], 1)

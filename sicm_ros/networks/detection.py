@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Visual analysis: disparity and 3D detection from reconstructed features (YOLOStereo3D; paper, section III-A)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..geometry import InputTransform, Object3D, wrap_angle
+from .anchors import TARGETS, Anchors
+from .backbone import BasicBlock, StereoFeatures, conv_bn
+from .config import MvsfcConfig
+from .cost_volume import CostVolumePyramid
+
+__all__ = ["AnalysisOutput", "Detections", "VisualAnalysis", "to_objects"]
+
+MAX_CANDIDATES = 1000       # anchors of one image that go into non-maximum suppression, best first
+
+
+class AnalysisOutput(NamedTuple):
+    """Raw outputs for N anchors and K classes."""
+
+    class_logits: Tensor                # (B, N, K)
+    direction_logits: Tensor            # (B, N): sin(alpha) > 0
+    regression: Tensor                  # (B, N, 12), see anchors.TARGETS
+    disparity_logits: Tensor | None     # (B, bins, H/4, W/4); None where the model does without it outside training
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The boxes found in one image, best first; see ``Anchors.decode`` for the columns of ``boxes`` (M, 14)."""
+
+    boxes: np.ndarray
+    scores: np.ndarray                  # (M,)
+    classes: np.ndarray                 # (M,) index into the model's classes
+
+
+class DisparityHead(nn.Module):
+    """Logits of the left view's disparity at stride 4, one bin for each pixel of the network's input."""
+
+    def __init__(self, in_channels: int, skip_channels: int, channels: tuple[int, ...], bins: int) -> None:
+        super().__init__()
+        widths = [in_channels, *channels]
+        self.steps = nn.ModuleList(conv_bn(i, o) for i, o in zip(widths, widths[1:]))
+        self.skip = conv_bn(widths[-1] + skip_channels, widths[-1]) if skip_channels else None
+        self.logits = nn.Conv2d(widths[-1], bins, 1)
+
+    def forward(self, x: Tensor, stride4: Tensor) -> Tensor:
+        """The fused volume, and the expanded volume at stride 4 -> (B, bins, H/4, W/4)."""
+        size = stride4.shape[2:]
+        for step in self.steps:     # the convolution comes first, a quarter of the work at the same size
+            x = F.interpolate(step(x), scale_factor=2.0, mode="bilinear", align_corners=False)
+        x = x[:, :, :size[0], :size[1]]
+        if self.skip is not None:
+            x = self.skip(torch.cat([x, stride4], 1))
+        return self.logits(x)
+
+
+class DetectionHead(nn.Module):
+    """Classification with the direction of the heading, and box regression, for every anchor."""
+
+    def __init__(self, in_channels: int, depth_channels: int, config: MvsfcConfig, anchors_per_cell: int) -> None:
+        super().__init__()
+        a = config.analysis
+        self.outputs = len(config.classes) + 1
+        classify, regress = a.head_channels
+        kernel, pad = a.head_output_kernel, a.head_output_kernel // 2
+        self.classification = nn.Sequential(
+            nn.Conv2d(in_channels, classify, 3, padding=1), nn.Dropout2d(a.dropout), nn.ReLU(inplace=True),
+            nn.Conv2d(classify, classify, 3, padding=1), nn.Dropout2d(a.dropout), nn.ReLU(inplace=True))
+        self.class_output = nn.Conv2d(classify, anchors_per_cell * self.outputs, kernel, padding=pad)
+        self.regression = nn.Sequential(conv_bn(in_channels + depth_channels, regress), BasicBlock(regress, regress))
+        self.box_output = nn.Conv2d(regress + depth_channels, anchors_per_cell * len(TARGETS), kernel, padding=pad)
+        for output in (self.class_output, self.box_output):
+            nn.init.zeros_(output.weight)
+            nn.init.zeros_(output.bias)
+        # Few anchors hold an object; start from that.
+        with torch.no_grad():
+            self.class_output.bias.view(anchors_per_cell, self.outputs)[:, :-1] = -math.log(99.0)
+
+    def forward(self, x: Tensor, depth: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The fused map (B, C, h, w), and depth in units of the regression (B, D, h, w) -> (B, N, K + 1), (B, N, 12)."""
+        b = x.shape[0]
+        classes = self.class_output(self.classification(x))
+        boxes = self.regression(x if depth is None else torch.cat([x, depth], 1))
+        boxes = self.box_output(boxes if depth is None else torch.cat([boxes, depth], 1))
+        return (classes.permute(0, 2, 3, 1).reshape(b, -1, self.outputs),
+                boxes.permute(0, 2, 3, 1).reshape(b, -1, len(TARGETS)))
+
+
+class VisualAnalysis(nn.Module):
+    """Cost volumes, fusion, disparity and detection heads: features of both views to raw outputs."""
+
+    # What the regression branch is told about depth: metres over this, where the disparity estimate says so.
+    DEPTH_SCALE, MAX_DEPTH = 20.0, 80.0
+
+    def __init__(self, config: MvsfcConfig) -> None:
+        super().__init__()
+        a = config.analysis
+        self.anchors = Anchors(config)
+        self.pyramid = CostVolumePyramid(config)
+        self.depth_feedback = a.depth_feedback
+        self.cell = a.head_stride // 4
+        self.disparity_head = DisparityHead(self.pyramid.fused_channels, a.fusion_channels[0] if a.depth_feedback else 0,
+                                            a.disparity_channels, a.disparity_bins)
+        depth_channels = self.cell ** 2 if a.depth_feedback else 0
+        self.head = DetectionHead(self.pyramid.out_channels, depth_channels, config, self.anchors.per_cell)
+
+    def forward(self, features: StereoFeatures) -> AnalysisOutput:
+        """Features at strides 4, 8, 16 -> raw outputs; ``decode`` makes boxes of them."""
+        x, for_disparity, stride4 = self.pyramid(features)
+        disparity_logits = depth = None
+        if self.training or self.depth_feedback:
+            disparity_logits = self.disparity_head(for_disparity, stride4)
+        if self.depth_feedback:
+            assert disparity_logits is not None
+            depth = self._depth(disparity_logits, x.shape[2:])
+        classes, regression = self.head(x, depth)
+        return AnalysisOutput(classes[..., :-1], classes[..., -1], regression, disparity_logits)
+
+    def _depth(self, disparity_logits: Tensor, size: torch.Size) -> Tensor:
+        """Expected depth for the reference rig, the stride 4 values of each cell as channels (B, cell^2, h, w)."""
+        logits = disparity_logits.float()
+        bins = torch.arange(logits.shape[1], device=logits.device, dtype=torch.float32)
+        disparity = torch.einsum("bdhw,d->bhw", logits.softmax(1), bins)[:, None]
+        reference = self.anchors.reference_focal_baseline.float()
+        depth = reference / torch.maximum(disparity, reference / self.MAX_DEPTH) / self.DEPTH_SCALE
+        rows, columns = size[0] * self.cell, size[1] * self.cell
+        depth = F.pad(depth, (0, columns - depth.shape[3], 0, rows - depth.shape[2]), mode="replicate")
+        return F.pixel_unshuffle(depth, self.cell)
+
+    @torch.no_grad()
+    def decode(self, output: AnalysisOutput, rigs: Tensor, score_threshold: float, nms_iou: float) -> list[Detections]:
+        """Boxes of each image: scores above the threshold, class-agnostic non-maximum suppression.
+
+        ``rigs`` (B, 8) are those of the network's input, see ``anchors.rig_tensor``.
+        """
+        scores, classes = output.class_logits.float().sigmoid().max(2)
+        scores = torch.where(self.anchors.near_road(rigs), scores, torch.zeros_like(scores))
+        found = []
+        for b in range(len(rigs)):
+            index = (scores[b] > score_threshold).nonzero()[:, 0]
+            if len(index) > MAX_CANDIDATES:
+                index = index[scores[b, index].topk(MAX_CANDIDATES).indices]
+            boxes = self.anchors.decode(output.regression[b, index], output.direction_logits[b, index] > 0,
+                                        classes[b, index], index, rigs[b])
+            boxes, score = boxes.double().cpu().numpy(), scores[b, index].cpu().numpy()
+            keep = non_maximum_suppression(boxes[:, :4], score, nms_iou)
+            found.append(Detections(boxes[keep], score[keep], classes[b, index].cpu().numpy()[keep]))
+        return found
+
+
+def non_maximum_suppression(boxes: np.ndarray, scores: np.ndarray, iou: float) -> np.ndarray:
+    """Indices of the 2D boxes (M, 4) that are kept, best first."""
+    order = np.argsort(-scores, kind="stable")
+    left, top, right, bottom = boxes[order].T
+    area = np.maximum(right - left, 0) * np.maximum(bottom - top, 0)
+    alive = np.ones(len(order), bool)
+    kept = []
+    for i in range(len(order)):
+        if not alive[i]:
+            continue
+        kept.append(i)
+        w = np.minimum(right, right[i]) - np.maximum(left, left[i])
+        h = np.minimum(bottom, bottom[i]) - np.maximum(top, top[i])
+        overlap = np.maximum(w, 0) * np.maximum(h, 0)
+        alive &= overlap <= iou * (area + area[i] - overlap)
+    return order[np.array(kept, np.int64)]
+
+
+def to_objects(detections: Detections, transform: InputTransform, classes: tuple[str, ...]) -> list[Object3D]:
+    """Boxes of one image as objects: the 2D box in pixels of the camera image, clipped to it; the rest as it is."""
+    objects = []
+    limit = np.array([transform.source_width - 1, transform.source_height - 1])
+    for row, score, index in zip(detections.boxes, detections.scores, detections.classes):
+        corners = np.clip(transform.to_source(row[:4].reshape(2, 2)), 0, limit)
+        h, w, length, x, y, z, rotation_y, alpha = map(float, row[4:12])
+        objects.append(Object3D(classes[index], tuple(map(float, corners.reshape(-1))), h, w, length, x, y, z,
+                                float(wrap_angle(rotation_y)), float(wrap_angle(alpha)), score=float(score)))
+    return objects

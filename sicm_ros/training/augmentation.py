@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Augmentation of a stereo sample: photometric distortion, and the mirror that swaps the views."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import cv2
+import numpy as np
+
+from ..geometry import Object3D, StereoRig, project, rotation_y_to_alpha, wrap_angle
+from .samples import Sample
+
+__all__ = ["augment", "mirror", "photometric"]
+
+
+def photometric(left: np.ndarray, right: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Contrast, saturation, hue and brightness, drawn once for the pair, then a little gain and noise for each view."""
+    contrast, saturation = rng.uniform(0.5, 1.5, 2)
+    hue, brightness = rng.uniform(-18, 18), rng.uniform(-32, 32)
+    views = []
+    for view in (left, right):
+        if rng.random() < 0.7:
+            hsv = cv2.cvtColor(view, cv2.COLOR_RGB2HSV).astype(np.float32)
+            hsv[..., 0] = (hsv[..., 0] + hue / 2) % 180         # OpenCV's hue is in half degrees
+            hsv[..., 1] = np.clip(hsv[..., 1] * saturation, 0, 255)
+            view = cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB)
+        values = view.astype(np.float32) * (contrast * rng.uniform(0.97, 1.03)) + (brightness + rng.uniform(-3, 3))
+        if rng.random() < 0.5:
+            values += rng.standard_normal(values.shape, np.float32) * rng.uniform(0, 6)
+        views.append(np.clip(values, 0, 255).astype(np.uint8))
+    return views[0], views[1]
+
+
+def mirror(sample: Sample) -> Sample:
+    """Flip both views left to right and swap them: the mirrored right view is the new left one."""
+    h, w = sample.disparity.shape
+    rig = sample.rig
+
+    def translation(t: tuple[float, float, float]) -> tuple[float, float, float]:
+        return ((w - 1) * t[2] - t[0], t[1], t[2])
+
+    mirrored_rig = StereoRig(rig.fx, rig.fy, w - 1 - rig.cx, rig.cy, translation(rig.right_translation),
+                             translation(rig.left_translation))
+    labels = []
+    for o in sample.labels:
+        rotation_y = float(wrap_angle(math.pi - o.rotation_y))
+        o = replace(o, x=-o.x, rotation_y=rotation_y, alpha=float(rotation_y_to_alpha(rotation_y, -o.x, o.z)))
+        labels.append(replace(o, bbox=_box_in_other_view(o, sample, mirrored_rig, w, h)))
+    return Sample(np.ascontiguousarray(sample.right[:, ::-1]), np.ascontiguousarray(sample.left[:, ::-1]),
+                  np.ascontiguousarray(_right_disparity(sample.disparity)[:, ::-1]), mirrored_rig, labels)
+
+
+def _box_in_other_view(o: Object3D, sample: Sample, rig: StereoRig, width: int, height: int
+                       ) -> tuple[float, float, float, float]:
+    """The mirrored 2D box of ``o``: its 3D box projected, or the old box moved by its disparity where it is too near."""
+    corners, depth = project(rig.p_left, o.corners())
+    if o.label != "DontCare" and depth.min() > 0.5:
+        left, right = corners[:, 0].min(), corners[:, 0].max()
+    else:
+        shift = float(sample.rig.disparity(max(o.z, 2.0))) if o.label != "DontCare" else 0.0
+        left, right = width - 1 - (o.bbox[2] - shift), width - 1 - (o.bbox[0] - shift)
+    return (float(np.clip(left, 0, width - 1)), o.bbox[1], float(np.clip(right, 0, width - 1)), o.bbox[3])
+
+
+def _right_disparity(disparity: np.ndarray) -> np.ndarray:
+    """The right view's disparity (h, w), from the left view's: each pixel goes where it is seen, near ones win."""
+    h, w = disparity.shape
+    rows, columns = np.nonzero(disparity > 0)
+    values = disparity[rows, columns]
+    order = np.argsort(values, kind="stable")
+    rows, columns, values = rows[order], columns[order], values[order]
+    target = np.rint(columns - values).astype(np.int64)
+    inside = target >= 0
+    out = np.zeros_like(disparity)
+    out[rows[inside], target[inside]] = values[inside]
+    return out
+
+
+def augment(sample: Sample, rng: np.random.Generator) -> Sample:
+    """Photometric distortion always, the mirror in half of the cases."""
+    left, right = photometric(sample.left, sample.right, rng)
+    sample = replace(sample, left=left, right=right)
+    return mirror(sample) if rng.random() < 0.5 else sample

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The losses of the paper (equations 7 and 8): focal classification, smooth L1 regression, disparity, rate."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..networks.anchors import Anchors
+from ..networks.detection import AnalysisOutput
+from .targets import Batch, assign
+
+__all__ = ["TaskLoss", "disparity_loss", "task_loss"]
+
+FOCAL_GAMMA, FOCAL_ALPHA = 2.0, 0.25
+SMOOTH_L1_BETA = 0.04
+# dx, dy, dw, dh, cx, cy, z, sin2a, cos2a, w, h, l: depth decides whether a box counts.
+REGRESSION_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 12.0, 2.0, 2.0, 0.5, 0.5, 0.5)
+DIRECTION_WEIGHT = 1.0
+LAPLACE_SCALE = 0.5         # bins: spread of the soft label of the disparity
+
+
+class TaskLoss(NamedTuple):
+    """The terms of D_v (equation 7), each a scalar."""
+
+    classification: Tensor
+    regression: Tensor
+    disparity: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        return self.classification + self.regression + self.disparity
+
+
+def disparity_loss(logits: Tensor, disparity: Tensor) -> Tensor:
+    """Cross-entropy with a Laplace-shaped soft label around the true disparity, over the pixels that have one.
+
+    ``logits`` (B, bins, h, w), ``disparity`` (B, h, w) in bins.
+    """
+    bins = torch.arange(logits.shape[1], device=logits.device, dtype=torch.float32)[None, :, None, None]
+    valid = (disparity > 0) & (disparity < logits.shape[1] - 1)
+    target = torch.softmax(-(bins - disparity[:, None]).abs() / LAPLACE_SCALE, 1)
+    log_probability = F.log_softmax(logits.float(), 1)
+    entropy = -(target * log_probability).sum(1)
+    # The soft argmax is what depth is made of, so it is pulled towards the truth itself too.
+    expected = (log_probability.exp() * bins).sum(1)
+    error = F.smooth_l1_loss(expected, disparity, beta=0.5, reduction="none")
+    return ((entropy + error) * valid).sum() / valid.sum().clamp(min=1)
+
+
+def task_loss(output: AnalysisOutput, batch: Batch, anchors: Anchors) -> TaskLoss:
+    """D_v of a batch: sums over the objects, each with the weight that ``assign`` gives its anchors."""
+    near_road = anchors.near_road(batch.rigs)
+    weights = torch.tensor(REGRESSION_WEIGHTS, device=batch.left.device)
+    zero = output.class_logits.sum() * 0
+    classification, regression, total_weight = zero, zero, zero.detach()
+    for b, (objects, classes) in enumerate(zip(batch.objects, batch.classes)):
+        a = assign(anchors, objects, classes, near_road[b])
+        logits = output.class_logits[b].float()
+        background = logits[a.background]
+        classification = classification + (1 - FOCAL_ALPHA) * (
+            background.sigmoid() ** FOCAL_GAMMA * F.softplus(background)).sum()
+        if len(a.anchor_index) == 0:
+            continue
+        k = classes[a.object_index]
+        positive = logits[a.anchor_index]
+        chosen = F.one_hot(k, positive.shape[1]).float()
+        p = positive.sigmoid()
+        focal = (chosen * FOCAL_ALPHA * (1 - p) ** FOCAL_GAMMA * F.softplus(-positive)
+                 + (1 - chosen) * (1 - FOCAL_ALPHA) * p ** FOCAL_GAMMA * F.softplus(positive))
+        classification = classification + (focal * a.weight[:, None]).sum()
+        target = anchors.encode(objects[a.object_index], k, a.anchor_index, batch.rigs[b])
+        error = F.smooth_l1_loss(output.regression[b, a.anchor_index].float(), target, beta=SMOOTH_L1_BETA, reduction="none")
+        direction = F.binary_cross_entropy_with_logits(
+            output.direction_logits[b, a.anchor_index].float(), (torch.sin(objects[a.object_index, 7]) > 0).float(),
+            reduction="none")
+        terms = (error * weights).sum(1) / len(weights) + DIRECTION_WEIGHT * direction
+        regression = regression + (terms * a.weight).sum()
+        total_weight = total_weight + a.weight.sum()
+    total_weight = total_weight.clamp(min=1.0)
+    disparity = zero
+    if output.disparity_logits is not None:
+        disparity = disparity_loss(output.disparity_logits, batch.disparity)
+    return TaskLoss(classification / total_weight, regression / total_weight, disparity)

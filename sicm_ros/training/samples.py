@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training samples at the network's input size: from a KITTI folder's images, or rendered for its layouts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ..data.kitti import KittiObject, read_labels, read_object_calib
+from ..data.rendered import KITTI_RIG, KITTI_SIZE, random_layout, render_pair
+from ..data.transforms import resize_view
+from ..geometry import InputTransform, Object3D, StereoRig
+from ..networks.config import MvsfcConfig
+
+__all__ = ["Sample", "SampleStore", "build_store"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One stereo pair as the network sees it: ``labels``' 2D boxes and ``rig`` are those of the network's input."""
+
+    left: np.ndarray            # (h, w, 3) uint8 RGB
+    right: np.ndarray
+    disparity: np.ndarray       # (h, w) float32, left view, pixels; 0 where unknown
+    rig: StereoRig
+    labels: list[Object3D]
+
+
+class SampleStore:
+    """Samples in flat files that are read through the page cache: no decoding while training, any number of readers."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self.index = json.loads((self.root / "index.json").read_text())
+        shape = (self.index["count"], self.index["height"], self.index["width"])
+        self.images = np.memmap(self.root / "images.u8", np.uint8, "r", shape=(shape[0], 2, *shape[1:], 3))
+        self.disparity = np.memmap(self.root / "disparity.f16", np.float16, "r", shape=shape)
+
+    def __len__(self) -> int:
+        return self.index["count"]
+
+    def labels(self, i: int) -> list[Object3D]:
+        """The labels of sample ``i``."""
+        return [Object3D(**{**o, "bbox": tuple(o["bbox"])}) for o in self.index["samples"][i]["labels"]]
+
+    def rig(self, i: int) -> StereoRig:
+        """The network rig of sample ``i``."""
+        r = self.index["samples"][i]["rig"]
+        return StereoRig(**{k: tuple(v) if isinstance(v, list) else v for k, v in r.items()})
+
+    def __getitem__(self, i: int) -> Sample:
+        return Sample(np.asarray(self.images[i, 0]), np.asarray(self.images[i, 1]),
+                      np.asarray(self.disparity[i], np.float32), self.rig(i), self.labels(i))
+
+
+def _to_network(labels: Sequence[Object3D], transform: InputTransform) -> list[Object3D]:
+    """Labels with their 2D boxes in network pixels, clipped to the network's input."""
+    moved = []
+    for o in labels:
+        values = {**asdict(o)}
+        box = transform.to_network(np.array(o.bbox).reshape(2, 2))
+        values["bbox"] = tuple(map(float, np.clip(box, 0, [transform.width - 1, transform.height - 1]).reshape(-1)))
+        moved.append(Object3D(**values))
+    return moved
+
+
+def _block_matching(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Disparity of the left view (h, w) float32 by semi-global matching; 0 where it finds none."""
+    disparities = max(16, left.shape[1] // 8 // 16 * 16)
+    matcher = cv2.StereoSGBM_create(0, disparities, 5, P1=600, P2=2400, disp12MaxDiff=1, uniquenessRatio=5,
+                                    speckleWindowSize=50, speckleRange=2)
+    return np.maximum(matcher.compute(left, right).astype(np.float32) / 16, 0)
+
+
+def _real_sample(frames: KittiObject, i: int, config: MvsfcConfig) -> Sample:
+    frame = frames[i]
+    h, w = frame.left.shape[:2]
+    transform = InputTransform(w, h, config.crop_top, config.width, config.height)
+    left, right = resize_view(frame.left, transform), resize_view(frame.right, transform)
+    return Sample(left, right, _block_matching(left, right), transform.rig(frame.rig),
+                  _to_network(frame.labels or [], transform))
+
+
+def _rendered_sample(layout: Sequence[Object3D], rig: StereoRig, config: MvsfcConfig, seed: int) -> Sample:
+    transform = InputTransform(*KITTI_SIZE, config.crop_top, config.width, config.height)
+    pair = render_pair(layout, transform.rig(rig), config.width, config.height, seed)
+    return Sample(pair.left, pair.right, pair.disparity, pair.rig, pair.labels)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """How to make sample number ``i``; picklable, so that worker processes can."""
+
+    config: MvsfcConfig
+    root: str | None
+    ids: tuple[str, ...]
+    real: bool
+    seed: int
+
+    def __call__(self, i: int) -> Sample:
+        cv2.setNumThreads(1)
+        if self.root is None:
+            rng = np.random.default_rng((self.seed, i))
+            layout = random_layout(rng, KITTI_RIG, *KITTI_SIZE)
+            return _rendered_sample(layout, KITTI_RIG, self.config, int(rng.integers(2 ** 31)))
+        if self.real:
+            return _real_sample(KittiObject(self.root, ids=list(self.ids)), i, self.config)
+        folder = Path(self.root) / "training"
+        name = self.ids[i % len(self.ids)]
+        rng = np.random.default_rng((self.seed, int(name), i // len(self.ids)))
+        return _rendered_sample(read_labels(folder / "label_2" / f"{name}.txt"),
+                                read_object_calib(folder / "calib" / f"{name}.txt"), self.config,
+                                int(rng.integers(2 ** 31)))
+
+
+def build_store(out: str | Path, config: MvsfcConfig, root: str | Path | None, ids: Sequence[str], count: int, seed: int,
+                workers: int = 1, progress: Callable[[int, int], None] | None = None) -> SampleStore:
+    """Make ``count`` samples in ``out``, or take those that are there if they were made the same way.
+
+    With ``root`` None the layouts are drawn at random. A KITTI folder with images gives the images; one with only
+    ``label_2`` and ``calib`` gets images rendered for its layouts. More samples than ``ids`` render each layout anew.
+    """
+    out = Path(out)
+    real = root is not None and (Path(root) / "training" / "image_2").is_dir()
+    if real:
+        count = min(count, len(ids))
+    recipe = {"config": [config.height, config.width, config.crop_top], "real": real, "seed": seed, "count": count,
+              "ids": [ids[0], ids[-1], len(ids)] if ids else [], "layouts": "random" if root is None else "given"}
+    if (out / "index.json").is_file() and json.loads((out / "index.json").read_text())["recipe"] == recipe:
+        return SampleStore(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "index.json").unlink(missing_ok=True)
+    h, w = config.height, config.width
+    images = np.memmap(out / "images.u8", np.uint8, "w+", shape=(count, 2, h, w, 3))
+    disparity = np.memmap(out / "disparity.f16", np.float16, "w+", shape=(count, h, w))
+    samples = []
+    job = _Job(config, None if root is None else str(root), tuple(ids), real, seed)
+    with ProcessPoolExecutor(workers) as pool:
+        for i, sample in enumerate(pool.map(job, range(count), chunksize=8)):
+            images[i, 0], images[i, 1], disparity[i] = sample.left, sample.right, sample.disparity
+            samples.append({"rig": asdict(sample.rig), "labels": [asdict(o) for o in sample.labels]})
+            if progress:
+                progress(i + 1, count)
+    images.flush()
+    disparity.flush()
+    (out / "index.json").write_text(json.dumps({"recipe": recipe, "count": count, "height": h, "width": w, "samples": samples}))
+    return SampleStore(out)

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the network should say: anchor priors from labels, and which anchor stands for which object."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.transforms import normalise
+from ..geometry import Object3D, StereoRig, project
+from ..networks.anchors import Anchors, rig_tensor
+from .samples import Sample
+
+__all__ = ["Batch", "Assignment", "anchor_priors", "assign", "collate", "object_row"]
+
+POSITIVE_IOU, NEGATIVE_IOU = 0.5, 0.4
+IGNORED = -1                # class index of what is neither an object to find nor background
+# Labelled apart from the class next to them, and too like it to count as background.
+NEIGHBOURS = {"Van": "Car", "Person_sitting": "Pedestrian"}
+MIN_HEIGHT = 5.0            # pixels of the network's input below which an object is ignored
+MIN_MATCHES = 10            # anchors that an anchor shape must have matched for statistics of its own
+
+
+@dataclass
+class Batch:
+    """A batch on its device. ``objects`` and ``classes`` are a list over images, rows as in ``object_row``."""
+
+    left: Tensor                # (B, 3, H, W) normalised
+    right: Tensor
+    disparity: Tensor           # (B, H/4, W/4), 0 where unknown
+    rigs: Tensor                # (B, 8)
+    objects: list[Tensor]       # (M, 11)
+    classes: list[Tensor]       # (M,) class index, or IGNORED
+
+
+@dataclass
+class Assignment:
+    """Anchors of one image: which are some object's, and which are background."""
+
+    anchor_index: Tensor        # (P,) anchors that stand for an object
+    object_index: Tensor        # (P,) of which one
+    weight: Tensor              # (P,) 1 / sqrt(anchors of that object), so that near objects do not drown far ones
+    background: Tensor          # (N,) bool
+
+
+def object_row(o: Object3D, rig: StereoRig) -> list[float]:
+    """2D box, projected centre, z, alpha, w, h, l: a row of ``Anchors.encode``'s ``objects``."""
+    uv, _ = project(rig.p_left, np.array([o.x, o.y - o.height / 2, o.z]))
+    return [*o.bbox, float(uv[0]), float(uv[1]), o.z, o.alpha, o.width, o.height, o.length]
+
+
+def class_index(o: Object3D, classes: tuple[str, ...]) -> int | None:
+    """The class to learn, IGNORED, or None for background. Hardly visible objects are ignored."""
+    if o.label == "DontCare" or NEIGHBOURS.get(o.label) in classes:
+        return IGNORED
+    if o.label not in classes:
+        return None
+    hidden = o.occluded > 2 or o.truncated > 0.7 or o.bbox[3] - o.bbox[1] < MIN_HEIGHT or o.z < 1.0
+    return IGNORED if hidden else classes.index(o.label)
+
+
+def collate(samples: list[Sample], classes: tuple[str, ...], device: torch.device | str = "cpu") -> Batch:
+    """Samples of one network size to a batch."""
+    objects, indices = [], []
+    for s in samples:
+        chosen = [(o, i) for o in s.labels if (i := class_index(o, classes)) is not None]
+        objects.append(torch.tensor([object_row(o, s.rig) if o.label != "DontCare" else [*o.bbox, *[0.0] * 7]
+                                     for o, _ in chosen], dtype=torch.float32).reshape(-1, 11).to(device))
+        indices.append(torch.tensor([i for _, i in chosen], dtype=torch.long, device=device))
+
+    def views(side: str) -> Tensor:
+        return torch.from_numpy(np.stack([normalise(getattr(s, side)) for s in samples])).to(device)
+
+    disparity = torch.from_numpy(np.stack([stride4_disparity(s.disparity) for s in samples])).to(device)
+    return Batch(views("left"), views("right"), disparity, rig_tensor([s.rig for s in samples], device), objects, indices)
+
+
+def stride4_disparity(disparity: np.ndarray) -> np.ndarray:
+    """(h, w) -> (h/4, w/4): the middle of each 4x4 block, its nearest surface where an edge crosses it."""
+    h, w = disparity.shape
+    blocks = disparity[:h // 4 * 4, :w // 4 * 4].reshape(h // 4, 4, w // 4, 4)[:, 1:3, :, 1:3]
+    low, high, mean = blocks.min((1, 3)), blocks.max((1, 3)), blocks.mean((1, 3))
+    return np.where(high - low < 0.5, mean, high).astype(np.float32)
+
+
+def box_iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU of 2D boxes (left, top, right, bottom): (N, 4), (M, 4) -> (N, M)."""
+    top_left = torch.maximum(a[:, None, :2], b[None, :, :2])
+    bottom_right = torch.minimum(a[:, None, 2:], b[None, :, 2:])
+    overlap = (bottom_right - top_left).clamp(min=0).prod(2)
+
+    def area(x: Tensor) -> Tensor:
+        return (x[:, 2:] - x[:, :2]).clamp(min=0).prod(1)
+
+    return overlap / (area(a)[:, None] + area(b)[None] - overlap).clamp(min=1e-6)
+
+
+def _corner_form(boxes: Tensor) -> Tensor:
+    return torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1)
+
+
+def assign(anchors: Anchors, objects: Tensor, classes: Tensor, near_road: Tensor) -> Assignment:
+    """Match the anchors (N) of one image with its objects (M, 11); ``near_road`` (N,) bool as the anchors say."""
+    device = anchors.boxes.device
+    empty = torch.zeros(0, dtype=torch.long, device=device)
+    if len(objects) == 0:
+        return Assignment(empty, empty, torch.zeros(0, device=device), near_road)
+    iou = box_iou(_corner_form(anchors.boxes), objects[:, :4])
+    wanted = classes >= 0
+    background = near_road & (iou.amax(1) < NEGATIVE_IOU)
+    # An ignored region covers small anchors inside it, of which the IoU says nothing.
+    centre = anchors.boxes[:, None, :2]
+    inside = ((centre > objects[None, :, :2]) & (centre < objects[None, :, 2:4])).all(2) & ~wanted[None]
+    background &= ~inside.any(1)
+    if not wanted.any():
+        return Assignment(empty, empty, torch.zeros(0, device=device), background)
+    iou = torch.where(wanted[None], iou, torch.zeros_like(iou))
+    best, object_index = iou.max(1)
+    positive = near_road & (best >= POSITIVE_IOU)
+    forced = iou.argmax(0)[wanted]
+    object_index[forced] = wanted.nonzero()[:, 0]
+    positive[forced] = True
+    anchor_index = positive.nonzero()[:, 0]
+    object_index = object_index[anchor_index]
+    counts = torch.bincount(object_index, minlength=len(objects)).clamp(min=1)
+    background[anchor_index] = False
+    return Assignment(anchor_index, object_index, counts[object_index].rsqrt(), background)
+
+
+def anchor_priors(anchors: Anchors, classes: tuple[str, ...], labels: Iterable[tuple[list[Object3D], StereoRig]]) -> None:
+    """Fill the anchors' priors from training labels with 2D boxes in network pixels.
+
+    Each anchor shape that overlaps an object (IoU above 0.5, wherever in the image it fits best) adds the object's
+    depth, angle and size. Where a shape met fewer than MIN_MATCHES objects, depth follows from the class's mean height.
+    """
+    shapes = anchors.boxes[:anchors.per_cell, 2:].double().numpy()                  # (A, 2) width, height
+    rows: list[list[list[np.ndarray]]] = [[[] for _ in shapes] for _ in classes]
+    sizes: list[list[list[float]]] = [[] for _ in classes]
+    focal_baselines, focal = [], []
+    for objects, rig in labels:
+        focal_baselines.append(rig.focal_baseline)
+        focal.append(rig.fy)
+        for o in objects:
+            index = class_index(o, classes)
+            if index is None or index < 0 or o.occluded > 1 or o.z < 3:
+                continue
+            sizes[index].append([o.width, o.height, o.length])
+            w, h = o.bbox[2] - o.bbox[0], o.bbox[3] - o.bbox[1]
+            overlap = np.minimum(shapes[:, 0], w) * np.minimum(shapes[:, 1], h)
+            iou = overlap / (shapes.prod(1) + w * h - overlap)
+            value = np.array([o.z / rig.focal_baseline, np.sin(2 * o.alpha), np.cos(2 * o.alpha)])
+            for a in np.nonzero(iou > 0.5)[0]:
+                rows[index][a].append(value)
+    reference = float(np.mean(focal_baselines))
+    anchors.reference_focal_baseline.fill_(reference)
+    for k, name in enumerate(classes):
+        if len(sizes[k]) < 2:
+            raise ValueError(f"anchor priors: class {name}: expected at least 2 labelled objects to learn from, got {len(sizes[k])}")
+        size_mean, size_std = np.mean(sizes[k], 0), np.maximum(np.std(sizes[k], 0), 0.05)
+        for a, shape in enumerate(shapes):
+            values = np.array(rows[k][a]).reshape(-1, 3)
+            if len(values) >= MIN_MATCHES:
+                mean, std = values.mean(0), np.maximum(values.std(0), [0.05 * values[:, 0].mean(), 0.1, 0.1])
+                mean[0], std[0] = mean[0] * reference, std[0] * reference
+            else:
+                z = np.mean(focal) * size_mean[1] / shape[1]
+                mean, std = np.array([z, 0.0, 0.0]), np.array([0.25 * z, 0.7, 0.7])
+            anchors.prior_mean[k, a] = torch.tensor(np.concatenate([mean, size_mean]))
+            anchors.prior_std[k, a] = torch.tensor(np.concatenate([std, size_std]))
