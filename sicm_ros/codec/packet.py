@@ -124,6 +124,10 @@ def unpack(data: bytes) -> tuple[PacketHeader, bytes]:
         rig = StereoRig(*numbers[:4], (numbers[4], numbers[5], numbers[6]), (numbers[7], numbers[8], numbers[9]))
     except GeometryError as e:
         raise ImplausiblePacketError(f"packet {e}") from None
+    # Wide bounds, that keep every number computed from them finite.
+    if not (1 <= min(rig.fx, rig.fy) and max(rig.fx, rig.fy, abs(rig.cx), abs(rig.cy)) <= 1e6 and rig.baseline <= 1e3
+            and max(map(abs, (*rig.left_translation, *rig.right_translation))) <= 1e9):
+        raise ImplausiblePacketError(f"packet rig: expected focal lengths of 1 to 1e6 pixels and a baseline below 1 km, got {rig}")
     header = PacketHeader(fingerprint, rate, source_width, source_height, crop_top, width, height, rig, payload_bytes,
                           symbol_hash, version)
     return header, data[_HEADER.size: total - _CRC.size]

@@ -47,8 +47,8 @@ def symbol_count(channels: int, hyper_channels: int, size: tuple[int, int]) -> i
     return 2 * (channels * size[0] * size[1] + hyper_channels * rows * columns)
 
 
-def compress(coded: QuantisedLatents, tables: EntropyTables, item: int = 0) -> tuple[bytes, int]:
-    """Payload and symbol hash of one item of a batch."""
+def compress(coded: QuantisedLatents, tables: EntropyTables, item: int = 0) -> tuple[bytes, int, float]:
+    """Payload, symbol hash, and information content in bits under the tables, of one item of a batch."""
     encoder, symbol_hash = SymbolEncoder(tables), _SymbolHash()
     for view in (0, 1):
         symbols = coded.hyper[view][item].cpu().numpy().astype(np.int32)
@@ -58,7 +58,7 @@ def compress(coded: QuantisedLatents, tables: EntropyTables, item: int = 0) -> t
         symbols = step_symbols[item].to("cpu", torch.int32).numpy()
         encoder.latents(symbols, step_indices[item].to("cpu", torch.uint8).numpy())
         symbol_hash.update(symbols)
-    return encoder.finish(), symbol_hash.value
+    return encoder.finish(), symbol_hash.value, encoder.bits
 
 
 def decompress(payload: bytes, tables: EntropyTables, prior: IntegerPrior, size: tuple[int, int]) -> DecodedLatents:

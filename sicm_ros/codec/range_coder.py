@@ -90,6 +90,16 @@ class EntropyTables:
         ends = np.cumsum((2 * symbol_limits() + 1).numpy())
         return np.split(self.latent, ends[:-1])
 
+    @cached_property
+    def latent_bits(self) -> np.ndarray:
+        """Information content of each entry of ``latent``, float64."""
+        return TABLE_BITS - np.log2(self.latent)
+
+    @cached_property
+    def hyper_bits(self) -> np.ndarray:
+        """Information content of each entry of ``hyper``, float64."""
+        return TABLE_BITS - np.log2(self.hyper)
+
     # constriction adds 2 ** -24 to each probability and scales the rest to fit; see docs/packet.md for the integers.
     @cached_property
     def latent_models(self) -> list[Categorical]:
@@ -121,25 +131,29 @@ def _grouped(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 _LIMITS = symbol_limits().numpy().astype(np.int32)
+_CENTRES = np.cumsum(2 * _LIMITS + 1) - _LIMITS - 1          # of each row in EntropyTables.latent
 
 
 class SymbolEncoder:
-    """Collects symbols in the order in which they are to be decoded."""
+    """Collects symbols in the order in which they are to be decoded; ``bits`` is their information content so far."""
 
     def __init__(self, tables: EntropyTables) -> None:
         self._tables = tables
         self._runs: list[tuple[np.ndarray, Categorical]] = []
+        self.bits = 0.0
 
     def hyper(self, view: int, symbols: np.ndarray) -> None:
         """Append a hyper-latent (Z, hz, wz) with symbols in [-63, 63]."""
         rows = symbols.reshape(len(symbols), -1).astype(np.int32) + HYPER_SYMBOL_LIMIT
         self._runs += zip(rows, self._tables.hyper_models[view], strict=True)
+        self.bits += float(np.take_along_axis(self._tables.hyper_bits[view], rows, 1).sum())
 
     def latents(self, symbols: np.ndarray, indices: np.ndarray) -> None:
         """Append the symbols of one step, any shape, with their scale indices."""
-        indices = indices.reshape(-1).astype(np.uint8)
+        indices, symbols = indices.reshape(-1).astype(np.uint8), symbols.reshape(-1).astype(np.int32)
         order, ends = _grouped(indices)
-        shifted = (symbols.reshape(-1).astype(np.int32) + _LIMITS[indices])[order]
+        shifted = (symbols + _LIMITS[indices])[order]
+        self.bits += float(self._tables.latent_bits[symbols + _CENTRES[indices]].sum())
         start = 0
         for model, end in zip(self._tables.latent_models, ends.tolist(), strict=True):
             if end > start:

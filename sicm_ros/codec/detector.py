@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Detection on features: on reconstructed ones, and, as the uncompressed reference, on those of the backbone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..geometry import InputTransform, Object3D, StereoRig
+from ..model_store import StoredModel, load_model, torch_device
+from ..networks.anchors import rig_tensor
+from ..networks.backbone import StereoFeatures
+from ..networks.detection import to_objects
+from .encoder import prepare
+
+__all__ = ["StereoDetector", "analyse"]
+
+
+def analyse(model: StoredModel, features: StereoFeatures, transform: InputTransform, rig: StereoRig,
+            score_threshold: float) -> list[Object3D]:
+    """Boxes found in the features of one pair, best first. ``rig`` is that of the camera images."""
+    analysis, config = model.net.analysis, model.config
+    rigs = rig_tensor([transform.rig(rig)], model.device)
+    found = analysis.decode(analysis(features), rigs, score_threshold, config.analysis.nms_iou)[0]
+    return to_objects(found, transform, config.classes)
+
+
+class StereoDetector:
+    """The detector without the codec: what compression is compared with. Raises ModelError and InputError."""
+
+    def __init__(self, model: str | Path | StoredModel, device: str | torch.device = "cpu",
+                 score_threshold: float | None = None) -> None:
+        if isinstance(model, StoredModel):
+            model.net.to(torch_device(device))
+        else:
+            model = load_model(model, "both", device)
+        self.model = model
+        self.score_threshold = model.config.analysis.score_threshold if score_threshold is None else score_threshold
+
+    @torch.inference_mode()
+    def detect(self, left: np.ndarray, right: np.ndarray, rig: StereoRig) -> list[Object3D]:
+        """Boxes of one pair: (H, W, 3) uint8 RGB each; ``rig`` is that of these images."""
+        left_view, right_view, transform = prepare(left, right, self.model)
+        return analyse(self.model, self.model.net.features(left_view, right_view), transform, rig, self.score_threshold)

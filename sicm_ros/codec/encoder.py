@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The vehicle's side: a rectified stereo pair to one packet."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.transforms import normalise, resize_view
+from ..geometry import GeometryError, InputTransform, StereoRig
+from ..model_store import StoredModel, load_model, torch_device
+from . import packet, prior
+
+__all__ = ["EncodedPair", "InputError", "StageClock", "StereoEncoder", "check_pair", "prepare"]
+
+
+class InputError(ValueError):
+    """Images or a rate that cannot be encoded; the message is one line and says what is expected."""
+
+
+@dataclass(frozen=True)
+class EncodedPair:
+    """A packet, and what it took: ``estimated_bits`` is the information content of the symbols under the coder's tables,
+    ``stage_ms`` has milliseconds of "preprocess", "backbone", "smfc" and "entropy"."""
+
+    packet: bytes
+    rate: float
+    symbol_hash: int
+    estimated_bits: float
+    stage_ms: dict[str, float]
+
+
+class StageClock:
+    """Wall time of consecutive stages; on a GPU each one waits for its kernels."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.stage_ms: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """End a stage."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        self.stage_ms[stage] = 1e3 * (now - self._last)
+        self._last = now
+
+
+def check_pair(left: np.ndarray, right: np.ndarray) -> None:
+    """Raise InputError unless both are RGB images of one size."""
+    for side, image in (("left", left), ("right", right)):
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+            raise InputError(f"{side} image: expected uint8 RGB of shape (height, width, 3), got {what}")
+    if left.shape != right.shape:
+        raise InputError(f"left and right image: expected equal sizes, got {left.shape[1]}x{left.shape[0]} and "
+                         f"{right.shape[1]}x{right.shape[0]}")
+
+
+def prepare(left: np.ndarray, right: np.ndarray, model: StoredModel) -> tuple[Tensor, Tensor, InputTransform]:
+    """The network's input (1, 3, H, W) of both views on the model's device. Raises InputError."""
+    check_pair(left, right)
+    try:
+        transform = model.transform(left.shape[1], left.shape[0])
+    except GeometryError as e:
+        raise InputError(f"image size {left.shape[1]}x{left.shape[0]}: {e}") from None
+    views = [torch.from_numpy(normalise(resize_view(image, transform)))[None].to(model.device) for image in (left, right)]
+    return views[0], views[1], transform
+
+
+class StereoEncoder:
+    """Encodes stereo pairs with one model. ``rate`` (None: the model's default) is in [0, len(model.rates) - 1], 0 gives the
+    fewest bits; fractions lie in between. Raises ModelError and InputError."""
+
+    def __init__(self, model: str | Path | StoredModel, device: str | torch.device = "cpu", rate: float | None = None) -> None:
+        if isinstance(model, StoredModel):
+            model.net.to(torch_device(device))
+        else:
+            model = load_model(model, "vehicle", device)
+        self.model = model
+        self.rate = self._checked(model.config.default_rate if rate is None else rate)
+
+    def _checked(self, rate: float) -> float:
+        highest = len(self.model.rates) - 1
+        if not (math.isfinite(rate) and 0 <= rate <= highest):
+            raise InputError(f"rate: expected 0 to {highest} for model {self.model.name}, got {rate:g}")
+        return rate
+
+    @torch.inference_mode()
+    def encode(self, left: np.ndarray, right: np.ndarray, rig: StereoRig, rate: float | None = None) -> EncodedPair:
+        """Encode one pair: (H, W, 3) uint8 RGB each; ``rig`` is that of these images."""
+        model, net = self.model, self.model.net
+        index = packet.rate_index(self.rate if rate is None else self._checked(rate))
+        clock = StageClock(model.device)
+        left_view, right_view, transform = prepare(left, right, model)
+        clock.lap("preprocess")
+        features = net.features(left_view, right_view)
+        clock.lap("backbone")
+        latents = net.latents(features)
+        clock.lap("smfc")
+        # The rate that the decoder will read, not the one that was asked for.
+        coded = net.entropy_model.quantise(*latents, index / packet.RATE_STEPS)
+        payload, symbol_hash, bits = prior.compress(coded, model.tables)
+        data = packet.pack(model.fingerprint, index, transform, rig, payload, symbol_hash)
+        clock.lap("entropy")
+        return EncodedPair(data, index / packet.RATE_STEPS, symbol_hash, bits, clock.stage_ms)
