@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shared by all tests: one CPU thread, a ROS domain of our own, and where real KITTI images may lie."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Before torch or rclpy is imported anywhere. Two test runs on one machine must not hear each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["ROS_DOMAIN_ID"] = str(1 + os.getpid() % 100)
+os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+os.environ.pop("ROS_LOCALHOST_ONLY", None)
+
+
+@pytest.fixture(scope="session")
+def kitti_root() -> Path:
+    """The folder with real KITTI images: $SICM_KITTI_ROOT, or ../shared/data/kitti."""
+    root = Path(os.environ.get("SICM_KITTI_ROOT") or REPOSITORY.parent / "shared" / "data" / "kitti")
+    if not (root / "object" / "training" / "image_2").is_dir():
+        pytest.skip(f"no KITTI images at {root} (set SICM_KITTI_ROOT)")
+    return root
