@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Boxes as ROS messages: ``vision_msgs/Detection3DArray`` and ``visualization_msgs/MarkerArray``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from geometry_msgs.msg import Point, Pose, Quaternion, Vector3
+from std_msgs.msg import ColorRGBA, Header
+from vision_msgs.msg import (
+    BoundingBox3D,
+    Detection3D,
+    Detection3DArray,
+    LabelInfo,
+    ObjectHypothesis,
+    ObjectHypothesisWithPose,
+    VisionClass,
+)
+from visualization_msgs.msg import Marker, MarkerArray
+
+from sicm_ros.geometry import Object3D, box_orientation_quaternion
+
+__all__ = ["box_pose", "class_id", "detection_array", "label_info", "marker_array"]
+
+# Those of RViz's own display of Detection3DArray, so that both pictures agree; others are grey.
+_COLOURS = {"car": (1.0, 0.65, 0.0), "pedestrian": (0.0, 0.4, 1.0), "cyclist": (0.0, 0.8, 0.2), "van": (0.9, 0.9, 0.0),
+            "truck": (0.8, 0.2, 0.2)}
+_GREY = (0.7, 0.7, 0.7)
+
+# The twelve edges, and a triangle on the front face that shows the heading; in units of half the size, along the box's
+# own axes (x forward, y left, z up).
+_CORNERS = [(x, y, z) for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)]
+_LINES = [(a, b) for i, a in enumerate(_CORNERS) for b in _CORNERS[i + 1:]
+          if sum(p != q for p, q in zip(a, b, strict=True)) == 1]
+_LINES += [((1, -1, -1), (1, 0, 1)), ((1, 1, -1), (1, 0, 1))]
+
+
+def class_id(label: str) -> str:
+    """A class name as it is published: KITTI's, in lower case (``car``, ``pedestrian``, ``cyclist``)."""
+    return label.lower()
+
+
+def box_pose(box: Object3D) -> Pose:
+    """The middle of the box (KITTI's location is the middle of its bottom face) and the orientation of its own axes."""
+    x, y, z, w = box_orientation_quaternion(box.rotation_y)
+    # y points down, so the middle lies above the bottom by minus half the height.
+    return Pose(position=Point(x=float(box.x), y=float(box.y - box.height / 2), z=float(box.z)),
+                orientation=Quaternion(x=x, y=y, z=z, w=w))
+
+
+def detection_array(header: Header, boxes: Sequence[Object3D], prefix: str) -> Detection3DArray:
+    """Boxes in the frame of ``header``. Each has exactly one hypothesis; ids are ``prefix`` and the index, unique
+    over time
+    if the prefix is: nothing is tracked, and the same id twice would say that it is the same object.
+    """
+    detections = []
+    for index, box in enumerate(boxes):
+        pose = box_pose(box)
+        hypothesis = ObjectHypothesisWithPose(
+            hypothesis=ObjectHypothesis(class_id=class_id(box.label), score=float(box.score or 0.0)))
+        hypothesis.pose.pose = pose
+        size = Vector3(x=float(box.length), y=float(box.width), z=float(box.height))
+        detections.append(Detection3D(header=header, results=[hypothesis], bbox=BoundingBox3D(center=pose, size=size),
+                                      id=f"{prefix}-{index}"))
+    return Detection3DArray(header=header, detections=detections)
+
+
+def marker_array(header: Header, boxes: Sequence[Object3D]) -> MarkerArray:
+    """The same boxes as lines and text, after a marker that deletes those of the frame before."""
+    markers = [Marker(header=header, action=Marker.DELETEALL)]
+    for index, box in enumerate(boxes):
+        pose = box_pose(box)
+        r, g, b = _COLOURS.get(class_id(box.label), _GREY)
+        colour = ColorRGBA(r=r, g=g, b=b, a=1.0)
+        half = (box.length / 2, box.width / 2, box.height / 2)
+        points = [Point(x=x * half[0], y=y * half[1], z=z * half[2]) for line in _LINES for x, y, z in line]
+        markers.append(Marker(header=header, ns="boxes", id=index, type=Marker.LINE_LIST, action=Marker.ADD, pose=pose,
+                              scale=Vector3(x=0.05, y=0.0, z=0.0), color=colour, points=points))
+        above = Pose(position=Point(x=pose.position.x, y=pose.position.y - box.height / 2 - 0.4, z=pose.position.z))
+        text = f"{class_id(box.label)} {box.score or 0.0:.2f}  {box.z:.0f} m"
+        markers.append(Marker(header=header, ns="labels", id=index, type=Marker.TEXT_VIEW_FACING, action=Marker.ADD,
+                              pose=above, scale=Vector3(x=0.0, y=0.0, z=0.6), color=colour, text=text))
+    return MarkerArray(markers=markers)
+
+
+def label_info(header: Header, class_names: Sequence[str], threshold: float) -> LabelInfo:
+    """The latched description of the classes that can occur, in the order of the model's outputs."""
+    classes = [VisionClass(class_id=i, class_name=class_id(name)) for i, name in enumerate(class_names)]
+    return LabelInfo(header=header, class_map=classes, threshold=float(threshold))
