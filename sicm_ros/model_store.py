@@ -37,7 +37,8 @@ __all__ = ["DEFAULT_MODEL", "ModelError", "StoredModel", "fingerprint", "list_mo
 
 DEFAULT_MODEL = "sicm-compact"
 CONFIG_FILE, WEIGHTS_FILE = "config.yaml", "weights.safetensors"
-_HALVES = {"vehicle": ("backbone.", "smfc_encoder.", "entropy_model."), "remote": ("smfc_decoder.", "analysis.", "entropy_model.")}
+_HALVES = {"vehicle": ("backbone.", "smfc_encoder.", "entropy_model."),
+           "remote": ("smfc_decoder.", "analysis.", "entropy_model.")}
 _REFERENCE = "analysis.anchors.reference_focal_baseline"
 # What may be changed in config.yaml without making another model of it.
 _FREE_FIELDS = {"lambdas", "default_rate"}
@@ -53,8 +54,8 @@ class ModelError(ValueError):
 class StoredModel:
     """A loaded model. ``net`` is in evaluation mode on its device and has only the modules of ``half``.
 
-    ``fingerprint`` (64 bits) is that of the whole model, whichever half is loaded. ``reference_focal_baseline`` is the focal
-    length times baseline, in pixel metres of the network's input, that the depth priors were made with.
+    ``fingerprint`` (64 bits) is that of the whole model, whichever half is loaded. ``reference_focal_baseline`` is the
+    focal length times baseline, in pixel metres of the network's input, that the depth priors were made with.
     """
 
     name: str
@@ -116,8 +117,8 @@ def _find(name_or_path: str | Path) -> Path:
         return path
     models = list_models()
     if str(name_or_path) not in models:
-        raise ModelError(f"model {str(name_or_path)!r} not found: expected a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, or "
-                         f"one of {', '.join(sorted(models)) or '(no model is installed)'}")
+        raise ModelError(f"model {str(name_or_path)!r} not found: expected a folder with {CONFIG_FILE} and "
+                         f"{WEIGHTS_FILE}, or one of {', '.join(sorted(models)) or '(no model is installed)'}")
     return models[str(name_or_path)]
 
 
@@ -156,7 +157,8 @@ def load_config(path: Path) -> MvsfcConfig:
         return _ADAPTER.validate_python(data)
     except ValidationError as e:
         first = e.errors()[0]
-        raise ModelError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r}") from None
+        field = ".".join(map(str, first["loc"]))
+        raise ModelError(f"{path}: {field}: {first['msg']}, got {first['input']!r}") from None
 
 
 def _canonical(config: MvsfcConfig) -> bytes:
@@ -177,7 +179,7 @@ def fingerprint(config: MvsfcConfig, tensors: Mapping[str, Tensor]) -> int:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return int.from_bytes(digest.digest(), "little")
 
 
@@ -233,7 +235,8 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL, half: Half = "both",
     net.load_state_dict(state)
     net.to(target).eval().requires_grad_(False)
     if tables.hyper.shape[1] != config.hyper_channels:
-        raise ModelError(f"{path}: tables.hyper: expected {config.hyper_channels} channels, got {tables.hyper.shape[1]}")
+        raise ModelError(f"{path}: tables.hyper: expected {config.hyper_channels} channels, got "
+                         f"{tables.hyper.shape[1]}")
     try:
         net.entropy_model.integer_prior()
     except ValueError as e:

@@ -52,8 +52,8 @@ class StereoDecoder:
         header, payload = unpack(data)
         model, config = self.model, self.model.config
         if header.fingerprint != model.fingerprint:
-            raise WrongModelError(f"packet of another model: expected fingerprint {model.fingerprint:016x} ({model.name}), "
-                                  f"got {header.fingerprint:016x}")
+            raise WrongModelError(f"packet of another model: expected fingerprint {model.fingerprint:016x} "
+                                  f"({model.name}), got {header.fingerprint:016x}")
         expected = (config.width, config.height, config.crop_top)
         if (header.width, header.height, header.crop_top) != expected:
             raise ImplausiblePacketError(f"packet geometry: expected network size and crop {expected}, got "
@@ -67,13 +67,14 @@ class StereoDecoder:
         return header, payload
 
     def _features(self, data: bytes) -> tuple[StereoFeatures, PacketHeader, StageClock]:
-        net = self.model.net
+        model, net = self.model, self.model.net
         clock = StageClock(self.model.device)
         header, payload = self._checked(data)
-        decoded = prior.decompress(payload, self.model.tables, net.entropy_model.integer_prior(), self.model.config.latent_size)
+        decoded = prior.decompress(payload, model.tables, net.entropy_model.integer_prior(), model.config.latent_size)
         if not decoded.complete or decoded.symbol_hash != header.symbol_hash:
-            raise SymbolMismatchError(f"packet symbols: expected hash {header.symbol_hash:08x}, got {decoded.symbol_hash:08x}; "
-                                      "encoder and decoder computed different probabilities, or the packet was forged")
+            raise SymbolMismatchError(f"packet symbols: expected hash {header.symbol_hash:08x}, got "
+                                      f"{decoded.symbol_hash:08x}; both ends computed different probabilities, or the "
+                                      "packet was forged")
         clock.lap("entropy")
         latents = net.entropy_model.inverse_gain(decoded.left, decoded.right, header.rate)
         features = net.reconstruct(*latents)

@@ -26,8 +26,11 @@ class InputError(ValueError):
 
 @dataclass(frozen=True)
 class EncodedPair:
-    """A packet, and what it took: ``estimated_bits`` is the information content of the symbols under the coder's tables,
-    ``stage_ms`` has milliseconds of "preprocess", "backbone", "smfc" and "entropy"."""
+    """A packet, and what it took.
+
+    ``estimated_bits`` is the information content of the symbols under the coder's tables, ``stage_ms`` has milliseconds
+    of "preprocess", "backbone", "smfc" and "entropy".
+    """
 
     packet: bytes
     rate: float
@@ -71,15 +74,19 @@ def prepare(left: np.ndarray, right: np.ndarray, model: StoredModel) -> tuple[Te
         transform = model.transform(left.shape[1], left.shape[0])
     except GeometryError as e:
         raise InputError(f"image size {left.shape[1]}x{left.shape[0]}: {e}") from None
-    views = [torch.from_numpy(normalise(resize_view(image, transform)))[None].to(model.device) for image in (left, right)]
+    views = [torch.from_numpy(normalise(resize_view(image, transform)))[None].to(model.device)
+             for image in (left, right)]
     return views[0], views[1], transform
 
 
 class StereoEncoder:
-    """Encodes stereo pairs with one model. ``rate`` (None: the model's default) is in [0, len(model.rates) - 1], 0 gives the
-    fewest bits; fractions lie in between. Raises ModelError and InputError."""
+    """Encodes stereo pairs with one model. Raises ModelError and InputError.
 
-    def __init__(self, model: str | Path | StoredModel, device: str | torch.device = "cpu", rate: float | None = None) -> None:
+    ``rate`` (None: the model's default) is in [0, len(model.rates) - 1]; 0 gives the fewest bits, others lie between.
+    """
+
+    def __init__(self, model: str | Path | StoredModel, device: str | torch.device = "cpu",
+                 rate: float | None = None) -> None:
         if isinstance(model, StoredModel):
             model.net.to(torch_device(device))
         else:

@@ -16,7 +16,7 @@ __all__ = ["DamagedPacketError", "ImplausiblePacketError", "MAGIC", "NotAPacketE
 MAGIC = b"SICM"
 VERSION = 1
 RATE_STEPS = 1024                         # a rate travels as this many steps from one trained rate to the next
-# magic, version, fingerprint, rate, source width and height, crop, network width and height, rig, payload bytes, symbols
+# magic, version, fingerprint, rate, source width and height, crop, network width and height, rig, payload bytes, hash
 _HEADER = struct.Struct("<4sBQHHHHHH10fII")
 _CRC = struct.Struct("<I")
 OVERHEAD = _HEADER.size + _CRC.size
@@ -61,7 +61,7 @@ def rate_index(rate: float) -> int:
 
 @dataclass(frozen=True)
 class PacketHeader:
-    """The fields of a packet. ``rig`` is that of the camera images; ``symbol_hash`` is explained in ``codec/prior.py``."""
+    """The fields of a packet. ``rig`` is that of the camera images; for ``symbol_hash`` see ``codec/prior.py``."""
 
     fingerprint: int
     rate_index: int
@@ -85,14 +85,15 @@ class PacketHeader:
         return InputTransform(self.source_width, self.source_height, self.crop_top, self.width, self.height)
 
 
-def pack(fingerprint: int, rate: int, transform: InputTransform, rig: StereoRig, payload: bytes, symbol_hash: int) -> bytes:
+def pack(fingerprint: int, rate: int, transform: InputTransform, rig: StereoRig, payload: bytes,
+         symbol_hash: int) -> bytes:
     """The packet. ``rate`` is a ``rate_index``, ``rig`` the camera images'. Raises GeometryError if a size needs more
     than 16 bits."""
     sizes = (transform.source_width, transform.source_height, transform.crop_top, transform.width, transform.height)
     if max(sizes) > 0xFFFF:
         raise GeometryError(f"image size: expected at most 65535 x 65535, got {sizes[0]} x {sizes[1]}")
-    body = _HEADER.pack(MAGIC, VERSION, fingerprint, rate, *sizes, rig.fx, rig.fy, rig.cx, rig.cy, *rig.left_translation,
-                        *rig.right_translation, len(payload), symbol_hash) + payload
+    body = _HEADER.pack(MAGIC, VERSION, fingerprint, rate, *sizes, rig.fx, rig.fy, rig.cx, rig.cy,
+                        *rig.left_translation, *rig.right_translation, len(payload), symbol_hash) + payload
     return body + _CRC.pack(zlib.crc32(body))
 
 
@@ -118,16 +119,19 @@ def unpack(data: bytes) -> tuple[PacketHeader, bytes]:
         raise DamagedPacketError(f"packet damaged: expected CRC-32 {expected:08x}, got {got:08x}")
     # From here on the bytes are what somebody wrote; that may still be nonsense.
     if min(source_width, source_height, width, height) == 0 or crop_top >= source_height:
-        raise ImplausiblePacketError(f"packet geometry: expected positive sizes and crop_top < source_height, got source "
-                                     f"{source_width}x{source_height}, crop_top {crop_top}, network {width}x{height}")
+        raise ImplausiblePacketError(f"packet geometry: expected positive sizes and crop_top < source_height, got "
+                                     f"source {source_width}x{source_height}, crop_top {crop_top}, network "
+                                     f"{width}x{height}")
     try:
-        rig = StereoRig(*numbers[:4], (numbers[4], numbers[5], numbers[6]), (numbers[7], numbers[8], numbers[9]))
+        rig = StereoRig(numbers[0], numbers[1], numbers[2], numbers[3],
+                        (numbers[4], numbers[5], numbers[6]), (numbers[7], numbers[8], numbers[9]))
     except GeometryError as e:
         raise ImplausiblePacketError(f"packet {e}") from None
     # Wide bounds, that keep every number computed from them finite.
     if not (1 <= min(rig.fx, rig.fy) and max(rig.fx, rig.fy, abs(rig.cx), abs(rig.cy)) <= 1e6 and rig.baseline <= 1e3
             and max(map(abs, (*rig.left_translation, *rig.right_translation))) <= 1e9):
-        raise ImplausiblePacketError(f"packet rig: expected focal lengths of 1 to 1e6 pixels and a baseline below 1 km, got {rig}")
+        raise ImplausiblePacketError("packet rig: expected focal lengths of 1 to 1e6 pixels and a baseline below 1 km, "
+                                     f"got {rig}")
     header = PacketHeader(fingerprint, rate, source_width, source_height, crop_top, width, height, rig, payload_bytes,
                           symbol_hash, version)
     return header, data[_HEADER.size: total - _CRC.size]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quantised latents to payload bytes and back, with the probabilities of the integer prior.
 
-The arithmetic is in ``networks/integer_prior.py``, because the network's evaluation mode needs it as well; here it meets
-the coder. Batches have one payload for each item.
+The arithmetic is in ``networks/integer_prior.py``, because the network's evaluation mode needs it as well; here it
+meets the coder. Batches have one payload for each item.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["DecodedLatents", "compress", "decompress", "symbol_count"]
 
 @dataclass(frozen=True)
 class DecodedLatents:
-    """Latents (1, C, h, w) before the inverse gain, the hash of their symbols, and whether the payload ended with them."""
+    """Latents (1, C, h, w) before the inverse gain, the hash of their symbols, and whether the payload ended there."""
 
     left: Tensor
     right: Tensor
@@ -38,7 +38,7 @@ class _SymbolHash:
         self.value = 0
 
     def update(self, symbols: np.ndarray) -> None:
-        self.value = zlib.crc32(np.ascontiguousarray(symbols, "<i2"), self.value)
+        self.value = zlib.crc32(symbols.astype("<i2").tobytes(), self.value)
 
 
 def symbol_count(channels: int, hyper_channels: int, size: tuple[int, int]) -> int:

@@ -2,9 +2,9 @@
 """Integer probability tables, and the entropy coder that turns symbols into bytes.
 
 The coder is ``constriction``'s ANS coder (64-bit state, 32-bit words, 24-bit probabilities). It was chosen over
-CompressAI's because it takes numpy arrays (CompressAI's takes lists, tables included, at each call), it cannot read beyond its
-input (range checks there are debug assertions), and it does not bring in a whole training framework. Of the symbols of
-one step, those with the same table are coded in one call: 0.5 ms for a pair of 19 200 symbols.
+CompressAI's because it takes numpy arrays (CompressAI's takes lists, tables included, at each call), it cannot read
+beyond its input (range checks there are debug assertions), and it does not bring in a whole training framework. Of the
+symbols of one step, those with the same table are coded in one call: 0.5 ms for a pair of 19 200 symbols.
 
 The tables are integers, made once, when a model is saved, and stored with its weights: two machines' ``erf`` may differ
 in the last bit, and one different count breaks a stream.
@@ -19,7 +19,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from constriction import stream    # its submodules cannot be imported by their paths
+from constriction import stream  # its submodules cannot be imported by their paths
 
 from ..networks.entropy_model import HYPER_SYMBOL_LIMIT, SCALE_LEVELS, StereoEntropyModel, gaussian_bits, scale_table
 from ..networks.integer_prior import symbol_limits
@@ -28,9 +28,6 @@ __all__ = ["TABLE_BITS", "EntropyTables", "SymbolDecoder", "SymbolEncoder", "Tab
 
 TABLE_BITS = 16
 TOTAL = 1 << TABLE_BITS
-
-AnsCoder = stream.stack.AnsCoder
-Categorical = stream.model.Categorical
 
 
 class TableError(ValueError):
@@ -43,6 +40,11 @@ def _counts(probabilities: np.ndarray) -> np.ndarray:
     counts = np.floor(shares).astype(np.int64) + 1
     counts[np.argmax(counts)] += TOTAL - counts.sum()
     return counts
+
+
+def _model(counts: np.ndarray) -> stream.model.Categorical:
+    # With perfect=False the bounds are exact integers: floor(before * (2 ** 24 - n) / 2 ** 16) + i, see docs/packet.md.
+    return stream.model.Categorical(counts.astype(np.float64) / TOTAL, perfect=False)
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,10 @@ class EntropyTables:
         size = int((2 * symbol_limits() + 1).sum())
         if self.latent.shape != (size,):
             raise TableError(f"tables.latent: expected {size} counts, got shape {self.latent.shape}")
-        if self.hyper.ndim != 3 or self.hyper.shape[0] != 2 or self.hyper.shape[2] != 2 * HYPER_SYMBOL_LIMIT + 1:
-            raise TableError(f"tables.hyper: expected shape (2, Z, {2 * HYPER_SYMBOL_LIMIT + 1}), got {self.hyper.shape}")
-        for name, tables in (("latent", self.latent_rows), ("hyper", list(self.hyper.reshape(-1, self.hyper.shape[2])))):
+        width = 2 * HYPER_SYMBOL_LIMIT + 1
+        if self.hyper.ndim != 3 or self.hyper.shape[0] != 2 or self.hyper.shape[2] != width:
+            raise TableError(f"tables.hyper: expected shape (2, Z, {width}), got {self.hyper.shape}")
+        for name, tables in (("latent", self.latent_rows), ("hyper", list(self.hyper.reshape(-1, width)))):
             for i, counts in enumerate(tables):
                 if counts.min() < 1 or counts.sum() != TOTAL:
                     raise TableError(f"tables.{name}: row {i} must have positive counts that sum to {TOTAL}")
@@ -100,16 +103,15 @@ class EntropyTables:
         """Information content of each entry of ``hyper``, float64."""
         return TABLE_BITS - np.log2(self.hyper)
 
-    # constriction adds 2 ** -24 to each probability and scales the rest to fit; see docs/packet.md for the integers.
     @cached_property
-    def latent_models(self) -> list[Categorical]:
+    def latent_models(self) -> list[stream.model.Categorical]:
         """Coder model of each scale index."""
-        return [Categorical(row.astype(np.float64) / TOTAL, perfect=False) for row in self.latent_rows]
+        return [_model(row) for row in self.latent_rows]
 
     @cached_property
-    def hyper_models(self) -> list[list[Categorical]]:
+    def hyper_models(self) -> list[list[stream.model.Categorical]]:
         """Coder model of each channel of each view's hyper-latent."""
-        return [[Categorical(row.astype(np.float64) / TOTAL, perfect=False) for row in view] for view in self.hyper]
+        return [[_model(row) for row in view] for view in self.hyper]
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """For the weights file."""
@@ -126,7 +128,7 @@ class EntropyTables:
 
 
 def _grouped(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Order in which symbols with these scale indices are coded (by index, otherwise as they come), and the groups' ends."""
+    """Order in which symbols with these scale indices are coded (by index, then as they come), and the groups' ends."""
     return np.argsort(indices, kind="stable"), np.cumsum(np.bincount(indices, minlength=SCALE_LEVELS))
 
 
@@ -139,7 +141,7 @@ class SymbolEncoder:
 
     def __init__(self, tables: EntropyTables) -> None:
         self._tables = tables
-        self._runs: list[tuple[np.ndarray, Categorical]] = []
+        self._runs: list[tuple[np.ndarray, stream.model.Categorical]] = []
         self.bits = 0.0
 
     def hyper(self, view: int, symbols: np.ndarray) -> None:
@@ -162,7 +164,7 @@ class SymbolEncoder:
 
     def finish(self) -> bytes:
         """The coded bytes: little-endian words without the zero bytes at their end."""
-        coder = AnsCoder()
+        coder = stream.stack.AnsCoder()
         for symbols, model in reversed(self._runs):
             coder.encode_reverse(symbols, model)
         return coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
@@ -179,7 +181,7 @@ class SymbolDecoder:
         words = np.frombuffer(payload + bytes(-len(payload) % 4), "<u4").astype(np.uint32)
         # An ANS stream never ends in a zero word; only a forged one reaches the coder's own check, so drop them.
         used = np.flatnonzero(words)
-        self._coder = AnsCoder(words[: used[-1] + 1] if len(used) else words[:0])
+        self._coder = stream.stack.AnsCoder(words[: used[-1] + 1] if len(used) else words[:0])
 
     def hyper(self, view: int, shape: Sequence[int]) -> np.ndarray:
         """The next hyper-latent (Z, hz, wz), int32."""

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Entropy model of the two latents: hyperprior, context of both views, likelihoods (section III-C of the paper, Bi-CEM).
+"""Entropy model of both latents: hyperprior, context of both views, likelihoods (Bi-CEM; paper, section III).
 
 Two kinds of context share all layers:
 
-* ``raster``: the paper's. A cell is predicted from the cells before it in raster order, in both views; the cells of both
-  views at one position are coded in the same step.
+* ``raster``: the paper's. A cell is predicted from the cells before it in raster order, in both views; the cells of
+  both views at one position are coded in the same step.
 * ``checkerboard``: two passes. Anchors are the even cells of the left view and the odd cells of the right view, and are
   predicted from the hyperprior alone. Every other cell then sees its decoded neighbours in its own view *and* the
   decoded cell at its own place in the other view, because the parities are staggered.
 
-In training this module works in floating point. In evaluation it calls ``integer_prior``, which evaluates the same layers
-in exact integers, so that ``forward`` returns exactly what a decoder of the bitstream reconstructs. Everything that the
-integers have to reproduce is therefore piecewise linear with slopes that are powers of two: the leaky units, the gate of
-the attention, the map from the predicted log-scale to an index of the scale table.
+In training this module works in floating point. In evaluation it calls ``integer_prior``, which evaluates the same
+layers in exact integers, so that ``forward`` returns exactly what a decoder of the bitstream reconstructs. Everything
+that the integers have to reproduce is therefore piecewise linear with slopes that are powers of two: the leaky units,
+the gate of the attention, the map from the predicted log-scale to an index of the scale table.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["EntropyOutput", "HYPER_SYMBOL_LIMIT", "LEAK", "SCALES_PER_OCTAVE", "
            "StereoEntropyModel", "checkerboard_anchors", "hyper_size", "scale_table"]
 
 LEAK = 1 / 64                 # slope of the leaky units: a shift by six bits
-SCALE_LEVELS = 64             # the standard deviations 2 ** (i / 7 - 3): from 1/8 to 64 in steps of a seventh of an octave
+SCALE_LEVELS = 64             # standard deviations 2 ** (i / 7 - 3): from 1/8 to 64, seven to the octave
 SCALES_PER_OCTAVE = 7
 SCALE_LOG2_MIN = -3
 HYPER_SYMBOL_LIMIT = 63       # symbols of the hyper-latents are in [-63, 63]
@@ -143,7 +143,7 @@ class HyperEncoder(nn.Sequential):
 
 
 class HyperDecoder(nn.Module):
-    """Hyper-latent to features (B, 2C, h, w); what a transposed convolution adds beyond the latent's size is cut off."""
+    """Hyper-latent to features (B, 2C, h, w); what a transposed convolution adds beyond that size is cut off."""
 
     def __init__(self, channels: int, hyper_channels: int) -> None:
         super().__init__()
@@ -200,8 +200,8 @@ def gate(x: Tensor) -> Tensor:
 class StereoEntropyModel(nn.Module):
     """Joint entropy model of the latents of both views, each (B, C, h, w).
 
-    Lists of modules hold the left view's at 0 and the right view's at 1. ``rates`` is the number of trained rates; above 1
-    the latents are scaled by learned gains for each channel, view and rate before they are quantised.
+    Lists of modules hold the left view's at 0 and the right view's at 1. ``rates`` is the number of trained rates;
+    above 1 the latents are scaled by learned gains for each channel, view and rate before they are quantised.
     """
 
     def __init__(self, channels: int, hyper_channels: int, context: Literal["raster", "checkerboard"] = "checkerboard",
@@ -282,7 +282,7 @@ class StereoEntropyModel(nn.Module):
     def _predict_checkerboard(self, y: Pair, hyper: Pair) -> tuple[Pair, Pair]:
         nothing = torch.zeros_like(hyper[0])
         first_scales, first_means = self._predict(hyper, (nothing, nothing))
-        anchors = checkerboard_anchors(*y[0].shape[-2:], device=y[0].device)
+        anchors = checkerboard_anchors(y[0].shape[-2], y[0].shape[-1], y[0].device)
         decoded = [_round_through(y[v] - first_means[v]) + first_means[v] for v in (0, 1)]
         # After the first pass every place is decoded in exactly one view, so one map holds all that is known.
         known = torch.where(anchors[0], decoded[0], decoded[1])
@@ -326,7 +326,7 @@ class StereoEntropyModel(nn.Module):
 
     def integer_prior(self) -> IntegerPrior:
         """The exact integer evaluation of the present weights, built again only where they have changed."""
-        from .integer_prior import IntegerPrior    # imports this module
+        from .integer_prior import IntegerPrior  # imports this module
 
         key = tuple((p.data_ptr(), p._version) for p in self.parameters())
         if self._integer is None or self._integer[0] != key:

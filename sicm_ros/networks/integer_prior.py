@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The entropy model evaluated in exact integers: the same symbols and scale indices on every device and library version.
+"""The entropy model evaluated in exact integers: the same scale indices and means on every device and library version.
 
 Numbers are fixed point with ``FRACTION_BITS`` binary places, held in float64. A layer is one matrix product on unfolded
 rows. Its weights are rounded to 16 bits with a power-of-two scale for each output channel, and every partial sum is a
@@ -53,7 +53,7 @@ def symbol_limits() -> Tensor:
 class Step:
     """Cells (flat, raster order) that are coded together; left view at 0, right view at 1.
 
-    ``targets`` are coded in this step. ``refreshed`` cells get new view features, ``attended`` cells a new attention map.
+    ``targets`` are coded in this step. ``refreshed`` cells get new view features, ``attended`` cells new attention.
     """
 
     targets: tuple[Tensor, Tensor]
@@ -62,8 +62,8 @@ class Step:
     has_context: bool
 
 
-# Called at each step with the scale indices (B, n, C), int64, and the means (B, n, C) in fixed point, of the n targets of
-# the left view followed by those of the right view; returns the symbols, float64, of the same shape.
+# Called at each step with the scale indices (B, n, C), int64, and the means (B, n, C) in fixed point, of the n targets
+# of the left view followed by those of the right view; returns the symbols, float64, of the same shape.
 Coder = Callable[[Step, Tensor, Tensor], Tensor]
 
 
@@ -109,7 +109,8 @@ def _to_rows(maps: Tensor) -> Tensor:
 class _Linear:
     """y = floor(x W + b + 1/2), saturated; ``weight`` (inputs, outputs), ``bias`` (outputs), real numbers."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, device: torch.device) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, device: torch.device) -> None:
+        assert bias is not None                # every convolution of the entropy model has one
         weight, bias = weight.detach().cpu().double(), bias.detach().cpu().double()
         if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
             raise ValueError("entropy model: weights must be finite")
@@ -162,7 +163,7 @@ def _unfolded(conv: nn.Conv2d, kind: str, device: torch.device) -> _Linear:
 
 
 def _neighbours(cells: Tensor, size: tuple[int, int], kernel: int, kind: str) -> Tensor:
-    """Flat indices (n, taps) of the neighbours of ``cells`` (n,); h * w, where a zero row is kept, beyond the border."""
+    """Flat indices (n, taps) of the neighbours of ``cells`` (n,); beyond the border h * w, where a zero row is kept."""
     height, width = size
     taps = torch.tensor(_taps(kernel, kind)) - kernel // 2
     rows = cells[:, None] // width + taps[:, 0]
@@ -187,8 +188,11 @@ class _Upsampling:
     _REACH = (((1, 0), (0, 2), (-1, 4)), ((1, 1), (0, 3)))
 
     def __init__(self, conv: nn.ConvTranspose2d, device: torch.device) -> None:
-        self.layers = [_Linear(torch.cat([conv.weight[:, :, r, c] for _, r in self._REACH[p] for _, c in self._REACH[q]]),
-                               conv.bias, device) for p in (0, 1) for q in (0, 1)]
+        def layer(p: int, q: int) -> _Linear:
+            taps = [conv.weight[:, :, r, c] for _, r in self._REACH[p] for _, c in self._REACH[q]]
+            return _Linear(torch.cat(taps), conv.bias, device)
+
+        self.layers = [layer(p, q) for p in (0, 1) for q in (0, 1)]
 
     def plan(self, size: tuple[int, int], out: tuple[int, int], device: torch.device) -> tuple[list[Tensor], Tensor]:
         """Indices to gather for each parity, and the order that puts their results into raster order."""
