@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The encoder node, on the vehicle: rectified stereo images in, packets of a few kilobytes out."""
+
+from __future__ import annotations
+
+import array
+import secrets
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from builtin_interfaces.msg import Time
+from rclpy.event_handler import PublisherEventCallbacks
+from rclpy.qos import QoSPolicyKind
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Header
+
+from sicm_ros.geometry import StereoRig
+from sicm_ros.msg import CodecInfo, StereoBitstream
+from sicm_ros.nodes.camera_info import CameraInfoError, RigCache
+from sicm_ros.nodes.diagnostics import Status, Window
+from sicm_ros.nodes.image_conversion import ImageError, to_rgb
+from sicm_ros.nodes.managed import COMMON_PARAMETERS, ManagedNode
+from sicm_ros.nodes.parameters import ParameterSpec
+from sicm_ros.nodes.process import run_node
+from sicm_ros.nodes.qos import RELIABILITIES, image_qos, latched_qos, overridable, packet_qos
+from sicm_ros.nodes.stereo_sync import Side, StereoMatch, StereoSync
+from sicm_ros.nodes.worker import Worker
+
+if TYPE_CHECKING:
+    from sicm_ros.model_store import StoredModel
+
+__all__ = ["PARAMETERS", "EncoderNode", "geometry_warning", "main"]
+
+SIDES: tuple[Side, ...] = ("left", "right")
+# The depth priors of a model still fit a camera that differs by this factor.
+GEOMETRY_TOLERANCE = 1.25
+
+PARAMETERS = (
+    *COMMON_PARAMETERS,
+    ParameterSpec("rate", -1.0,
+                  "rate of the codec, 0 for the fewest bits, fractions in between; -1 for the model's default",
+                  -1.0, 15.0, runtime=True),
+    ParameterSpec("sync", "approximate", "how left and right images are paired by their stamps",
+                  choices=("exact", "approximate")),
+    ParameterSpec("sync_tolerance", 0.01,
+                  "seconds between the stamps of a pair, for sync approximate; keep it below half "
+                  "of the frame period", 0.0, 1.0),
+    ParameterSpec("sync_depth", 10, "images of each view that may wait for their partner", 1, 1000),
+    ParameterSpec("queue_depth", 1,
+                  "pairs that may wait to be encoded; when one more comes, the oldest is dropped", 1, 1000),
+    ParameterSpec("image_reliability", "best_effort",
+                  "reliability of the image subscriptions", choices=tuple(RELIABILITIES)),
+    ParameterSpec("bitstream_reliability", "reliable", "reliability of the packets", choices=tuple(RELIABILITIES)),
+    ParameterSpec("bitstream_depth", 5, "packets kept for retransmission", 1, 1000),
+    ParameterSpec("lifespan", 1.0, "seconds after which a packet is not sent any more; 0 for no limit", 0.0, 60.0),
+    ParameterSpec("baseline", 0.0,
+                  "metres between the cameras, where camera_info lacks it; 0 to use camera_info", 0.0, 10.0),
+)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    match: StereoMatch[Image]
+    complete_ns: int
+
+
+class EncoderNode(ManagedNode):
+    """Pairs images, encodes each pair in a thread of its own, publishes ``stereo_bitstream`` and ``codec_info``."""
+
+    def __init__(self) -> None:
+        self._encoder: Any = None
+        self._model: StoredModel | None = None
+        self._images: list[Any] = []
+        self._worker: Worker[_Pair] | None = None
+        self._sync: StereoSync[Image] = StereoSync()
+        self._rigs = RigCache()
+        self._window = Window()
+        self._session = self._sequence = 0
+        self._checked_rig: StereoRig | None = None
+        self._last_image: dict[Side, float] = {}
+        self._demanded_since = 0.0
+        self.packets = self.errors = 0
+        super().__init__("encoder_node", PARAMETERS, self._on_change)
+
+    # ------------------------------------------------------------------------------------------------ lifecycle
+
+    def configure(self) -> None:
+        """Load the vehicle's half of the model, create the publishers."""
+        import torch
+
+        from sicm_ros.codec.encoder import StereoEncoder
+        from sicm_ros.model_store import load_model
+        if self.value("threads"):
+            torch.set_num_threads(self.value("threads"))
+        self._model = load_model(self.value("model"), half="vehicle", device=self.value("device"))
+        refused = self._check_rate(self.value("rate"))
+        if refused:
+            raise ValueError(f"parameter {refused}")
+        self._encoder = StereoEncoder(self._model, device=self.value("device"))
+        self._session, self._sequence = secrets.randbits(64), 0
+        self._info_publisher = self.create_lifecycle_publisher(CodecInfo, "codec_info", latched_qos())
+        self._publisher = self.create_lifecycle_publisher(
+            StereoBitstream, "stereo_bitstream",
+            packet_qos(self.value("bitstream_reliability"), self.value("bitstream_depth"), self.value("lifespan")),
+            event_callbacks=PublisherEventCallbacks(matched=lambda _: self._follow_demand()),
+            qos_overriding_options=overridable(QoSPolicyKind.LIFESPAN))
+        self.get_logger().info(f"model {self._model.name}, fingerprint {self._model.fingerprint:016x}, "
+                               f"session {self._session:016x}")
+
+    def activate(self) -> None:
+        """Announce the codec, and subscribe to the images as soon as somebody listens."""
+        tolerance = self.value("sync_tolerance") if self.value("sync") == "approximate" else 0.0
+        self._sync = StereoSync(tolerance, self.value("sync_depth"))
+        self._rigs = RigCache(self.value("baseline"))
+        self._worker = Worker(self._encode, self.value("queue_depth"), self._on_error, "encoder")
+        self._publish_codec_info()
+        self.state = "active"
+        self._follow_demand()
+
+    def deactivate(self) -> None:
+        """Unsubscribe, let the pair in work finish."""
+        self._unsubscribe()
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+    def cleanup(self) -> None:
+        """Free the model and the publishers."""
+        for name in ("_publisher", "_info_publisher"):
+            publisher = getattr(self, name, None)
+            if publisher is not None:
+                self.destroy_lifecycle_publisher(publisher)
+                setattr(self, name, None)
+        self._encoder = self._model = None
+
+    # ---------------------------------------------------------------------------------------------------- input
+
+    def _follow_demand(self) -> None:
+        """Subscribe to the images while somebody listens (or always, if not lazy)."""
+        if self.state != "active":
+            return
+        wanted = not self.value("lazy") or self._publisher.get_subscription_count() > 0
+        if wanted and not self._images:
+            reliability, options = self.value("image_reliability"), overridable()
+            self._demanded_since = time.monotonic()
+            self._last_image = {}
+            for side in SIDES:
+                self._images += [
+                    self.create_subscription(Image, f"{side}/image_rect", partial(self._on_image, side),
+                                             image_qos(reliability), qos_overriding_options=options),
+                    self.create_subscription(CameraInfo, f"{side}/camera_info", partial(self._on_camera_info, side),
+                                             image_qos(reliability), qos_overriding_options=options)]
+        elif not wanted and self._images:
+            self._unsubscribe()
+
+    def _unsubscribe(self) -> None:
+        for subscription in self._images:
+            self.destroy_subscription(subscription)
+        self._images = []
+        self._sync.reset()
+
+    def _on_camera_info(self, side: Side, message: CameraInfo) -> None:
+        try:
+            self._rigs.update(side, message)
+        except CameraInfoError as error:
+            self.problems.add("camera_info", str(error))
+
+    def _on_image(self, side: Side, message: Image) -> None:
+        now = time.monotonic_ns()
+        self._last_image[side] = now / 1e9
+        match = self._sync.add(side, _nanoseconds(message.header.stamp), message, now)
+        if match is not None and self._worker is not None:
+            self._worker.submit(_Pair(match, time.monotonic_ns()))
+
+    # ----------------------------------------------------------------------------------- in the worker's thread
+
+    def _encode(self, pair: _Pair) -> None:
+        started = time.perf_counter()
+        left, right = pair.match.left, pair.match.right
+        try:
+            images = self._convert(left, right)
+            rig = self._rigs.rig(left.width, left.height)
+        except (ImageError, CameraInfoError) as error:
+            self.problems.add("input", f"pair dropped: {error}")
+            return
+        self._check_geometry(rig, left.width, left.height)
+        converted_ms = 1e3 * (time.perf_counter() - started)
+        rate = self.value("rate")
+        encoded = self._encoder.encode(*images, rig, rate=None if rate < 0 else rate)
+        stages = {"sync": (pair.complete_ns - pair.match.first_arrival_ns) / 1e6, **encoded.stage_ms}
+        stages["preprocess"] += converted_ms
+        message = StereoBitstream(
+            header=left.header, right_stamp=right.header.stamp, session=self._session, sequence=self._sequence,
+            sync_ms=stages["sync"], preprocess_ms=stages["preprocess"], backbone_ms=stages["backbone"],
+            smfc_ms=stages["smfc"], entropy_ms=stages["entropy"], data=array.array("B", encoded.packet))
+        self._publisher.publish(message)
+        self._sequence += 1
+        self.packets += 1
+        self._window.sample({**stages, "bytes": float(len(encoded.packet)), "rate": float(encoded.rate),
+                             "total": 1e3 * (time.perf_counter() - started)})
+
+    def _convert(self, left: Image, right: Image) -> list[np.ndarray]:
+        images = []
+        for side, message in (("left", left), ("right", right)):
+            try:
+                images.append(to_rgb(message))
+            except ImageError as error:
+                raise ImageError(f"{side}/image_rect: {error}") from None
+        if images[0].shape != images[1].shape:
+            raise ImageError(f"the images differ in size: left {left.width}x{left.height}, right "
+                             f"{right.width}x{right.height}; both must be rectified views of one rig")
+        return images
+
+    def _check_geometry(self, rig: StereoRig, width: int, height: int) -> None:
+        """Warn once about a camera for which the model's depth priors do not fit."""
+        if rig == self._checked_rig:
+            return
+        self._checked_rig = rig
+        warning = geometry_warning(self._model, rig, width, height)
+        if warning:
+            self.problems.add("geometry", warning)
+
+    def _on_error(self, error: Exception) -> None:
+        self.errors += 1
+        self.problems.add("encoding", f"pair dropped: encoding failed: {type(error).__name__}: {error}")
+
+    # ---------------------------------------------------------------------------------------------------- other
+
+    def _publish_codec_info(self) -> None:
+        from sicm_ros.codec.packet import VERSION
+        config = self._model.config
+        header = Header(stamp=self.get_clock().now().to_msg())
+        self._info_publisher.publish(CodecInfo(
+            header=header, model_name=self._model.name, fingerprint=self._model.fingerprint, packet_version=VERSION,
+            class_names=list(config.classes), rates=[float(v) for v in self._model.rates],
+            default_rate=float(config.default_rate)))
+
+    def _on_change(self, changed: dict[str, Any]) -> str | None:
+        return self._check_rate(changed["rate"]) if "rate" in changed else None
+
+    def _check_rate(self, rate: float) -> str | None:
+        if self._model is None or rate == -1 or 0 <= rate <= self._model.config.rates - 1:
+            return None
+        return f"rate: expected 0 to {self._model.config.rates - 1} (or -1) for model {self._model.name}, got {rate:g}"
+
+    def collect(self) -> list[Status]:
+        """Diagnostics: what comes in, and what is made of it."""
+        self._follow_demand()
+        sync, worker = self._sync, self._worker
+        totals = {"left": sync.received["left"], "right": sync.received["right"], "pairs": sync.pairs,
+                  "packets": self.packets, "late": worker.dropped if worker else 0,
+                  **{f"{side} {reason}": count for (side, reason), count in sync.drops.items()},
+                  **{f"problem {kind}": count for kind, count in self.problems.counts.items()}}
+        new, samples, seconds = self._window.tick(totals)
+        return [self._input_status(new, seconds), self._encoding_status(new, samples, seconds)]
+
+    def _input_status(self, new: dict[str, int], seconds: float) -> Status:
+        status = Status("stereo input")
+        status.set(left_hz=new["left"] / seconds, right_hz=new["right"] / seconds, pairs=self._sync.pairs,
+                   time_jumps=self._sync.jumps)
+        for (side, reason), count in sorted(self._sync.drops.items()):
+            if count:
+                status.set(**{f"dropped_{side}_{reason}": count})
+        if not self._images:
+            status.report("OK", f"idle: nobody subscribes to {self._publisher.topic_name}")
+            return status
+        now = time.monotonic()
+        for side in SIDES:
+            silent = now - self._last_image.get(side, self._demanded_since)
+            if silent > 2.0:
+                topic = self.resolve_topic_name(f"{side}/image_rect")
+                status.report("STALE", f"no image on {topic} for {silent:.0f} s: is the camera driver running, and is "
+                              "its topic remapped to this name?")
+        if status.level == "STALE":
+            return status
+        if self._rigs.missing():
+            for side in self._rigs.missing():
+                status.report("ERROR", self._rigs.errors.get(side, f"no message on "
+                              f"{self.resolve_topic_name(f'{side}/camera_info')}: images cannot be used without it"))
+        if new["left"] and new["right"] and not new["pairs"]:
+            miss = self._sync.nearest_miss_ns
+            nearest = "" if miss is None else f" (nearest stamps: {miss / 1e6:.1f} ms apart)"
+            status.report("ERROR", f"images come but none can be paired{nearest}: raise sync_tolerance, or trigger the "
+                          "cameras together")
+        if new.get("problem input"):
+            status.report("ERROR", self.problems.latest["input"])
+        lost = {name: count for name, count in new.items() if count and name.split()[-1] in _SYNC_REASONS}
+        if lost:
+            status.report("WARN", "images dropped in the last second: "
+                          + ", ".join(f"{count} {name}" for name, count in lost.items()))
+        if self._sync.ambiguous:
+            status.report("WARN", "sync_tolerance is more than half of the frame period: frames may be paired wrongly")
+        return status
+
+    def _encoding_status(self, new: dict[str, int], samples: dict[str, list[float]], seconds: float) -> Status:
+        status = Status("encoding")
+        total_bytes = sum(samples.pop("bytes", []))
+        status.set(packets=self.packets, packets_hz=new["packets"] / seconds,
+                   bytes_per_packet=total_bytes / max(new["packets"], 1), kbit_per_s=total_bytes * 8e-3 / seconds,
+                   dropped_queue=self._worker.dropped if self._worker else 0, errors=self.errors,
+                   subscribers=self._publisher.get_subscription_count(), session=f"{self._session:016x}")
+        for name, values in samples.items():
+            status.set(**{name if name == "rate" else f"{name}_ms": sum(values) / len(values)})
+        if new.get("problem encoding"):
+            status.report("ERROR", self.problems.latest["encoding"])
+        if new["late"]:
+            status.report("WARN", f"{new['late']} pairs dropped in the last second, encoding is slower than the "
+                          "cameras: lower their rate, use another device or a smaller model")
+        if "geometry" in self.problems.latest:
+            status.report("WARN", self.problems.latest["geometry"])
+        return status
+
+
+_SYNC_REASONS = ("unmatched", "overflow", "late", "duplicate", "time_jump")
+
+
+def geometry_warning(model: StoredModel, rig: StereoRig, width: int, height: int) -> str | None:
+    """Words for a camera whose disparities are far from those that the model was trained on, or None.
+
+    Compared is focal length times baseline at the network's resolution: it turns a disparity into a depth.
+    """
+    expected = model.reference_focal_baseline
+    if not expected:
+        return None
+    ratio = model.transform(width, height).rig(rig).focal_baseline / expected
+    if 1 / GEOMETRY_TOLERANCE <= ratio <= GEOMETRY_TOLERANCE:
+        return None
+    return (f"focal length times baseline is {ratio:.2f} times that of the training data of model {model.name}: depths "
+            "will be wrong; train with this camera's calibration, or check its baseline")
+
+
+def _nanoseconds(stamp: Time) -> int:
+    return stamp.sec * 1_000_000_000 + stamp.nanosec
+
+
+def main(args: list[str] | None = None) -> int:
+    """Entry point of ``encoder_node``."""
+    return run_node(EncoderNode, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

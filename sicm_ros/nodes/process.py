@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a node's process starts, spins and ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+import rclpy
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
+
+__all__ = ["NodeError", "StopSignals", "run_node"]
+
+
+class NodeError(Exception):
+    """The node cannot do its work with this configuration; the message is one line for the user."""
+
+
+class StopSignals:
+    """SIGINT and SIGTERM set an event instead of raising wherever the process happens to be.
+
+    A launch file's Ctrl-C delivers SIGINT twice, at start-up and during clean-up too. The fourth one ends the process
+    for those who really mean it.
+    """
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self._count = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.stop.set()
+        self._count += 1
+        if self._count >= 4:
+            os._exit(128 + number)
+
+
+def run_node(make: Callable[[], Node], args: list[str] | None = None) -> int:
+    """Create the node, spin it until SIGINT, SIGTERM or shutdown, clean up. The exit status: 0, or 2 for bad
+    configuration, of which one line goes to stderr.
+
+    A node with a method ``start(stop: threading.Event) -> None`` is started after its creation. If it has an attribute
+    ``exit_status`` that becomes a number, the process ends with it.
+    """
+    signals = StopSignals()
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    node: Node | None = None
+    executor = SingleThreadedExecutor()
+    try:
+        try:
+            node = make()
+            executor.add_node(node)
+            if hasattr(node, "start"):
+                node.start(signals.stop)
+        except (NodeError, ValueError) as error:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            return 2
+        # Python's handlers run between two calls of spin_once; hence its time limit.
+        while rclpy.ok() and not signals.stop.is_set() and getattr(node, "exit_status", None) is None:
+            executor.spin_once(timeout_sec=0.2)
+        return getattr(node, "exit_status", None) or 0
+    except ExternalShutdownException:
+        return 0
+    finally:
+        if node is not None:
+            if hasattr(node, "close"):
+                node.close()
+            executor.remove_node(node)
+            node.destroy_node()
+        executor.shutdown(timeout_sec=1.0)
+        rclpy.try_shutdown()
