@@ -1,0 +1,404 @@
+# SPDX-License-Identifier: Apache-2.0
+"""rosbag2 files (sqlite3 and mcap), read and written by ``rosbags``: no ROS is needed but for recording live topics."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from rosbags.highlevel import AnyReader, AnyReaderError
+from rosbags.interfaces import (
+    Connection,
+    Qos,
+    QosDurability,
+    QosHistory,
+    QosLiveliness,
+    QosReliability,
+    QosTime,
+    Typestore,
+)
+from rosbags.rosbag2 import ReaderError, StoragePlugin, Writer, WriterError
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+
+from sicm_ros.data.kitti import KittiError, StereoFrame, open_source, read_calib
+from sicm_ros.geometry import StereoRig
+from sicm_ros.nodes.camera_info import CameraInfoError, RigCache, camera_info_fields
+from sicm_ros.nodes.frames import CAMERA_FRAME, static_transforms
+from sicm_ros.nodes.image_conversion import rgb_to_message_fields, to_rgb
+from sicm_ros.nodes.stereo_sync import Side, StereoSync
+
+__all__ = ["BagError", "BagRecorder", "BagStereo", "BagWriter", "find_stereo_topics", "from_kitti", "is_bag",
+           "message_class", "open_bag", "play", "typestore"]
+
+Storage = Literal["sqlite3", "mcap"]
+IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
+BITSTREAM_TYPE = "sicm_ros/msg/StereoBitstream"
+LATCHED = ("codec_info", "label_info", "tf_static")
+SIDES: tuple[Side, ...] = ("left", "right")
+_GIVE_CALIB = "give the rig by calib (a KITTI calibration file)"
+
+# Where several stereo pairs are in a bag: rectified before raw, colour before grey, KITTI's cameras 2 and 3 first.
+_PREFERENCES = ("rect", "color", "colour", "rgb", "image_02", "image_2", "cam2", "camera_2")
+
+
+class BagError(ValueError):
+    """A bag that cannot be read or written; the message is one line naming the bag and what is expected."""
+
+
+# ------------------------------------------------------------------------------------------------------------- types
+
+def _definition_folders(package: str) -> Iterator[Path]:
+    """Where the .msg files of a package may lie: source tree, workspaces and installs, this environment."""
+    root = Path(__file__).resolve().parents[2]
+    yield root / "msg" if package == "sicm_ros" else root / "interfaces" / package / "msg"
+    prefixes = [*os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep), sys.prefix,
+                *(str(parent) for parent in Path(__file__).resolve().parents)]
+    for prefix in filter(None, prefixes):
+        yield Path(prefix) / "share" / package / "msg"
+
+
+def typestore() -> Typestore:
+    """The message types of ROS 2 Jazzy with those of this package and of vision_msgs."""
+    store = get_typestore(Stores.ROS2_JAZZY)
+    types: dict[str, Any] = {}
+    for package in ("sicm_ros", "vision_msgs"):
+        folder = next((f for f in _definition_folders(package) if f.is_dir()), None)
+        if folder is None:
+            raise BagError(f"{package}: expected its message definitions in share/{package}/msg, found none")
+        for path in sorted(folder.glob("*.msg")):
+            types.update(get_types_from_msg(path.read_text(), f"{package}/msg/{path.stem}"))
+    store.register(types)
+    return store
+
+
+# ----------------------------------------------------------------------------------------------------------- reading
+
+def is_bag(path: str | Path) -> bool:
+    """Whether ``path`` looks like a rosbag2 folder or a single bag file."""
+    path = Path(path)
+    return (path / "metadata.yaml").is_file() or path.suffix in (".mcap", ".db3", ".bag")
+
+
+def open_bag(path: str | Path) -> AnyReader:
+    """A reader, to be used in a ``with`` statement. Raises BagError."""
+    path = Path(path)
+    if not path.exists():
+        raise BagError(f"{path}: no such bag")
+    if path.is_dir() and not (path / "metadata.yaml").is_file():
+        raise BagError(f"{path}: expected a bag with a metadata.yaml, there is none")
+    try:
+        return AnyReader([path], default_typestore=typestore())
+    except (AnyReaderError, ReaderError, OSError) as error:
+        raise BagError(f"{path}: not a readable bag: {error}") from None
+
+
+def _open(reader: AnyReader, path: Path) -> None:
+    try:
+        reader.open()
+    except Exception as error:  # noqa: BLE001 - damaged files surface as whatever the parsers of YAML, SQL, ... raise
+        raise BagError(f"{path}: not a readable bag: {' '.join(str(error).split()) or type(error).__name__}") from None
+
+
+def find_stereo_topics(topics: Sequence[str]) -> tuple[str, str]:
+    """The left and the right topic among image topics, by their names. Raises BagError if that is not clear."""
+    def preference(pair: tuple[str, str]) -> tuple[int, ...]:
+        return tuple(-(word in pair[0]) for word in _PREFERENCES)
+
+    pairs = [(left, right) for left in topics for right in topics if _is_pair(left, right)]
+    pairs.sort(key=preference)
+    if not pairs or (len(pairs) > 1 and preference(pairs[0]) == preference(pairs[1])):
+        found = ", ".join(sorted(topics)) or "none"
+        what = "more than one stereo pair" if pairs else "no stereo pair"
+        raise BagError(f"{what} among the image topics ({found}): name them by left_topic and right_topic")
+    return pairs[0]
+
+
+def _is_pair(left: str, right: str) -> bool:
+    """Whether two names differ in their side only: left/right, or neighbouring camera numbers."""
+    def neutral(name: str) -> str:
+        return re.sub(r"\d+", "#", re.sub("left|right", "*", name))
+
+    if left == right or neutral(left) != neutral(right):
+        return False
+    if "left" in left or "right" in left:
+        return "left" in left and "right" not in left and "right" in right and "left" not in right
+    numbers = zip(re.findall(r"\d+", left), re.findall(r"\d+", right), strict=True)
+    differing = [(int(a), int(b)) for a, b in numbers if a != b]
+    return bool(differing) and all(b == a + 1 for a, b in differing)
+
+
+class BagStereo:
+    """The stereo pairs of a bag, in order: ``for frame, frame_id in BagStereo(path)``.
+
+    Topics are found by their names unless given. The rig comes from the camera infos, or from ``calib`` (a KITTI
+    calibration file) where the bag has none. Images are RGB; ``frame_id`` is the left image's. ``drops`` counts the
+    images that found no partner in the last pass.
+    """
+
+    def __init__(self, path: str | Path, left_topic: str = "", right_topic: str = "", tolerance_s: float = 0.01,
+                 calib: str | Path | None = None) -> None:
+        self.path, self.tolerance_s, self.drops = Path(path), tolerance_s, 0
+        with _opened(self.path) as reader:
+            images = {c.topic: c for c in reader.connections if c.msgtype in IMAGE_TYPES}
+            if left_topic or right_topic:
+                for topic in (left_topic, right_topic):
+                    if topic not in images:
+                        there = ", ".join(sorted(images)) or "none"
+                        raise BagError(f"{path}: no image topic {topic!r}; there are: {there}")
+                pair = (left_topic, right_topic)
+            else:
+                try:
+                    pair = find_stereo_topics(list(images))
+                except BagError as error:
+                    raise BagError(f"{path}: {error}") from None
+            self.topics: dict[Side, str] = {"left": pair[0], "right": pair[1]}
+            self.count = min(sum(c.msgcount for c in reader.connections if c.topic == topic) for topic in pair)
+            self._rigs = RigCache()
+            self._rig = read_calib(calib) if calib else None
+            if self._rig is None:
+                self._read_camera_infos(reader)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def _read_camera_infos(self, reader: AnyReader) -> None:
+        for side, topic in self.topics.items():
+            # image_transport's compressed topics have one level more.
+            names = {topic.rsplit("/", levels)[0] + "/camera_info" for levels in (1, 2)}
+            connections = [c for c in reader.connections
+                           if c.topic in names and c.msgtype == "sensor_msgs/msg/CameraInfo" and c.msgcount]
+            if not connections:
+                raise BagError(f"{self.path}: no camera_info beside {topic}; {_GIVE_CALIB}")
+            connection, _, raw = next(reader.messages(connections[:1]))
+            message: Any = reader.deserialize(raw, connection.msgtype)
+            try:
+                self._rigs.update(side, _RosOneInfo(message) if not hasattr(message, "p") else message)
+            except CameraInfoError as error:
+                raise BagError(f"{self.path}: {error}; {_GIVE_CALIB}") from None
+
+    def __iter__(self) -> Iterator[tuple[StereoFrame, str]]:
+        sync: StereoSync[Any] = StereoSync(self.tolerance_s, depth=30)
+        sides = {topic: side for side, topic in self.topics.items()}
+        with _opened(self.path) as reader:
+            connections = [c for c in reader.connections if c.topic in sides and c.msgtype in IMAGE_TYPES]
+            for connection, recorded_ns, raw in reader.messages(connections):
+                message: Any = reader.deserialize(raw, connection.msgtype)
+                stamp = message.header.stamp
+                # Some converters leave the header's stamp at zero.
+                stamp_ns = stamp.sec * 1_000_000_000 + stamp.nanosec or recorded_ns
+                match = sync.add(sides[connection.topic], stamp_ns, (connection.msgtype, message))
+                if match is None:
+                    continue
+                left, right = (self._image(*item) for item in (match.left, match.right))
+                if left.shape != right.shape:
+                    sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in (left, right)]
+                    raise BagError(f"{self.path}: left and right image differ in size: {' and '.join(sizes)}")
+                yield (StereoFrame(f"{sync.pairs - 1:06d}", left, right, self._rig_of(left), match.left_stamp_ns,
+                                   match.right_stamp_ns, None), match.left[1].header.frame_id)
+        self.drops = sum(sync.drops.values()) + sum(sync.waiting(side) for side in SIDES)
+
+    def _rig_of(self, image: np.ndarray) -> StereoRig:
+        if self._rig is not None:
+            return self._rig
+        try:
+            return self._rigs.rig(image.shape[1], image.shape[0])
+        except CameraInfoError as error:
+            raise BagError(f"{self.path}: {error}; {_GIVE_CALIB}") from None
+
+    def _image(self, msgtype: str, message: Any) -> np.ndarray:
+        try:
+            if msgtype == "sensor_msgs/msg/Image":
+                return to_rgb(message)
+        except ValueError as error:
+            raise BagError(f"{self.path}: {error}") from None
+        image = cv2.imdecode(np.asarray(message.data, np.uint8), cv2.IMREAD_COLOR)
+        if image is None:
+            raise BagError(f"{self.path}: a compressed image ({message.format!r}) cannot be decoded")
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+class _RosOneInfo:
+    """ROS 1's CameraInfo, whose P is a capital letter."""
+
+    def __init__(self, message: Any) -> None:
+        self.p = message.P
+        for name in ("width", "height", "binning_x", "binning_y", "roi"):
+            setattr(self, name, getattr(message, name))
+
+
+class _opened:
+    """``open_bag`` with every failure a BagError."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._reader = path, open_bag(path)
+
+    def __enter__(self) -> AnyReader:
+        _open(self._reader, self._path)
+        return self._reader
+
+    def __exit__(self, *_: object) -> None:
+        self._reader.close()
+
+
+# ----------------------------------------------------------------------------------------------------------- writing
+
+def _latched_qos() -> Qos:
+    no_time = QosTime(0, 0)
+    return Qos(QosHistory.KEEP_LAST, 1, QosReliability.RELIABLE, QosDurability.TRANSIENT_LOCAL, no_time, no_time,
+               QosLiveliness.AUTOMATIC, no_time, False)
+
+
+class BagWriter:
+    """Writes messages to a new rosbag2 folder; a ``with`` statement closes it. Safe to call from any thread."""
+
+    def __init__(self, path: str | Path, storage: Storage = "sqlite3") -> None:
+        plugins = {"sqlite3": StoragePlugin.SQLITE3, "mcap": StoragePlugin.MCAP}
+        if storage not in plugins:
+            raise BagError(f"storage: expected one of {', '.join(plugins)}, got {storage!r}")
+        self.path, self.store, self.messages = Path(path), typestore(), 0
+        try:
+            self._writer = Writer(self.path, version=8, storage_plugin=plugins[storage])
+            self._writer.open()
+        except (WriterError, OSError) as error:
+            raise BagError(f"{path}: cannot write the bag: {error}") from None
+        self._connections: dict[str, Connection] = {}
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> BagWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write(self, topic: str, msgtype: str, stamp_ns: int, message: Any) -> None:
+        """Write one message: serialised CDR bytes, or an object of ``self.store``'s types."""
+        raw = message if isinstance(message, bytes) else self.store.serialize_cdr(message, msgtype)
+        with self._lock:
+            if topic not in self._connections:
+                qos = [_latched_qos()] if topic.rsplit("/", 1)[-1] in LATCHED else []
+                self._connections[topic] = self._writer.add_connection(topic, msgtype, typestore=self.store,
+                                                                       offered_qos_profiles=qos)
+            self._writer.write(self._connections[topic], stamp_ns, raw)
+            self.messages += 1
+
+    def write_static_transforms(self, rig: StereoRig, stamp_ns: int, camera_frame: str = CAMERA_FRAME) -> None:
+        """Write ``/tf_static`` with the frames of a played camera."""
+        types = self.store.types
+        transforms = [
+            types["geometry_msgs/msg/TransformStamped"](
+                header=self.header(stamp_ns, t.parent), child_frame_id=t.child,
+                transform=types["geometry_msgs/msg/Transform"](
+                    translation=types["geometry_msgs/msg/Vector3"](*t.translation),
+                    rotation=types["geometry_msgs/msg/Quaternion"](*t.rotation)))
+            for t in static_transforms(rig, camera_frame)]
+        message = types["tf2_msgs/msg/TFMessage"](transforms=transforms)
+        self.write("/tf_static", "tf2_msgs/msg/TFMessage", stamp_ns, message)
+
+    def header(self, stamp_ns: int, frame_id: str) -> Any:
+        """A std_msgs/Header."""
+        stamp = self.store.types["builtin_interfaces/msg/Time"](*divmod(stamp_ns, 1_000_000_000))
+        return self.store.types["std_msgs/msg/Header"](stamp=stamp, frame_id=frame_id)
+
+    def close(self) -> None:
+        """Finish the bag."""
+        with self._lock:
+            self._writer.close()
+
+
+def from_kitti(source: str | Path, out: str | Path, storage: Storage = "sqlite3", frames: int | None = None,
+               progress: Callable[[int, int], None] | None = None) -> int:
+    """Write a KITTI object folder, raw drive or odometry sequence as a rosbag2, ready for any ROS 2 player.
+
+    Topics are those of the encoder node, at the root; stamps are the source's own (the object benchmark's frames get
+    10 Hz). ``frames`` limits their number; ``progress`` is called with frames done and in all. The number of pairs.
+    Raises KittiError or BagError.
+    """
+    data = open_source(source)
+    total = len(data) if frames is None else min(frames, len(data))
+    if not total:
+        raise KittiError(f"{source}: expected at least one stereo pair, there is none")
+    with BagWriter(out, storage) as bag:
+        types = bag.store.types
+        for index in range(total):
+            frame = data[index]
+            if not index:
+                bag.write_static_transforms(frame.rig, frame.stamp_ns)
+            views: tuple[tuple[Side, np.ndarray, int], ...] = (("left", frame.left, frame.stamp_ns),
+                                                               ("right", frame.right, frame.right_stamp_ns))
+            for side, image, stamp_ns in views:
+                header = bag.header(stamp_ns, CAMERA_FRAME)
+                height, width, _ = image.shape
+                info = camera_info_fields(frame.rig, side, width, height)
+                roi = types["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False)
+                info.update({name: np.array(info[name]) for name in ("d", "k", "r", "p")})
+                bag.write(f"/{side}/camera_info", "sensor_msgs/msg/CameraInfo", stamp_ns, types[
+                    "sensor_msgs/msg/CameraInfo"](header=header, binning_x=0, binning_y=0, roi=roi, **info))
+                fields = rgb_to_message_fields(image)
+                fields["data"] = np.frombuffer(fields["data"], np.uint8)
+                bag.write(f"/{side}/image_rect", "sensor_msgs/msg/Image", stamp_ns,
+                          types["sensor_msgs/msg/Image"](header=header, **fields))
+            if progress is not None:
+                progress(index + 1, total)
+    return total
+
+
+# ------------------------------------------------------------------------------------------------------- live topics
+
+def message_class(msgtype: str) -> Any:
+    """The Python class of ``package/msg/Name``, or None where its package is not installed."""
+    package, _, name = msgtype.split("/")
+    with suppress(ImportError):
+        return getattr(importlib.import_module(f"{package}.msg"), name, None)
+    return None
+
+
+class BagRecorder:
+    """Records live topics as they come, without deserialising them. ``topics``: name -> type (``package/msg/Name``)."""
+
+    def __init__(self, node: Any, path: str | Path, topics: Mapping[str, str], storage: Storage = "sqlite3") -> None:
+        from sicm_ros.nodes.qos import boxes_qos, latched_qos
+        self.writer = BagWriter(path, storage)
+        self._node = node
+        self._subscriptions = []
+        for topic, msgtype in topics.items():
+            qos = latched_qos() if topic.rsplit("/", 1)[-1] in LATCHED else boxes_qos(100)
+            name = node.resolve_topic_name(topic)
+
+            def record(raw: bytes, name: str = name, msgtype: str = msgtype) -> None:
+                self.writer.write(name, msgtype, time.time_ns(), raw)
+
+            self._subscriptions.append(node.create_subscription(message_class(msgtype), topic, record, qos, raw=True))
+
+    def close(self) -> None:
+        """Stop recording, finish the bag."""
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._subscriptions = []
+        self.writer.close()
+
+
+def play(path: str | Path, rate: float | None = None, loop: bool = False, lockstep: bool = False,
+         parameters: Mapping[str, object] | None = None) -> int:
+    """Play a bag with the player node, in this process, until it ends or is interrupted; the exit status.
+
+    ``rate`` in Hz (default: the bag's own); ``parameters`` are further ones of the player node.
+    """
+    if not is_bag(path):
+        raise BagError(f"{path}: expected a rosbag2 folder (with metadata.yaml) or a .db3 or .mcap file")
+    from sicm_ros.nodes.kitti_player import main
+    values = {"path": str(path), "rate": float(rate or 0.0), "loop": loop, "lockstep": lockstep, **(parameters or {})}
+    arguments = ["--ros-args"]
+    for name, value in values.items():
+        text = str(value).lower() if isinstance(value, bool) else f"'{value}'" if isinstance(value, str) else str(value)
+        arguments += ["-p", f"{name}:={text}"]
+    return main(arguments)

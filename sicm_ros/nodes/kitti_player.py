@@ -1,0 +1,390 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The player node: publishes KITTI folders, sequences and bags as a stereo camera would, or in lock-step with the
+decoder."""
+
+from __future__ import annotations
+
+import array
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from geometry_msgs.msg import Quaternion, Transform, TransformStamped, Vector3
+from rclpy.node import Node
+from rclpy.time import Time
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Header
+from vision_msgs.msg import Detection3DArray
+
+from sicm_ros.data.kitti import KittiError, StereoFrame, open_source
+from sicm_ros.geometry import StereoRig
+from sicm_ros.nodes.bag import BITSTREAM_TYPE, LATCHED, BagError, BagStereo, is_bag, message_class, open_bag
+from sicm_ros.nodes.camera_info import camera_info_fields
+from sicm_ros.nodes.frames import BASE_FRAME, CAMERA_FRAME, static_transforms
+from sicm_ros.nodes.image_conversion import rgb_to_message_fields
+from sicm_ros.nodes.parameters import ParameterSpec, declare
+from sicm_ros.nodes.process import NodeError, run_node
+from sicm_ros.nodes.qos import RELIABILITIES, boxes_qos, image_qos, latched_qos, overridable, packet_qos
+from sicm_ros.nodes.stereo_sync import Side
+
+__all__ = ["PARAMETERS", "KittiPlayerNode", "main"]
+
+T = TypeVar("T")
+SIDES: tuple[Side, ...] = ("left", "right")
+# What a decoder makes of the packets of a bag, and would make again.
+OUTPUTS = ("detections", "detection_markers", "decode_stats", "label_info", "diagnostics")
+DEFAULT_PERIOD_NS = 100_000_000
+
+PARAMETERS = (
+    ParameterSpec("path", "", "KITTI object folder, raw drive, odometry sequence, or a bag (folder, .db3, .mcap)"),
+    ParameterSpec("rate", 0.0, "pairs per second; 0 for the source's own times", 0.0, 1000.0),
+    ParameterSpec("loop", False, "start over at the end; stamps go on increasing"),
+    ParameterSpec("count", 0, "play only so many pairs; 0 for all", 0, 2**31 - 1),
+    ParameterSpec("lockstep", False, "send the next pair only when the boxes of the last one are back"),
+    ParameterSpec("lockstep_timeout", 10.0,
+                  "seconds to wait for the boxes of a pair before it counts as unanswered", 0.1, 3600.0),
+    ParameterSpec("wait_timeout", 30.0,
+                  "seconds to wait for the first subscriber before playing (in lock-step: before giving "
+                  "up); 0 not to wait", 0.0, 3600.0),
+    ParameterSpec("stamps", "source",
+                  "header stamps: the source's own, or the time of sending", choices=("source", "now")),
+    ParameterSpec("frame_id", "",
+                  "frame of the images; empty for the bag's own, or camera_0_optical for KITTI, in which both P "
+                  "project"),
+    ParameterSpec("publish_tf", True, "publish /tf_static with base_link and the cameras"),
+    ParameterSpec("publish_clock", False, "publish the time of the source on /clock, for nodes with use_sim_time"),
+    ParameterSpec("reliability", "reliable", "reliability of the images", choices=tuple(RELIABILITIES)),
+    ParameterSpec("left_topic", "", "image topic of the left view in a bag; empty to find it by its name"),
+    ParameterSpec("right_topic", "", "image topic of the right view in a bag; empty to find it by its name"),
+    ParameterSpec("sync_tolerance", 0.01, "seconds between the stamps of a pair in a bag", 0.0, 1.0),
+    ParameterSpec("calib", "", "KITTI calibration file with the rig, for a bag without camera_info"),
+    ParameterSpec("replay_outputs", False,
+                  "of a bag of packets, play the recorded boxes too, instead of decoding again"),
+)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One thing to send at a time of the source: a pair, or a message of a bag.
+
+    ``send(offset_ns)`` publishes it, with stamps that much later, and returns the stamp that its boxes will have.
+    ``answered`` tells whether boxes will come back at all.
+    """
+
+    stamp_ns: int
+    send: Callable[[int], int]
+    answered: bool
+
+
+class KittiPlayerNode(Node):
+    """Plays one source in a thread of its own, and counts which pairs came back as boxes."""
+
+    def __init__(self) -> None:
+        super().__init__("kitti_player_node")
+        declare(self, PARAMETERS)
+        self.exit_status: int | None = None
+        self.sent = self.unanswered = 0
+        self._recorded: dict[str, Any] = {}
+        self._answers: set[int] = set()
+        self._answered = threading.Condition()
+        self._awaited: list[int] = []
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._rig: StereoRig | None = None
+        self._transforms: Any = None
+        self._open()
+        self.create_subscription(Detection3DArray, "detections", self._on_boxes, boxes_qos(100),
+                                 qos_overriding_options=overridable())
+
+    def value(self, parameter: str) -> Any:
+        """The value of a parameter."""
+        return self.get_parameter(parameter).value
+
+    def start(self, stop: threading.Event) -> None:
+        """Begin to play."""
+        self._stop = stop
+        self._thread = threading.Thread(target=self._play_and_report, name="player", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop playing."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(5.0)
+
+    # --------------------------------------------------------------------------------------------------- source
+
+    def _open(self) -> None:
+        path = self.value("path")
+        if not path:
+            raise NodeError("parameter path: expected a KITTI folder or a bag, got nothing")
+        self._clock_publisher = self.create_publisher(Clock, "/clock", 10) if self.value("publish_clock") else None
+        self._passes: Callable[[], Iterator[_Step]]
+        if is_bag(path) and self._has_packets(path):
+            self._gates = self._create_packet_publishers(path)
+            self._passes = lambda: self._packet_steps(path)
+            return
+        if is_bag(path):
+            bag = BagStereo(path, self.value("left_topic"), self.value("right_topic"), self.value("sync_tolerance"),
+                            self.value("calib") or None)
+            self.get_logger().info(f"{path}: {len(bag)} pairs of {bag.topics['left']} and {bag.topics['right']}")
+            self._passes = lambda: (self._pair_step(frame, frame_id) for frame, frame_id in bag)
+        else:
+            source = open_source(path)
+            if not len(source):
+                raise NodeError(f"{path}: expected at least one stereo pair, there is none")
+            self.get_logger().info(f"{path}: {len(source)} pairs")
+            self._passes = lambda: (self._pair_step(source[i], CAMERA_FRAME) for i in range(len(source)))
+        self._images, self._infos = {}, {}
+        for side in SIDES:
+            qos = image_qos(self.value("reliability"), 5)
+            self._infos[side] = self.create_publisher(CameraInfo, f"{side}/camera_info", qos,
+                                                      qos_overriding_options=overridable())
+            self._images[side] = self.create_publisher(Image, f"{side}/image_rect", qos,
+                                                       qos_overriding_options=overridable())
+        self._gates = [*self._infos.values(), *self._images.values()]
+
+    def _has_packets(self, path: str) -> bool:
+        with open_bag(path) as reader:
+            types = {c.msgtype for c in reader.connections if c.msgcount}
+        return BITSTREAM_TYPE in types and "sensor_msgs/msg/Image" not in types
+
+    def _pair_step(self, frame: StereoFrame, frame_id: str) -> _Step:
+        return _Step(frame.stamp_ns, partial(self._send_pair, frame, frame_id), True)
+
+    def _create_packet_publishers(self, path: str) -> list[Any]:
+        """Create publishers of everything in a bag of packets; those of the packets are returned."""
+        gates = []
+        with open_bag(path) as reader:
+            connections = list(reader.connections)
+        for connection in connections:
+            name = connection.topic.rsplit("/", 1)[-1]
+            if (name in OUTPUTS and not self.value("replay_outputs")) or connection.topic in self._recorded:
+                continue
+            kind = message_class(connection.msgtype)
+            if kind is None:
+                self.get_logger().info(f"{connection.topic} is not played: {connection.msgtype} is not installed here")
+                continue
+            # Recorded names are absolute; ours become relative again, so that a namespace applies.
+            ours = connection.msgtype.startswith("sicm_ros/")
+            topic = connection.topic if name.startswith("tf") else name if ours else connection.topic.lstrip("/")
+            qos = latched_qos() if name in LATCHED else packet_qos("reliable", 10)
+            publisher = self.create_publisher(kind, topic, qos)
+            self._recorded[connection.topic] = publisher
+            if connection.msgtype == BITSTREAM_TYPE:
+                gates.append(publisher)
+        return gates
+
+    def _packet_steps(self, path: str) -> Iterator[_Step]:
+        with open_bag(path) as reader:
+            for connection, stamp_ns, raw in reader.messages():
+                publisher = self._recorded.get(connection.topic)
+                if publisher is None:
+                    continue
+                packet = connection.msgtype == BITSTREAM_TYPE
+                message: Any = reader.deserialize(raw, connection.msgtype) if packet else None
+                key = _nanoseconds(message.header.stamp) if packet else 0
+                yield _Step(stamp_ns, partial(_send_recorded, publisher, bytes(raw), key), packet)
+
+    # --------------------------------------------------------------------------------------------------- playing
+
+    def _play_and_report(self) -> None:
+        try:
+            if not self._wait_for_subscribers():
+                self.exit_status = 1
+                return
+            started = time.monotonic()
+            self._play()
+            seconds = time.monotonic() - started
+            status = self._report(seconds)
+            if self.exit_status is None:
+                self.exit_status = status
+        except (KittiError, BagError) as error:
+            self.get_logger().error(str(error))
+            self.exit_status = 2
+        except Exception as error:  # noqa: BLE001 - a thread's exception would be lost
+            if not self._stop.is_set():
+                self.get_logger().error(f"playing failed: {type(error).__name__}: {error}")
+                self.exit_status = 1
+
+    def _wait_for_subscribers(self) -> bool:
+        """Wait until somebody takes the images and, in lock-step, somebody publishes boxes; False to give up."""
+        lockstep, timeout = self.value("lockstep"), self.value("wait_timeout")
+        end = time.monotonic() + timeout
+        while True:
+            silent = [gate.topic_name for gate in self._gates if gate.get_subscription_count() == 0]
+            boxes = not lockstep or self.count_publishers("detections") > 0
+            if (not silent and boxes) or self._stop.is_set() or time.monotonic() >= end:
+                break
+            time.sleep(0.02)
+        if self._stop.is_set() or not timeout or (not silent and boxes):
+            return not self._stop.is_set()
+        missing = f"no subscriber of {silent[0]}" if silent else \
+            f"no publisher of {self.resolve_topic_name('detections')}"
+        if lockstep:
+            self.get_logger().error(f"{missing} within {timeout:g} s: are the encoder and the decoder active, in this "
+                                    "namespace and domain?")
+            return False
+        self.get_logger().warning(f"{missing} within {timeout:g} s: playing nevertheless")
+        return True
+
+    def _play(self) -> None:
+        lockstep, rate, limit = self.value("lockstep"), self.value("rate"), self.value("count")
+        offset_ns, begin_wall, begin_ns, pairs = 0, time.monotonic(), None, 0
+        while not self._stop.is_set():
+            first_ns = last_ns = period_ns = None
+            for step in _prefetched(self._passes()):
+                if self._stop.is_set() or (limit and pairs >= limit):
+                    return
+                if last_ns is not None and step.answered and step.stamp_ns > last_ns:
+                    period_ns = step.stamp_ns - last_ns
+                if step.answered or first_ns is None:
+                    first_ns = step.stamp_ns if first_ns is None else first_ns
+                    last_ns = step.stamp_ns
+                source_ns = step.stamp_ns + offset_ns
+                begin_ns = source_ns if begin_ns is None else begin_ns
+                if not lockstep:
+                    due = pairs / rate if rate else (source_ns - begin_ns) / 1e9
+                    late = time.monotonic() - begin_wall - due
+                    # A camera does not catch up in a burst; neither does this one.
+                    if late > 0.5:
+                        begin_wall += late
+                    self._sleep_until(begin_wall + due, source_ns)
+                key = step.send(offset_ns)
+                if not step.answered:
+                    continue
+                pairs += 1
+                self.sent += 1
+                self._awaited.append(key)
+                if lockstep:
+                    self._await(key, pairs)
+            if not self.value("loop") or first_ns is None:
+                return
+            offset_ns += last_ns - first_ns + (period_ns or DEFAULT_PERIOD_NS)
+            # Only the count matters over many passes.
+            self._settle()
+
+    def _sleep_until(self, wall: float, source_ns: int) -> None:
+        while not self._stop.is_set():
+            left = wall - time.monotonic()
+            if self._clock_publisher is not None:
+                now_ns = max(0, source_ns - round(max(left, 0) * 1e9))
+                self._clock_publisher.publish(Clock(clock=Time(nanoseconds=now_ns).to_msg()))
+            if left <= 0:
+                return
+            self._stop.wait(min(left, 0.02) if self._clock_publisher is not None else left)
+
+    def _send_pair(self, frame: StereoFrame, frame_id: str, offset_ns: int) -> int:
+        left_ns, right_ns = frame.stamp_ns + offset_ns, frame.right_stamp_ns + offset_ns
+        if self.value("stamps") == "now":
+            shift = self.get_clock().now().nanoseconds - left_ns
+            left_ns, right_ns = left_ns + shift, right_ns + shift
+        frame_id = self.value("frame_id") or frame_id
+        if frame.rig != self._rig and self.value("publish_tf"):
+            self._publish_transforms(frame.rig, frame_id, left_ns)
+        self._rig = frame.rig
+        for side, image, stamp_ns in (("left", frame.left, left_ns), ("right", frame.right, right_ns)):
+            header = Header(stamp=Time(nanoseconds=stamp_ns).to_msg(), frame_id=frame_id)
+            height, width, _ = image.shape
+            self._infos[side].publish(CameraInfo(header=header, **camera_info_fields(frame.rig, side, width, height)))
+            fields = rgb_to_message_fields(image)
+            fields["data"] = array.array("B", fields["data"])
+            self._images[side].publish(Image(header=header, **fields))
+        return left_ns
+
+    def _publish_transforms(self, rig: StereoRig, frame_id: str, stamp_ns: int) -> None:
+        try:
+            from tf2_msgs.msg import TFMessage
+        except ImportError:
+            if self._rig is None:
+                self.get_logger().info("/tf_static is not published: tf2_msgs is not installed here")
+            return
+        if self._transforms is None:
+            self._transforms = self.create_publisher(TFMessage, "/tf_static", latched_qos())
+        stamp = Time(nanoseconds=stamp_ns).to_msg()
+        message = TFMessage()
+        for t in static_transforms(rig, frame_id):
+            if t.parent == BASE_FRAME and frame_id != CAMERA_FRAME:
+                continue  # where another camera stands on its vehicle is not for us to say
+            x, y, z, w = t.rotation
+            message.transforms.append(TransformStamped(
+                header=Header(stamp=stamp, frame_id=t.parent), child_frame_id=t.child,
+                transform=Transform(translation=Vector3(x=t.translation[0], y=t.translation[1], z=t.translation[2]),
+                                    rotation=Quaternion(x=x, y=y, z=z, w=w))))
+        self._transforms.publish(message)
+
+    # --------------------------------------------------------------------------------------------------- answers
+
+    def _on_boxes(self, message: Detection3DArray) -> None:
+        with self._answered:
+            self._answers.add(_nanoseconds(message.header.stamp))
+            self._answered.notify_all()
+
+    def _await(self, key: int, number: int) -> None:
+        timeout = self.value("lockstep_timeout")
+        end = time.monotonic() + timeout
+        with self._answered:
+            while key not in self._answers and time.monotonic() < end and not self._stop.is_set():
+                self._answered.wait(0.1)
+            if key not in self._answers and not self._stop.is_set():
+                self.get_logger().warning(f"pair {number}: no boxes within {timeout:g} s")
+
+    def _settle(self) -> None:
+        """Count what was not answered among the pairs so far, and forget them."""
+        with self._answered:
+            self.unanswered += sum(key not in self._answers for key in self._awaited)
+            self._answers -= set(self._awaited)
+            self._awaited = []
+
+    def _report(self, seconds: float) -> int:
+        """Say how it went; the exit status."""
+        end = time.monotonic() + 2.0
+        with self._answered:
+            # The last boxes of a free-running play are still on their way; without a decoder there are none.
+            while (self._answers and time.monotonic() < end and not self._stop.is_set()
+                   and not self._answers.issuperset(self._awaited[-1:])):
+                self._answered.wait(0.1)
+        self._settle()
+        logger = self.get_logger()
+        summary = f"sent {self.sent} pairs in {seconds:.1f} s ({self.sent / max(seconds, 1e-9):.1f} Hz)"
+        answered = self.sent - self.unanswered
+        if not answered and not self.value("lockstep"):
+            logger.info(f"{summary}; nobody publishes boxes")
+            return 0
+        (logger.info if not self.unanswered else logger.warning)(
+            f"{summary}; boxes of {answered} came back, {self.unanswered} pairs without an answer")
+        return 1 if self.unanswered and self.value("lockstep") else 0
+
+
+def _send_recorded(publisher: Any, raw: bytes, key: int, offset_ns: int) -> int:
+    publisher.publish(raw)
+    return key
+
+
+def _prefetched(items: Iterator[T]) -> Iterator[T]:
+    """The same items, with the next one read in a thread while the present one is used."""
+    end = object()
+    with ThreadPoolExecutor(1, thread_name_prefix="reader") as pool:
+        future = pool.submit(next, items, end)
+        while (item := future.result()) is not end:
+            future = pool.submit(next, items, end)
+            yield item  # type: ignore[misc]
+
+
+def _nanoseconds(stamp: Any) -> int:
+    return stamp.sec * 1_000_000_000 + stamp.nanosec
+
+
+def main(args: list[str] | None = None) -> int:
+    """Entry point of ``kitti_player_node``."""
+    return run_node(KittiPlayerNode, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
