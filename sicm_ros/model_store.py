@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .codec.packet import VERSION
-from .codec.range_coder import EntropyTables, TableError
+from .codec.tables import EntropyTables, TableError
 from .geometry import InputTransform
 from .networks.config import MvsfcConfig
 from .networks.entropy_model import StereoEntropyModel
@@ -245,8 +245,7 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL, half: Half = "both",
     return StoredModel(folder.resolve().name, folder, config, half, net, tables, number, reference)
 
 
-def save_model(folder: str | Path, config: MvsfcConfig, state_dict: Mapping[str, Tensor],
-               extra_tensors: Mapping[str, Tensor] | None = None) -> int:
+def save_model(folder: str | Path, config: MvsfcConfig, state_dict: Mapping[str, Tensor]) -> int:
     """Write a trained network, with the coder's tables made from it; returns the fingerprint.
 
     A ``config.yaml`` that already says the same stays as it is, comments and all.
@@ -257,7 +256,7 @@ def save_model(folder: str | Path, config: MvsfcConfig, state_dict: Mapping[str,
     prefix = "entropy_model."
     entropy_model.load_state_dict({k[len(prefix):]: v for k, v in state_dict.items() if k.startswith(prefix)})
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state_dict.items()}
-    tensors |= EntropyTables.build(entropy_model).tensors() | dict(extra_tensors or {})
+    tensors |= EntropyTables.build(entropy_model).tensors()
     config_path = folder / CONFIG_FILE
     if not config_path.exists() or load_config(config_path) != config:
         text = yaml.safe_dump(_ADAPTER.dump_python(config, mode="json"), sort_keys=False)

@@ -22,6 +22,7 @@ from .packet import (
     WrongModelError,
     unpack,
 )
+from .range_coder import RangeCoder
 
 __all__ = ["DecodedPair", "StereoDecoder"]
 
@@ -45,6 +46,7 @@ class StereoDecoder:
         else:
             model = load_model(model, "remote", device)
         self.model = model
+        self._coder = RangeCoder(model.tables)
         self.score_threshold = model.config.analysis.score_threshold if score_threshold is None else score_threshold
 
     def _checked(self, data: bytes) -> tuple[PacketHeader, bytes]:
@@ -70,7 +72,7 @@ class StereoDecoder:
         model, net = self.model, self.model.net
         clock = StageClock(self.model.device)
         header, payload = self._checked(data)
-        decoded = prior.decompress(payload, model.tables, net.entropy_model.integer_prior(), model.config.latent_size)
+        decoded = prior.decompress(payload, self._coder, net.entropy_model.integer_prior(), model.config.latent_size)
         if not decoded.complete or decoded.symbol_hash != header.symbol_hash:
             raise SymbolMismatchError(f"packet symbols: expected hash {header.symbol_hash:08x}, got "
                                       f"{decoded.symbol_hash:08x}; both ends computed different probabilities, or the "

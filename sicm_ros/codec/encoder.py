@@ -16,6 +16,7 @@ from ..data.transforms import normalise, resize_view
 from ..geometry import GeometryError, InputTransform, StereoRig
 from ..model_store import StoredModel, load_model, torch_device
 from . import packet, prior
+from .range_coder import RangeCoder
 
 __all__ = ["EncodedPair", "InputError", "StageClock", "StereoEncoder", "check_pair", "prepare"]
 
@@ -92,6 +93,7 @@ class StereoEncoder:
         else:
             model = load_model(model, "vehicle", device)
         self.model = model
+        self._coder = RangeCoder(model.tables)
         self.rate = self._checked(model.config.default_rate if rate is None else rate)
 
     def _checked(self, rate: float) -> float:
@@ -114,7 +116,7 @@ class StereoEncoder:
         clock.lap("smfc")
         # The rate that the decoder will read, not the one that was asked for.
         coded = net.entropy_model.quantise(*latents, index / packet.RATE_STEPS)
-        payload, symbol_hash, bits = prior.compress(coded, model.tables)
+        payload, symbol_hash, bits = prior.compress(coded, self._coder)
         data = packet.pack(model.fingerprint, index, transform, rig, payload, symbol_hash)
         clock.lap("entropy")
         return EncodedPair(data, index / packet.RATE_STEPS, symbol_hash, bits, clock.stage_ms)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..networks.entropy_model import hyper_size
 from ..networks.integer_prior import IntegerPrior, QuantisedLatents, Step, to_maps
-from .range_coder import EntropyTables, SymbolDecoder, SymbolEncoder
+from .range_coder import RangeCoder, SymbolDecoder, SymbolEncoder
 
 __all__ = ["DecodedLatents", "compress", "decompress", "symbol_count"]
 
@@ -47,9 +47,9 @@ def symbol_count(channels: int, hyper_channels: int, size: tuple[int, int]) -> i
     return 2 * (channels * size[0] * size[1] + hyper_channels * rows * columns)
 
 
-def compress(coded: QuantisedLatents, tables: EntropyTables, item: int = 0) -> tuple[bytes, int, float]:
+def compress(coded: QuantisedLatents, coder: RangeCoder, item: int = 0) -> tuple[bytes, int, float]:
     """Payload, symbol hash, and information content in bits under the tables, of one item of a batch."""
-    encoder, symbol_hash = SymbolEncoder(tables), _SymbolHash()
+    encoder, symbol_hash = SymbolEncoder(coder), _SymbolHash()
     for view in (0, 1):
         symbols = coded.hyper[view][item].cpu().numpy().astype(np.int32)
         encoder.hyper(view, symbols)
@@ -61,9 +61,9 @@ def compress(coded: QuantisedLatents, tables: EntropyTables, item: int = 0) -> t
     return encoder.finish(), symbol_hash.value, encoder.bits
 
 
-def decompress(payload: bytes, tables: EntropyTables, prior: IntegerPrior, size: tuple[int, int]) -> DecodedLatents:
+def decompress(payload: bytes, coder: RangeCoder, prior: IntegerPrior, size: tuple[int, int]) -> DecodedLatents:
     """Decode one pair. Whatever the bytes are, this ends, and its memory depends on ``size`` alone."""
-    decoder, symbol_hash = SymbolDecoder(tables, payload), _SymbolHash()
+    decoder, symbol_hash = SymbolDecoder(coder, payload), _SymbolHash()
     hyper = []
     for view in (0, 1):
         symbols = decoder.hyper(view, (prior.hyper_channels, *hyper_size(*size)))
