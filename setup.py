@@ -86,9 +86,9 @@ class BuildWithCMake(build_ext):
 
 
 def requirements(file: str) -> list[str]:
-    """Names only: the file pins what is tested, and an importable torch of another build must be good enough."""
+    """Names and markers without versions: those say what is tested, and what the machine has may be good enough."""
     lines = (ROOT / "requirements" / file).read_text().splitlines()
-    return [match.group() for line in lines if (match := re.match(r"[A-Za-z][\w.-]*", line))]
+    return [re.sub(r"^([\w.-]+)[^;]*", r"\1", line) for line in lines if line[:1].isalpha()]
 
 
 setup(
