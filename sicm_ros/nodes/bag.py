@@ -109,6 +109,16 @@ def _open(reader: AnyReader, path: Path) -> None:
         raise BagError(f"{path}: not a readable bag: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
+def _messages(reader: AnyReader, path: Path,
+              connections: Sequence[Connection]) -> Iterator[tuple[Connection, int, Any]]:
+    """The deserialised messages of some connections, with the recording time; a damaged file is a BagError."""
+    try:
+        for connection, stamp_ns, raw in reader.messages(connections):
+            yield connection, stamp_ns, reader.deserialize(raw, connection.msgtype)
+    except Exception as error:  # noqa: BLE001 - as in _open
+        raise BagError(f"{path}: damaged: {' '.join(str(error).split()) or type(error).__name__}") from None
+
+
 def find_stereo_topics(topics: Sequence[str]) -> tuple[str, str]:
     """The left and the right topic among image topics, by their names. Raises BagError if that is not clear."""
     def preference(pair: tuple[str, str]) -> tuple[int, ...]:
@@ -179,8 +189,7 @@ class BagStereo:
                            if c.topic in names and c.msgtype == "sensor_msgs/msg/CameraInfo" and c.msgcount]
             if not connections:
                 raise BagError(f"{self.path}: no camera_info beside {topic}; {_GIVE_CALIB}")
-            connection, _, raw = next(reader.messages(connections[:1]))
-            message: Any = reader.deserialize(raw, connection.msgtype)
+            _, _, message = next(_messages(reader, self.path, connections[:1]))
             try:
                 self._rigs.update(side, _RosOneInfo(message) if not hasattr(message, "p") else message)
             except CameraInfoError as error:
@@ -191,8 +200,7 @@ class BagStereo:
         sides = {topic: side for side, topic in self.topics.items()}
         with _opened(self.path) as reader:
             connections = [c for c in reader.connections if c.topic in sides and c.msgtype in IMAGE_TYPES]
-            for connection, recorded_ns, raw in reader.messages(connections):
-                message: Any = reader.deserialize(raw, connection.msgtype)
+            for connection, recorded_ns, message in _messages(reader, self.path, connections):
                 stamp = message.header.stamp
                 # Some converters leave the header's stamp at zero.
                 stamp_ns = stamp.sec * 1_000_000_000 + stamp.nanosec or recorded_ns
