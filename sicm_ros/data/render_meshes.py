@@ -82,10 +82,14 @@ _BOX_NORMALS = np.array([[-1, 0, 0], [1, 0, 0], [0, -1, 0], [0, 1, 0], [0, 0, -1
 _BOX_TRIANGLES = np.concatenate([np.array([[0, 1, 2], [0, 2, 3]]) + 4 * f for f in range(6)]).astype(np.int32)
 
 
+_UNIT_CORNERS = np.array([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)], np.float64)
+_QUAD_TRIANGLES = np.array([[0, 1, 2], [0, 2, 3]], np.int32)
+
+
 def box(low: Sequence[float], high: Sequence[float], part: int = 0) -> Mesh:
     """An axis-aligned box."""
     low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
-    corners = np.array([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)], np.float64) * (high - low) + low
+    corners = _UNIT_CORNERS * (high - low) + low
     return Mesh(corners[_BOX_FACES].reshape(-1, 3), np.repeat(_BOX_NORMALS, 4, 0), _BOX_TRIANGLES,
                 np.full(12, part, np.int32))
 
@@ -93,9 +97,10 @@ def box(low: Sequence[float], high: Sequence[float], part: int = 0) -> Mesh:
 def quad(points: Sequence[Sequence[float]], part: int = 0) -> Mesh:
     """A flat four-sided face."""
     p = np.asarray(points, np.float64)
-    n = np.cross(p[1] - p[0], p[3] - p[0])
-    n = n / max(float(np.linalg.norm(n)), 1e-9)
-    return Mesh(p, np.repeat(n[None], 4, 0), np.array([[0, 1, 2], [0, 2, 3]], np.int32), np.full(2, part, np.int32))
+    (ax, ay, az), (bx, by, bz) = p[1] - p[0], p[3] - p[0]
+    n = np.array([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx])
+    n /= max(math.sqrt(float(n @ n)), 1e-9)
+    return Mesh(p, np.repeat(n[None], 4, 0), _QUAD_TRIANGLES, np.full(2, part, np.int32))
 
 
 @lru_cache(maxsize=8)
@@ -108,27 +113,37 @@ def ball(rows: int = 8, columns: int = 12) -> Mesh:
     return Mesh(p, p.copy(), triangles, np.zeros(len(triangles), np.int32))
 
 
+@lru_cache(maxsize=32)
+def _tube_parts(sides: int, caps: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ring (cos, sin), stations (share of the length, share of r0, share of r1, offset in radii) and triangles."""
+    angle = np.linspace(0, 2 * math.pi, sides + 1)
+    rows = [(0, 1, 0, 0.0), (1, 0, 1, 0.0)]
+    if caps:
+        rows = [(0, 0.02, 0, -0.9), (0, 0.75, 0, -0.6), *rows, (1, 0, 0.75, 0.6), (1, 0, 0.02, 0.9)]
+    return np.stack([np.cos(angle), np.sin(angle)], 1), np.array(rows), _grid_triangles(len(rows), sides + 1)
+
+
 def tube(start: Sequence[float], end: Sequence[float], r0: float, r1: float, part: int = 0, sides: int = 8,
          caps: bool = True) -> Mesh:
     """A round rod from ``start`` to ``end``; ``caps`` closes it with rounded ends."""
-    p, q = np.asarray(start, np.float64), np.asarray(end, np.float64)
-    axis = q - p
-    length = float(np.linalg.norm(axis))
-    axis = axis / max(length, 1e-9)
-    side = np.cross(axis, [0.0, 0.0, 1.0] if abs(axis[2]) < 0.9 else [1.0, 0.0, 0.0])
-    side /= np.linalg.norm(side)
-    other = np.cross(axis, side)
-    angle = np.linspace(0, 2 * math.pi, sides + 1)
-    ring = np.cos(angle)[:, None] * side + np.sin(angle)[:, None] * other
-    stations = [(0.0, r0), (length, r1)]
-    if caps:
-        stations = [(-0.9 * r0, 0.02 * r0), (-0.6 * r0, 0.75 * r0), *stations, (length + 0.6 * r1, 0.75 * r1),
-                    (length + 0.9 * r1, 0.02 * r1)]
-    points = np.stack([p + axis * d + ring * r for d, r in stations])
-    mesh = grid_surface(points, part)
-    outward = ring[None] + axis * np.linspace(-0.9 if caps else 0, 0.9 if caps else 0, len(stations))[:, None, None] ** 3
-    outward = outward.reshape(-1, 3)
-    return Mesh(mesh.vertices, outward / np.linalg.norm(outward, axis=1, keepdims=True), mesh.triangles, mesh.part)
+    ring, rows, triangles = _tube_parts(sides, caps)
+    ax, ay, az = end[0] - start[0], end[1] - start[1], end[2] - start[2]
+    length = math.sqrt(ax * ax + ay * ay + az * az) + 1e-9
+    ax, ay, az = ax / length, ay / length, az / length
+    if abs(az) < 0.9:
+        flat = math.hypot(ax, ay)
+        side = (ay / flat, -ax / flat, 0.0)
+    else:
+        flat = math.hypot(ay, az)
+        side = (0.0, az / flat, -ay / flat)
+    other = (ay * side[2] - az * side[1], az * side[0] - ax * side[2], ax * side[1] - ay * side[0])
+    radial = ring @ np.array([side, other])
+    axis = np.array([ax, ay, az])
+    reach = rows[:, 0] * length + rows[:, 3] * np.where(rows[:, 0] > 0, r1, r0)
+    radius = rows[:, 1] * r0 + rows[:, 2] * r1
+    vertices = (np.asarray(start, np.float64) + reach[:, None, None] * axis + radius[:, None, None] * radial)
+    normals = radial * np.sqrt(1 - rows[:, 3] ** 2)[:, None, None] + rows[:, 3][:, None, None] * axis
+    return Mesh(vertices.reshape(-1, 3), normals.reshape(-1, 3), triangles, np.full(len(triangles), part, np.int32))
 
 
 def cylinder(radius: float, half: float, part: int = 0, sides: int = 16, bevel: float = 0.12) -> Mesh:
@@ -341,6 +356,7 @@ def pedestrian(rng: np.random.Generator, length: float, width: float, height: fl
     return mesh.filling(length, width, height)
 
 
+@lru_cache(maxsize=4)
 def bicycle(part_frame: int = FRAME, part_tyre: int = RUBBER) -> list[Mesh]:
     """A bicycle 1.75 m long that stands on z = 0, heading +x."""
     parts = []
@@ -363,7 +379,7 @@ def bicycle(part_frame: int = FRAME, part_tyre: int = RUBBER) -> list[Mesh]:
 
 def cyclist(rng: np.random.Generator, length: float, width: float, height: float) -> Mesh:
     """A person on a bicycle that fills the box."""
-    parts = bicycle()
+    parts = list(bicycle())
     lean = rng.uniform(0.1, 0.35)
     hip = (-0.2, 0.0, 1.0)
     shoulder = (-0.2 + math.sin(lean) * 0.5, 0.0, 1.0 + math.cos(lean) * 0.48)
