@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long each stage of the codec takes, how much memory and how many bytes: medians with their spread."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .codec.decoder import StereoDecoder
+from .codec.encoder import StereoEncoder
+from .data.kitti import StereoFrame
+from .model_store import StoredModel, load_model
+
+__all__ = ["BenchReport", "Spread", "bench", "describe_machine", "rendered_frames"]
+
+WARM_UP_PAIRS = 3
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, 5th and 95th percentile of some measurements."""
+
+    median: float
+    p5: float
+    p95: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        p5, median, p95 = np.percentile(np.asarray(values, np.float64), [5, 50, 95])
+        return cls(float(median), float(p5), float(p95))
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """Stages are milliseconds of one pair, by side and stage, each side with its "total".
+
+    ``pairs_per_second`` is what the median total of each side allows when it does nothing else. ``bits_per_pixel``
+    counts the whole packet over the pixels of both original images. ``peak_memory_mib`` is the largest resident size of
+    this process and, on a GPU, the most that PyTorch held there.
+    """
+
+    model: str
+    device: str
+    rate: float
+    pairs: int
+    image_size: tuple[int, int]
+    stages_ms: dict[str, dict[str, Spread]]
+    pairs_per_second: dict[str, float]
+    packet_bytes: Spread
+    bits_per_pixel: Spread
+    peak_memory_mib: dict[str, float]
+    machine: dict[str, str | int | float] = field(default_factory=dict)
+
+
+def describe_machine(device: torch.device) -> dict[str, str | int | float]:
+    """What the times were measured on, and how busy it was just before."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines()
+                 if line.startswith(("model name", "Model"))]
+        cpu = names[0] if names else cpu
+    machine: dict[str, str | int | float] = {
+        "cpu": cpu, "cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads(),
+        "load_before": round(os.getloadavg()[0], 2), "torch": torch.__version__, "python": platform.python_version()}
+    if device.type == "cuda":
+        machine["gpu"] = torch.cuda.get_device_name(device)
+    return machine
+
+
+def rendered_frames(count: int, seed: int = 0) -> list[StereoFrame]:
+    """Rendered pairs in KITTI's geometry, for machines without KITTI."""
+    from .data.rendered import KITTI_RIG, KITTI_SIZE, random_layout, render_pair
+    frames = []
+    for i in range(count):
+        layout = random_layout(np.random.default_rng([seed, i]), KITTI_RIG, *KITTI_SIZE)
+        pair = render_pair(layout, KITTI_RIG, *KITTI_SIZE, seed=seed + i)
+        frames.append(StereoFrame(f"{i:06d}", pair.left, pair.right, pair.rig, i * 10**8, i * 10**8, pair.labels))
+    return frames
+
+
+def bench(model: str | Path | StoredModel, frames: Sequence[StereoFrame], pairs: int, device: str = "cpu",
+          rate: float | None = None, progress: Callable[[int, int], None] | None = None) -> BenchReport:
+    """Encode and decode ``pairs`` pairs, going round ``frames``; the first few more, to warm up, are not counted.
+
+    ``progress`` is called with pairs done and in all. Raises ModelError and InputError.
+    """
+    if pairs < 1 or not frames:
+        raise ValueError(f"pairs: expected at least 1, got {min(pairs, len(frames))}")
+    stored = model if isinstance(model, StoredModel) else load_model(model, "both", device)
+    machine = describe_machine(stored.device)
+    encoder, decoder = StereoEncoder(stored, stored.device, rate), StereoDecoder(stored, stored.device)
+    if stored.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(stored.device)
+    times: dict[str, dict[str, list[float]]] = {"encode": {}, "decode": {}}
+    sizes, bits_per_pixel = [], []
+    for i in range(WARM_UP_PAIRS + pairs):
+        frame = frames[i % len(frames)]
+        coded = encoder.encode(frame.left, frame.right, frame.rig)
+        found = decoder.decode(coded.packet)
+        if i >= WARM_UP_PAIRS:
+            for side, stages in (("encode", coded.stage_ms), ("decode", found.stage_ms)):
+                for stage, value in (*stages.items(), ("total", sum(stages.values()))):
+                    times[side].setdefault(stage, []).append(value)
+            sizes.append(len(coded.packet))
+            bits_per_pixel.append(8 * len(coded.packet) / (2 * frame.left.shape[0] * frame.left.shape[1]))
+            if progress is not None:
+                progress(i + 1 - WARM_UP_PAIRS, pairs)
+    stages_ms = {side: {stage: Spread.of(v) for stage, v in stages.items()} for side, stages in times.items()}
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if platform.system() == "Darwin" else 1024
+    memory = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20}
+    if stored.device.type == "cuda":
+        memory["gpu"] = torch.cuda.max_memory_allocated(stored.device) / 2**20
+    height, width = frames[0].left.shape[:2]
+    return BenchReport(
+        stored.name, str(stored.device), encoder.rate, pairs, (width, height), stages_ms,
+        {side: 1000 / stages["total"].median for side, stages in stages_ms.items()},
+        Spread.of(sizes), Spread.of(bits_per_pixel), memory, machine)
