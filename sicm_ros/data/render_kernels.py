@@ -228,6 +228,7 @@ def rasterise(v, world, tris, cutout, tex, q_buffer, id_buffer):
             a0, b0, c0, a1, b1, c1, a2, b2, c2, det = -a0, -b0, -c0, -a1, -b1, -c1, -a2, -b2, -c2, -det
         qa, qb, qc = (a0 + a1 + a2) / det, (b0 + b1 + b2) / det, (c0 + c1 + c2) / det
         hole = cutout[t]
+        leaf = _leaf_scale(world[i0, 2])
         for y in range(ylow, yhigh + 1):
             lo, hi = xlow, xhigh
             e = b0 * y + c0
@@ -265,17 +266,24 @@ def rasterise(v, world, tris, cutout, tex, q_buffer, id_buffer):
                         px = (e0 * world[i0, 0] + e1 * world[i1, 0] + e2 * world[i2, 0]) * s
                         py = (e0 * world[i0, 1] + e1 * world[i1, 1] + e2 * world[i2, 1]) * s
                         pz = (e0 * world[i0, 2] + e1 * world[i1, 2] + e2 * world[i2, 2]) * s
-                        if _leaf_hole(tex, px, py, pz, hole):
+                        if _leaf_hole(tex, px, py, pz, leaf, hole):
                             continue
                     q_buffer[y, x] = q
                     id_buffer[y, x] = t
 
 
 @njit(cache=True, fastmath=True)
-def _leaf_hole(tex, px, py, pz, hole):
-    iu = int(math.floor((px * 0.83 + pz * 0.55) * 40 + py * 11)) & 255
-    iv = int(math.floor((py * 0.9 + pz * 0.35 - px * 0.25) * 40)) & 255
-    return tex[FBM, iv * 256 + iu] + 0.6 * tex[LEAVES, ((iv * 2) & 255) * 256 + ((iu * 2) & 255)] < hole
+def _leaf_hole(tex, px, py, pz, scale, hole):
+    """Whether a leafy surface has a hole at a point; ``scale`` texels per metre."""
+    iu = int(math.floor((px * 0.83 + pz * 0.55 + py * 0.27) * scale)) & 255
+    iv = int(math.floor((py * 0.9 + pz * 0.35 - px * 0.25) * scale)) & 255
+    return 0.7 * tex[FBM, iv * 256 + iu] + 0.7 * tex[LEAVES, iv * 256 + iu] < hole
+
+
+@njit(cache=True, fastmath=True)
+def _leaf_scale(z):
+    """Leaves are drawn no finer than can be seen at a distance; the same in both views."""
+    return 160.0 if z < 10 else (90.0 if z < 20 else (50.0 if z < 40 else 26.0))
 
 
 @njit(cache=True, fastmath=True)
@@ -310,19 +318,40 @@ def light_height_map(vertices, tris, casts, cutout, tex, sun, x0, z0, cell, heig
         a1, b1 = (y_2 - y_0) * inv, -(x_2 - x_0) * inv
         a2, b2 = -(y_1 - y_0) * inv, (x_1 - x_0) * inv
         hole = cutout[t]
+        leaf = _leaf_scale(vertices[i0, 2])
         for y in range(int(math.ceil(max(ya, 0.0))), int(math.floor(min(yb, rows - 1.0))) + 1):
-            for x in range(int(math.ceil(max(xa, 0.0))), int(math.floor(min(xb, columns - 1.0))) + 1):
-                l1 = a1 * (x - x_0) + b1 * (y - y_0)
-                l2 = a2 * (x - x_0) + b2 * (y - y_0)
-                if l1 < 0 or l2 < 0 or l1 + l2 > 1:
-                    continue
+            # Where all three weights are positive along this row.
+            lo, hi = max(xa, 0.0), min(xb, columns - 1.0)
+            e1, e2 = b1 * (y - y_0) - a1 * x_0, b2 * (y - y_0) - a2 * x_0
+            a3, e3 = -a1 - a2, 1 - e1 - e2
+            if a1 > 0:
+                lo = max(lo, -e1 / a1)
+            elif a1 < 0:
+                hi = min(hi, -e1 / a1)
+            elif e1 < 0:
+                continue
+            if a2 > 0:
+                lo = max(lo, -e2 / a2)
+            elif a2 < 0:
+                hi = min(hi, -e2 / a2)
+            elif e2 < 0:
+                continue
+            if a3 > 0:
+                lo = max(lo, -e3 / a3)
+            elif a3 < 0:
+                hi = min(hi, -e3 / a3)
+            elif e3 < 0:
+                continue
+            for x in range(int(math.ceil(lo)), int(math.floor(hi)) + 1):
+                l1 = a1 * x + e1
+                l2 = a2 * x + e2
                 h = h0 + l1 * (h1 - h0) + l2 * (h2 - h0)
                 if h < height_map[y, x]:
                     if hole > 0:
                         l0 = 1 - l1 - l2
                         px = l0 * vertices[i0, 0] + l1 * vertices[i1, 0] + l2 * vertices[i2, 0]
                         pz = l0 * vertices[i0, 2] + l1 * vertices[i1, 2] + l2 * vertices[i2, 2]
-                        if _leaf_hole(tex, px, h, pz, hole):
+                        if _leaf_hole(tex, px, h, pz, leaf, hole):
                             continue
                     height_map[y, x] = h
 
@@ -470,11 +499,11 @@ def _sky(tex, dx, dy, dz, env, out):
 def _mirror(tex, dx, dy, dz, env, out):
     """What a glossy surface reflects: sky, a ragged dark horizon, ground."""
     azimuth = math.atan2(dx, dz) * 90
-    skyline = 0.22 + 0.10 * _texture(tex, FBM, azimuth, 31.0, 1.0)
+    skyline = 0.38 + 0.16 * _texture(tex, FBM, azimuth, 31.0, 1.0)
     a = min(1.0, max(0.0, (-dy - skyline) / 0.06 + 0.5))
     _sky(tex, dx, min(dy, -0.02), dz, env, out)
     b = min(1.0, max(0.0, (dy + 0.02) / 0.06 + 0.5))
-    shade = 0.10 + 0.05 * _texture(tex, FBM, azimuth * 2.3, dy * 90, 1.0)
+    shade = 0.10 + 0.06 * _texture(tex, FBM, azimuth * 2.3, dy * 90, 1.0)
     for c in range(3):
         dark = env[9 + c] * b + (1 - b) * env[8] * max(shade, 0.02)
         out[c] = out[c] * a + dark * (1 - a)
@@ -499,7 +528,7 @@ def _ground(tex, px, pz, fx, fz, g, albedo):
     fa = max(fa, 1e-4)
     fine = _texture_long(tex, GRAIN, lateral * 90, along * 90, fl * 90, fa * 90)
     mid = _texture_long(tex, FBM, lateral * 22 + 17, along * 22 + g[26], fl * 22, fa * 22)
-    broad = _texture_long(tex, FBM, lateral * 4 + g[26], along * 1.5 + 40, fl * 4, fa * 1.5)
+    broad = _texture_long(tex, FBM, lateral * 4 + g[26], along * 2.0 + 40, fl * 4, fa * 2.0)
     left, right = g[4], g[5]
     if left < lateral < right:
         tone = g[6] * max(0.3, 1 + g[7] * 0.5 * fine + 0.07 * mid + 0.10 * broad)
@@ -556,8 +585,8 @@ def _ground(tex, px, pz, fx, fz, g, albedo):
         albedo[0], albedo[1], albedo[2] = tone * (1 + warm), tone, tone * (1 - warm)
         return
     blades = _texture_long(tex, GRAIN, lateral * 45, along * 45, fl * 45, fa * 45)
-    tone = max(0.3, 1 + 0.28 * blades + 0.25 * mid + 0.22 * broad)
-    dry = min(1.0, max(0.0, 0.35 + 0.3 * broad + 0.25 * mid))
+    tone = max(0.3, 1 + 0.30 * blades + 0.12 * mid + 0.14 * broad)
+    dry = min(1.0, max(0.0, 0.35 + 0.22 * broad + 0.12 * mid))
     for c in range(3):
         albedo[c] = (g[base + 4 + c] * (1 - dry) + g[27 + c] * dry) * tone
 
@@ -722,7 +751,7 @@ def _facade(tex, along, up, fa, fu, m, albedo):
                     shade = 0.12 + 0.5 * _hash(int(column), 13, seed)
                     _mix(albedo, shade * rib, shade * rib, shade * rib * 0.95, inside)
                 else:
-                    glow = 0.03 + 0.12 * _hash(int(math.floor(along * 3)), int(math.floor(up * 3)), seed)
+                    glow = max(0.012, 0.05 + 0.04 * _texture(tex, STREAK, along * 12 + seed, up * 12, max(fa, fu) * 12))
                     _mix(albedo, glow, glow, glow, inside)
                     gloss = 0.8 * inside
                 return gloss
@@ -938,7 +967,8 @@ def shade_view(q_buffer, id_buffer, v, world, normals, tris, tri_instance, tri_m
                         k1 = m[4]
                         n1 = _texture(tex, LEAVES, (lx + 0.7 * ly) * k1, (lz + 0.5 * ly) * k1, f * k1)
                         n2 = _texture(tex, FBM, (lx - 0.6 * ly) * k1 * 0.3 + m[6], (lz + 0.6 * ly) * k1 * 0.3, f * k1 * 0.3)
-                        tone = max(0.12, 1 + m[5] * n1 + 0.35 * n2)
+                        n3 = _texture(tex, GRAIN, (lx + 0.4 * ly) * k1 * 0.8, (lz - 0.7 * ly) * k1 * 0.8, f * k1 * 0.8)
+                        tone = max(0.06, 1 + m[5] * (n1 + 0.6 * n3) + 0.35 * n2)
                         tint = min(1.0, max(0.0, 0.3 + 0.35 * n2 + 0.2 * n1))
                         albedo[0] = m[1] * tone * (1 + 0.5 * tint)
                         albedo[1] = m[2] * tone * (1 + 0.15 * tint)

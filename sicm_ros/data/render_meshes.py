@@ -294,6 +294,11 @@ def car(name: str, length: float, width: float, height: float, sides: int = 16, 
         for side in (-1.0, 1.0):
             tyre = wheel(radius, 0.2, TYRES, sides)
             parts.append(tyre.stretched((1, 1, 1), ((0.5 - s) * length, side * (width / 2 - 0.098), radius)))
+    if name in ("estate", "suv") and width * 10 % 2 < 1:
+        # Roof rails, inside the box: just below the crown of the roof.
+        for side in (-1.0, 1.0):
+            parts.append(tube(((0.5 - b.windscreen[1] - 0.05) * length, side * width * 0.33, height * 0.985),
+                              ((0.5 - b.rear[0] + 0.02) * length, side * width * 0.33, height * 0.985), 0.02, 0.02, DARK, 5))
     if mirrors:
         s = b.windscreen[0] + 0.06
         for side in (-1.0, 1.0):
@@ -315,8 +320,10 @@ def _ellipsoid(centre: Sequence[float], radii: Sequence[float], part: int) -> Me
 def pedestrian(rng: np.random.Generator, length: float, width: float, height: float, sitting: bool = False) -> Mesh:
     """A walking or standing person that fills the box."""
     h = height if not sitting else height * 1.35
-    stride = rng.uniform(0.05, 0.5)
+    # A long box is a long stride, a wide one arms that stand off, rather than a stretched body.
+    stride = float(np.clip(math.asin(np.clip((length - 0.30) / (0.92 * h), 0.02, 0.6)), 0.04, 0.62))
     swing = stride * rng.uniform(0.6, 1.1)
+    spread = float(np.clip((width - 0.50) / 2, 0.0, 0.22))
     hip, shoulder, neck = 0.50 * h, 0.80 * h, 0.85 * h
     hips, shoulders = 0.085, 0.165 * rng.uniform(0.9, 1.1)
     build = rng.uniform(0.85, 1.2)
@@ -335,8 +342,8 @@ def pedestrian(rng: np.random.Generator, length: float, width: float, height: fl
         parts.append(_ellipsoid((ankle[0] + 0.06, ankle[1], ankle[2] - 0.03), (0.13, 0.048, 0.045), SHOES))
         arm = -swing * phase
         joint = (0.0, side * shoulders, shoulder)
-        elbow = (math.sin(arm) * 0.17 * h, side * (shoulders + 0.05), shoulder - 0.17 * h * math.cos(arm))
-        hand = (elbow[0] + math.sin(arm + 0.5) * 0.15 * h, elbow[1], elbow[2] - 0.15 * h * math.cos(arm + 0.5))
+        elbow = (math.sin(arm) * 0.17 * h, side * (shoulders + 0.04 + spread), shoulder - 0.17 * h * math.cos(arm))
+        hand = (elbow[0] + math.sin(arm + 0.5) * 0.15 * h, elbow[1] - side * 0.02, elbow[2] - 0.15 * h * math.cos(arm + 0.5))
         parts.append(tube(joint, elbow, 0.055 * build, 0.045 * build, SHIRT))
         bare = SKIN if rng.uniform() < 0.4 else SHIRT
         parts.append(tube(elbow, hand, 0.042, 0.034, bare))
@@ -344,12 +351,15 @@ def pedestrian(rng: np.random.Generator, length: float, width: float, height: fl
     parts.append(_ellipsoid((0, 0, (hip + shoulder) / 2 + 0.02), (0.125 * build, 0.175 * build, 0.20 * h), SHIRT))
     parts.append(_ellipsoid((0, 0, shoulder - 0.03), (0.10, shoulders + 0.02, 0.07 * h), SHIRT))
     parts.append(_ellipsoid((0, 0, hip + 0.01), (0.12 * build, 0.15 * build, 0.085 * h), TROUSERS))
-    if rng.uniform() < 0.25:   # a coat or skirt
+    if sitting:
+        parts.append(box((-0.25, -0.24, hip - 0.14), (0.25, 0.24, hip - 0.07), SHOES))
+        parts.append(box((-0.28, -0.22, hip - 0.42 * h), (-0.22, 0.22, hip + 0.25 * h), SHOES))
+    elif rng.uniform() < 0.25:   # a coat or skirt
         parts.append(tube((0, 0, hip + 0.05), (0, 0, hip - 0.2 * h), 0.15 * build, 0.19 * build, SHIRT, caps=False))
     parts.append(tube((0, 0, shoulder), (0.01, 0, neck + 0.02), 0.06, 0.055, SKIN))
     parts.append(_ellipsoid((0.02, 0, 0.927 * h), (0.10, 0.078, 0.073 * h), SKIN))
     parts.append(_ellipsoid((-0.008, 0, 0.937 * h), (0.098, 0.086, 0.063 * h), HAIR))
-    if rng.uniform() < 0.3:    # a bag
+    if rng.uniform() < 0.3 and not sitting:    # a bag
         x = -0.19 if rng.uniform() < 0.6 else 0.05
         parts.append(box((x - 0.09, -0.15, 0.58 * h), (x + 0.09, 0.15, 0.80 * h), SHOES))
     mesh = merge(parts)

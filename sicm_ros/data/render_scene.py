@@ -120,7 +120,7 @@ def _generic(rgb: Sequence[float], texture: int, texels: float, contrast: float,
     return [kernels.GENERIC, *rgb, texture, texels, contrast, gloss, rng.uniform(0, 256), rng.uniform(0, 256), *ribs, ambient]
 
 
-_PAINTS = np.array([[.55, .56, .56], [.32, .33, .34], [.10, .105, .11], [.015, .015, .017], [.70, .70, .68],
+_PAINTS = np.array([[.55, .56, .56], [.32, .33, .34], [.10, .105, .11], [.015, .015, .017], [.78, .78, .77],
                     [.02, .035, .10], [.05, .10, .22], [.25, .015, .02], [.38, .03, .025], [.02, .07, .045],
                     [.30, .27, .20], [.12, .045, .02], [.55, .38, .03], [.20, .32, .40]])
 _PAINT_WEIGHTS = np.array([18, 14, 12, 19, 12, 6, 5, 3.5, 3, 2, 2, 1, 1, 1.5])
@@ -130,7 +130,8 @@ _CLOTHES = np.array([[.02, .02, .025], [.05, .06, .09], [.02, .03, .09], [.30, .
 
 def _pick(rng: np.random.Generator, table: np.ndarray, weights: np.ndarray | None = None, jitter: float = 0.2) -> np.ndarray:
     p = None if weights is None else weights / weights.sum()
-    return np.clip(table[rng.choice(len(table), p=p)] * rng.uniform(1 - jitter, 1 + jitter, 3), 0.008, 0.85)
+    tint = rng.uniform(1 - jitter, 1 + jitter) * rng.uniform(0.96, 1.04, 3)
+    return np.clip(table[rng.choice(len(table), p=p)] * tint, 0.008, 0.85)
 
 
 def car_material(rng: np.random.Generator, body: meshes.BodyType, length: float, width: float, height: float,
@@ -149,7 +150,7 @@ def car_material(rng: np.random.Generator, body: meshes.BodyType, length: float,
             rng.uniform(0.40, 0.46), rng.uniform(0.62, 0.80) if vertical_lamps else rng.uniform(0.55, 0.62),
             0.93 if not vertical_lamps else 0.95, rng.uniform(0, 1) if rng.uniform() < 0.5 else 0.0, 0.36, plate,
             rng.uniform(), *body.windscreen, *body.rear, 0.05 if tall else 0.03, 0.40 if blank else 0.0,
-            0.0 if blank and rng.uniform() < 0.5 else 1.0, 0.12, rng.uniform(0.012, 0.05)]
+            0.0 if blank and rng.uniform() < 0.5 else 1.0, 0.12, rng.uniform(0.008, 0.03)]
 
 
 def _car_surfaces(b: _Builder, rng: np.random.Generator, body: meshes.BodyType, length: float, width: float, height: float,
@@ -404,7 +405,7 @@ def ground_parameters(rng: np.random.Generator, street: _Street) -> np.ndarray:
     """The numbers that ``render_kernels`` paints the ground by."""
     g = np.zeros(GROUND_SIZE)
     g[0], g[1], g[2], g[3], g[4], g[5] = street.c, street.s, street.offset, street.bend, street.left, street.right
-    g[6] = rng.uniform(0.09, 0.24)
+    g[6] = rng.uniform(0.10, 0.28)
     g[7] = rng.uniform(0.25, 1.0)
     g[8] = rng.normal(0.0, 0.025)
     g[9] = rng.uniform(-1, 1)
@@ -519,7 +520,7 @@ _LEAF_WEIGHTS = np.array([5, 5, 5, 3, 4, 1.2, 0.5])
 
 def _foliage_row(rng: np.random.Generator) -> list[float]:
     rgb = _pick(rng, _LEAVES, _LEAF_WEIGHTS, 0.25)
-    return [kernels.FOLIAGE, *rgb, rng.uniform(35, 90), rng.uniform(0.25, 0.5), rng.uniform(0, 200), rng.uniform(0.25, 0.6)]
+    return [kernels.FOLIAGE, *rgb, rng.uniform(50, 110), rng.uniform(0.35, 0.65), rng.uniform(0, 200), rng.uniform(0.25, 0.6)]
 
 
 def _add_tree(b: _Builder, rng: np.random.Generator, x: float, z: float, y: float, height: float, radius: float,
@@ -557,6 +558,39 @@ def _add_tree(b: _Builder, rng: np.random.Generator, x: float, z: float, y: floa
     dark = list(b.materials[leaves])
     dark[1:4] = [v * 0.55 for v in dark[1:4]]
     b.add(meshes.merge(inner), (x, y, z), 0.0, b.surface(dark), 0.001)
+
+
+def _add_wood(b: _Builder, rng: np.random.Generator, x: np.ndarray, z: np.ndarray, y: np.ndarray, height: float,
+              towards: tuple[float, float]) -> None:
+    """The edge of a wood along the points (x, z) on the ground y: a bulging wall of leaves with a ragged top."""
+    n = len(x)
+    rows = 7
+    share = np.linspace(0, 1, rows)[:, None]
+    tops = height * (0.78 + 0.16 * np.sin(np.cumsum(rng.uniform(0.1, 0.9, n))) + rng.uniform(-0.05, 0.05, n))
+    tops *= np.sqrt(np.clip(np.minimum(np.arange(n), np.arange(n)[::-1]) / 4 + 0.12, 0, 1))
+    bulge = rng.uniform(-1, 1, (rows, n)) * 0.05 * height + 0.12 * height * np.sin(math.pi * np.clip(share, 0.05, 0.97))
+    px = x + towards[0] * bulge
+    pz = z + towards[1] * bulge
+    py = y + 0.3 - share * (tops + 0.3)
+    # Builder axes for heading 0: (x, z, -y).
+    mesh = meshes.grid_surface(np.stack([px, pz, -py], -1))
+    normals = mesh.normals
+    flip = normals[:, 0] * towards[0] + normals[:, 1] * towards[1] < 0
+    normals = np.where(flip[:, None], -normals, normals) + np.array([0.6 * towards[0], 0.6 * towards[1], 0.5])
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    leaves = b.surface(_foliage_row(rng))
+    b.materials[leaves][4] = rng.uniform(25, 50)
+    b.materials[leaves][5] = rng.uniform(0.5, 0.8)
+    b.add(Mesh(mesh.vertices, normals, mesh.triangles, mesh.part), (0, 0, 0), 0.0, leaves)
+    count = min(700, 14 * n)
+    k = rng.integers(n, size=count)
+    up = rng.uniform(0.15, 1.1, count) ** 0.5
+    out = 0.14 * height * np.sin(math.pi * np.clip(up, 0.05, 0.97)) + rng.uniform(-0.3, 0.6, count)
+    spread = rng.normal(0, 0.8, (2, count))
+    # Cards in front of the wall break its outline and its facets.
+    centres = np.stack([x[k] + towards[0] * out + spread[0], z[k] + towards[1] * out + spread[1], tops[k] * up - y[k]], 1)
+    b.add(meshes.cards(rng, centres, rng.uniform(0.10, 0.24, count) * height, centres.mean(0) - np.array(
+        [towards[0] * 20, towards[1] * 20, 8.0]), 0), (0, 0, 0), 0.0, leaves, 0.15)
 
 
 def _add_hedge(b: _Builder, rng: np.random.Generator, x: float, z: float, y: float, heading: float, length: float,
@@ -643,7 +677,7 @@ def _add_clutter(b: _Builder, rng: np.random.Generator, x: float, z: float, y: f
             b.add(meshes.merge([meshes.box((k * 0.7 - 0.28, -0.3, 0.05), (k * 0.7 + 0.28, 0.3, 1.0)),
                                 meshes.box((k * 0.7 - 0.3, -0.35, 1.0), (k * 0.7 + 0.3, 0.33, 1.1))]), (x, y, z), turn, row)
     elif kind == 4:
-        row = b.surface([kernels.SIGN, .1, .1, .1, 2, *rng.uniform(0.1, 0.7, 3), *rng.uniform(0.02, 0.6, 3),
+        row = b.surface([kernels.SIGN, .1, .1, .1, 2, *_pick(rng, _PAINTS), *_pick(rng, _PAINTS),
                          float(rng.integers(999))])
         plate = meshes.quad([[-1, 0, -1], [1, 0, -1], [1, 0, 1], [-1, 0, 1]])
         _add_scaled(b, plate, (x, y - 1.3, z), turn + math.pi / 2 * (rng.uniform() < 0.5), (0.65, 0.95), row)
@@ -722,6 +756,17 @@ def _surround(b: _Builder, rng: np.random.Generator, street: _Street) -> None:
                         break
                 length += rng.choice([0.0, 0.0, rng.uniform(2, 10)])
             along += length
+        if rng.uniform() < (0.25 if built else 0.65):
+            back = edge + side * rng.choice([rng.uniform(7, 16), rng.uniform(14, 45)])
+            a = np.arange(rng.uniform(-5, 25), rng.uniform(60, 140), 2.0)
+            x, z = street.world(back + rng.normal(0, 0.5, len(a)), a)
+            clear = np.array([street.free(float(p), float(q), 2.0) for p, q in zip(x, z, strict=True)])
+            # Gaps where somebody stands behind.
+            for run in np.split(np.arange(len(a)), np.nonzero(~clear)[0]):
+                run = run[clear[run]]
+                if len(run) > 3:
+                    _add_wood(b, rng, x[run], z[run], street.height(x[run], z[run]), rng.uniform(4, 14),
+                              (-side * street.c, side * street.s))
         for _ in range(int(rng.poisson(9 * green))):
             a = rng.uniform(4, 110)
             lateral = edge + side * rng.choice([rng.uniform(1.0, 6), rng.uniform(4, 35)])
@@ -762,6 +807,15 @@ def _surround(b: _Builder, rng: np.random.Generator, street: _Street) -> None:
             x, z = (float(v) for v in street.world(edge + side * rng.uniform(0.3, 7), a))
             if z > 3 and street.free(x, z, 0.9, hide=rng.uniform() < 0.08):
                 _add_clutter(b, rng, x, z, float(street.height(np.array([x]), np.array([z]))[0]), road_heading)
+    if rng.uniform() < 0.7:
+        # The road disappears between trees.
+        a = rng.uniform(75, 140)
+        lateral = np.arange(-90, 90, 3.0)
+        gap = rng.uniform(-15, 15) if rng.uniform() < 0.7 else 1e3
+        x, z = street.world(lateral, np.full_like(lateral, a) + rng.normal(0, 2, len(lateral)))
+        for run in (np.nonzero(lateral < gap - 5)[0], np.nonzero(lateral > gap + 5)[0]):
+            if len(run) > 3 and all(street.free(float(p), float(q), 1.5) for p, q in zip(x[run], z[run], strict=True)):
+                _add_wood(b, rng, x[run], z[run], street.height(x[run], z[run]), rng.uniform(6, 16), (-street.s, -street.c))
     # The end of the view: a ragged line of far trees or hills.
     count = 90
     angle = np.linspace(-1.2, 1.2, count)
@@ -786,21 +840,21 @@ def _light(rng: np.random.Generator) -> Light:
     warm = rng.uniform(0, 0.12) * (1.6 - elevation)
     environment = np.zeros(12)
     if overcast:
-        strength = rng.uniform(0.0, 0.5)
-        sun_colour = strength * np.array([1.0, 0.98, 0.95])
-        ambient_up = rng.uniform(1.0, 1.5) * np.array([0.96, 1.0, 1.04])
-        environment[0:3] = rng.uniform(1.0, 1.7) * np.array([1, 1, 1.02])
+        sun_colour = rng.uniform(0.0, 0.6) * np.array([1.0, 0.98, 0.95])
+        ambient_up = rng.uniform(0.9, 1.4) * np.array([0.97, 1.0, 1.03])
+        environment[0:3] = rng.uniform(1.6, 3.0) * np.array([0.99, 1, 1.02])
         environment[3:6] = environment[0:3] * rng.uniform(0.7, 1.0)
-        environment[6], environment[8] = rng.uniform(0.4, 1.0), rng.uniform(1.0, 1.8)
+        environment[6], environment[8] = rng.uniform(0.4, 1.0), rng.uniform(1.6, 3.0)
     else:
-        strength = rng.uniform(2.0, 3.2)
-        sun_colour = strength * np.array([1 + warm, 1.0, 1 - 1.3 * warm])
-        ambient_up = rng.uniform(0.35, 0.8) * np.array([0.86, 0.98, 1.2])
-        environment[0:3] = rng.uniform(0.9, 1.9) * np.array([0.86, 0.96, 1.08])
-        environment[3:6] = rng.uniform(0.4, 0.9) * np.array([0.42, 0.66, 1.1])
-        environment[6], environment[8] = rng.choice([0.0, rng.uniform(0.1, 0.9)]), rng.uniform(1.4, 2.4)
+        sun_colour = rng.uniform(2.2, 3.6) * np.array([1 + warm, 1.0, 1 - 1.3 * warm])
+        ambient_up = rng.uniform(0.22, 0.6) * np.array([0.84, 0.98, 1.22])
+        pale = rng.uniform()
+        environment[0:3] = rng.uniform(1.2, 2.6) * (pale + (1 - pale) * np.array([0.84, 0.96, 1.1]))
+        environment[3:6] = rng.uniform(0.5, 1.3) * (0.6 * pale + (1 - 0.6 * pale) * np.array([0.36, 0.62, 1.15]))
+        environment[6], environment[8] = rng.choice([0.0, rng.uniform(0.1, 0.9)]), rng.uniform(1.8, 3.0)
     environment[7] = rng.uniform(0, 256)
-    ambient_down = 0.35 * ambient_up + 0.10 * sun_colour
+    # What the sunlit and shaded ground throws back.
+    ambient_down = 0.25 * ambient_up + 0.07 * sun_colour
     environment[9:12] = 0.16 * (sun_colour * 0.7 + ambient_up)
     return Light(sun, sun_colour, ambient_up, ambient_down, environment, float(np.exp(rng.uniform(-9.0, -6.0))))
 

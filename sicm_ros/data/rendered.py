@@ -90,12 +90,16 @@ def _photograph(image: np.ndarray, rng: np.random.Generator, exposure: np.ndarra
                 blur: float) -> np.ndarray:
     image = _blur(image, blur) * exposure.astype(np.float32)
     grain = rng.standard_normal(image.shape, dtype=np.float32)
-    image = image + grain * np.sqrt(noise * noise * (0.15 + np.maximum(image, 0)) * 0.6).astype(np.float32)
+    grain *= np.sqrt(np.float32(noise * noise) * (np.float32(0.08) + np.minimum(image, 1)))
+    image += grain
     # A linear sensor that clips, with a short shoulder.
-    image = np.clip(image - black, 0, None)
-    image = np.where(image > 0.85, 0.85 + 0.3 * (1 - np.exp(-(image - 0.85) / 0.3)), image)
-    image = np.clip(image, 0, 1) ** np.float32(1 / gamma)
-    return (image * 255 + 0.5).astype(np.uint8)
+    image -= np.float32(black)
+    np.maximum(image, 0, out=image)
+    bright = image > 0.85
+    image[bright] = 1.15 - 0.3 * np.exp((0.85 - image[bright]) / 0.3)
+    np.minimum(image, 1, out=image)
+    curve = (np.linspace(0, 1, 4097) ** (1 / gamma) * 255 + 0.5).astype(np.uint8)
+    return curve[(image * 4096 + 0.5).astype(np.int16)]
 
 
 def render_pair(layout: Sequence[Object3D], rig: StereoRig, width: int, height: int, seed: int) -> RenderedPair:
@@ -134,12 +138,12 @@ def render_pair(layout: Sequence[Object3D], rig: StereoRig, width: int, height: 
     kernels.disparity_at_centres(q, rig.fx, rig.cx, np.array(rig.left_translation), np.array(rig.right_translation), disparity)
 
     # Auto-exposure on the lower image, then a wide random error.
-    level = float(np.percentile(left[height // 3:].mean(2), 60)) + 1e-3
-    exposure = 0.17 * 2.0 ** camera_rng.normal(0.1, 0.55) / level ** 0.85 / 0.45 ** 0.15
-    balance = camera_rng.normal(1, 0.035, 3)
-    gamma = camera_rng.uniform(1.7, 2.4)
+    level = float(np.percentile(left[height // 3:].mean(2), 70)) + 1e-3
+    exposure = 0.24 * 2.0 ** camera_rng.normal(0.0, 0.45) / level ** 0.8 / 0.5 ** 0.2
+    balance = camera_rng.normal(1, 0.03, 3)
+    gamma = camera_rng.uniform(1.3, 1.95)
     black = camera_rng.uniform(0.0, 0.012)
-    noise = camera_rng.uniform(0.01, 0.05) * min(1.0, scale ** 0.7)
+    noise = camera_rng.uniform(0.006, 0.035) * min(1.0, scale ** 0.7)
     blur = camera_rng.uniform(0.25, 0.55) * min(1.0, scale ** 0.5)
     gain = camera_rng.normal(1, 0.025) * camera_rng.normal(1, 0.008, 3)
     warp = camera_rng.normal(1, 0.012)
