@@ -270,6 +270,7 @@ def _replace(path: Path, write: typing.Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(temporary)
+        temporary.chmod(0o644)              # safetensors makes files for their owner alone
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

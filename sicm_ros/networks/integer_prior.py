@@ -129,7 +129,7 @@ class _Linear:
     def __call__(self, x: Tensor) -> Tensor:
         """(..., k) to (..., outputs); inputs from the k-th on are taken as zero."""
         rows = torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight[: x.shape[-1]])
-        return rows.floor_().clamp_(-_LIMIT, _LIMIT).view(*x.shape[:-1], -1)
+        return rows.floor_().clamp_(-_LIMIT, _LIMIT).view(*x.shape[:-1], len(self.bias))
 
 
 def _leaky(x: Tensor) -> Tensor:
@@ -174,7 +174,8 @@ def _neighbours(cells: Tensor, size: tuple[int, int], kernel: int, kind: str) ->
 
 def _gather(rows: Tensor, index: Tensor) -> Tensor:
     """Rows (B, m, C) at ``index`` (n, taps): (B, n, taps * C)."""
-    return rows.index_select(1, index.reshape(-1)).view(rows.shape[0], index.shape[0], -1)
+    count, taps = index.shape
+    return rows.index_select(1, index.reshape(-1)).view(rows.shape[0], count, taps * rows.shape[2])
 
 
 def _with_zero(rows: Tensor) -> Tensor:
