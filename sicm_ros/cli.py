@@ -468,12 +468,14 @@ def train(config: Annotated[Path, typer.Option("--config", metavar="DIR", show_d
           start_from: Annotated[Path | None, typer.Option("--start-from", metavar="FILE", show_default=False,
                                                           help="Weights (safetensors) to begin with.")] = None) -> None:
     """Train a model: the detector, then the codec, then both together."""
+    config = config.parent if config.name == "config.yaml" else config
     if not config.is_dir():
         raise ValueError(f"--config: expected a model folder with config.yaml and train.yaml, got {config}")
     if start_from is not None and not start_from.is_file():
         raise ValueError(f"--start-from: expected a safetensors file, got {start_from}")
     from .training.train import run
-    folder = run(config, data, out, max_minutes, resume, device, seed, processes, workers, splits, start_from, stages)
+    folder = run(config, data, out, max_minutes=max_minutes, resume=resume, device=device, seed=seed,
+                 processes=processes, workers=workers, splits=splits, start_from=start_from, stages=stages)
     print(f"model written to {folder}")
 
 

@@ -119,8 +119,8 @@ coordinates = st.floats(-100, 100)
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.builds(Object3D, label=st.sampled_from(["Car", "Pedestrian", "Zeppelin"]),
                           bbox=st.just((0, 0, 1, 1)), height=st.floats(0, 9), width=st.floats(0, 9),
-                          length=st.floats(0, 30), x=coordinates,
-                          y=coordinates, z=coordinates, rotation_y=st.floats(-9, 9), alpha=st.just(0.0),
+                          length=st.floats(0, 30) | st.floats(0, 1e12),
+                          x=coordinates, y=coordinates, z=coordinates, rotation_y=st.floats(-9, 9), alpha=st.just(0.0),
                           score=st.none() | st.floats(0, 1)), max_size=4), st.sampled_from([(375, 1242), (60, 90)]))
 def test_any_boxes_can_be_drawn(objects, shape):
     image = np.zeros((*shape, 3), np.uint8)

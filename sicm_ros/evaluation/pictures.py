@@ -60,13 +60,14 @@ def _drawable(objects: Sequence[Object3D] | None) -> list[Object3D]:
 
 
 def _fixed(points: np.ndarray) -> np.ndarray:
-    return np.round(points * (1 << SUBPIXEL_BITS)).astype(np.int32)
+    # OpenCV's own fixed point overflows beyond 32767 pixels.
+    return np.round(np.clip(points, -30000, 30000) * (1 << SUBPIXEL_BITS)).astype(np.int32)
 
 
 def _fill(image: np.ndarray, points: np.ndarray, colour: Colour, opacity: float) -> None:
     """Blend a filled convex polygon (N, 2) into ``image``."""
-    low = np.clip(np.floor(points.min(0)).astype(int) - 1, 0, [image.shape[1], image.shape[0]])
-    high = np.clip(np.ceil(points.max(0)).astype(int) + 2, 0, [image.shape[1], image.shape[0]])
+    low = np.clip(np.floor(points.min(0)) - 1, 0, [image.shape[1], image.shape[0]]).astype(int)
+    high = np.clip(np.ceil(points.max(0)) + 2, 0, [image.shape[1], image.shape[0]]).astype(int)
     if (high <= low).any():
         return
     part = image[low[1]:high[1], low[0]:high[0]]
