@@ -33,7 +33,7 @@ def _counts(probabilities: np.ndarray) -> np.ndarray:
     """Integer counts (n,) that sum to TOTAL, none of them zero."""
     shares = probabilities / probabilities.sum() * (TOTAL - len(probabilities))
     counts = np.floor(shares).astype(np.int64) + 1
-    counts[np.argmax(counts)] += TOTAL - counts.sum()
+    counts[np.argmax(probabilities)] += TOTAL - counts.sum()
     return counts
 
 

@@ -338,8 +338,9 @@ class StereoEntropyModel(nn.Module):
         """All symbols of both latents, and the indices of their scales, in the order in which they are coded."""
         with _float32(left):
             y = self.gain(left, right, rate)
-            z = self._hyper_latents(y)
-        return self.integer_prior().quantise(y, (torch.round(z[0]), torch.round(z[1])))
+            # What is no number is coded as something: a bad frame must not stop the stream.
+            z = [torch.round(x).nan_to_num(0.0) for x in self._hyper_latents(y)]
+        return self.integer_prior().quantise(y, (z[0], z[1]))
 
     def _forward_exact(self, left: Tensor, right: Tensor, rate: float | Tensor) -> EntropyOutput:
         coded = self.quantise(left, right, rate)
