@@ -13,9 +13,26 @@ from functools import lru_cache
 import numpy as np
 from numba import njit
 
-__all__ = ["CAR_BODY", "CAR_GLASSHOUSE", "CAR_SIDE", "FACADE", "FOLIAGE", "GENERIC", "GROUND", "SIGN",
-           "SUPER_X", "SUPER_Y", "WHEEL", "count_silhouettes", "darken_under_box", "disparity_at_centres",
-           "light_height_map", "rasterise", "shade_view", "texture_pyramids"]
+__all__ = [
+    "CAR_BODY",
+    "CAR_GLASSHOUSE",
+    "CAR_SIDE",
+    "FACADE",
+    "FOLIAGE",
+    "GENERIC",
+    "GROUND",
+    "SIGN",
+    "SUPER_X",
+    "SUPER_Y",
+    "WHEEL",
+    "count_silhouettes",
+    "darken_under_box",
+    "disparity_at_centres",
+    "light_height_map",
+    "rasterise",
+    "shade_view",
+    "texture_pyramids",
+]
 
 # Samples per pixel.
 SUPER_X, SUPER_Y = 4, 2
@@ -42,7 +59,7 @@ def texture_pyramids() -> np.ndarray:
     def spectrum(power: float, sx: float = 1.0, sy: float = 1.0) -> np.ndarray:
         radius = np.hypot(fx * sx, fy * sy)
         radius[0, 0] = 1.0
-        gain = radius ** -power
+        gain = radius**-power
         gain[0, 0] = 0.0
         return np.fft.ifft2(np.fft.fft2(rng.standard_normal((n, n))) * gain).real
 
@@ -75,7 +92,9 @@ def texture_pyramids() -> np.ndarray:
     row = y // 16
     brick_x = (x + 16 * (row % 2)) % n
     shade = rng.standard_normal((16, 8))
-    brick = 0.6 * shade[row, brick_x // 32] + 1.6 * ((y % 16 > 1) & (brick_x % 32 > 1)) + 0.3 * rng.standard_normal((n, n))
+    brick = (
+        0.6 * shade[row, brick_x // 32] + 1.6 * ((y % 16 > 1) & (brick_x % 32 > 1)) + 0.3 * rng.standard_normal((n, n))
+    )
     grain = rng.standard_normal((n, n))
     grain = grain + 0.35 * np.roll(grain, 1, 0) + 0.35 * np.roll(grain, 1, 1)
     grain = grain + 0.5 * np.maximum(grain, 0) ** 2
@@ -118,7 +137,7 @@ def _texel(tex, kind, level, u, v):
 @njit(cache=True, fastmath=True)
 def _texture(tex, kind, u, v, footprint):
     """Texture at (u, v) texels, averaged over about ``footprint`` texels."""
-    if kind == PLAIN or footprint > 90:
+    if kind == PLAIN or footprint > 90 or (kind == GRAIN and footprint > 14):
         return 0.0
     # Levels blend linearly in the footprint itself, which spares a logarithm.
     low = 0
@@ -135,12 +154,12 @@ def _texture(tex, kind, u, v, footprint):
 def _texture_long(tex, kind, u, v, fu, fv):
     """The same with different footprints along both axes: up to four look-ups along the longer one."""
     if fv > fu:
-        taps = min(4, max(1, int(fv / fu + 0.5)))
+        taps = min(4, max(1, int(fv / fu)))
         total = 0.0
         for k in range(taps):
             total += _texture(tex, kind, u, v + fv * ((k + 0.5) / taps - 0.5), max(fu, fv / taps))
         return total / taps
-    taps = min(4, max(1, int(fu / fv + 0.5)))
+    taps = min(4, max(1, int(fu / fv)))
     total = 0.0
     for k in range(taps):
         total += _texture(tex, kind, u + fu * ((k + 0.5) / taps - 0.5), v, max(fv, fu / taps))
@@ -454,8 +473,9 @@ def _map(grid, x, z, x0, z0, cell, outside):
         return outside
     i, j = int(u), int(v)
     a, b = u - i, v - j
-    return ((grid[j, i] * (1 - a) + grid[j, i + 1] * a) * (1 - b)
-            + (grid[j + 1, i] * (1 - a) + grid[j + 1, i + 1] * a) * b)
+    return (grid[j, i] * (1 - a) + grid[j, i + 1] * a) * (1 - b) + (
+        grid[j + 1, i] * (1 - a) + grid[j + 1, i + 1] * a
+    ) * b
 
 
 @njit(cache=True, fastmath=True)
@@ -487,8 +507,9 @@ def _sky(tex, dx, dy, dz, env, out):
     cover = env[6]
     if cover > 0:
         k = 60.0 / (up + 0.12)
-        n = (0.6 * _texture(tex, FBM, dx * k + env[7], dz * k, 1.0)
-             + 0.3 * _texture(tex, FBM, dx * k * 3.1, dz * k * 3.1 + env[7], 1.0))
+        n = 0.6 * _texture(tex, FBM, dx * k + env[7], dz * k, 1.0) + 0.3 * _texture(
+            tex, FBM, dx * k * 3.1, dz * k * 3.1 + env[7], 1.0
+        )
         a = min(1.0, max(0.0, (n + (cover - 0.5) * 3.0) * 0.7 + 0.2)) * min(1.0, cover * 2)
         bright = env[8] * (1 - 0.12 * max(n, 0.0))
         for c in range(3):
@@ -540,8 +561,9 @@ def _ground(tex, px, pz, fx, fz, g, albedo):
             cell = math.floor(along / 9.0)
             if _hash(int(cell), 3, int(g[26])) < g[10]:
                 centre = left + (right - left) * _hash(int(cell), 5, int(g[26]))
-                patch = (_band(lateral, centre - 0.9, centre + 0.9, fl)
-                         * _band(along - cell * 9, 1.5, 3.0 + 4 * _hash(int(cell), 7, int(g[26])), fa))
+                patch = _band(lateral, centre - 0.9, centre + 0.9, fl) * _band(
+                    along - cell * 9, 1.5, 3.0 + 4 * _hash(int(cell), 7, int(g[26])), fa
+                )
                 tone *= 1 + patch * (0.7 * _hash(int(cell), 9, int(g[26])) - 0.4)
         joint = _band(lateral + 0.04 * mid, g[11] - 0.015, g[11] + 0.015, fl)
         tone *= 1 - 0.45 * joint
@@ -614,8 +636,9 @@ def _car_body(tex, s, y, h, ns, ny, nh, fs, fy, fh, m, albedo, wall):
             _mix(albedo, 0.02, 0.02, 0.02, 0.8 * joint)
         trim = _band(h, m[8] + 0.18, m[8] + 0.21, fh) * m[16]
         _mix(albedo, 0.02, 0.02, 0.02, trim)
-        handle = _band(h, belt - 0.10, belt - 0.075, fh) * (_band(s, m[14] - 0.06, m[14] - 0.02, fs)
-                                                           + _band(s, m[15] - 0.06, m[15] - 0.02, fs))
+        handle = _band(h, belt - 0.10, belt - 0.075, fh) * (
+            _band(s, m[14] - 0.06, m[14] - 0.02, fs) + _band(s, m[15] - 0.06, m[15] - 0.02, fs)
+        )
         _mix(albedo, 0.05, 0.05, 0.05, handle)
         for k in range(2):
             dx = (s - (front if k == 0 else rear)) * length
@@ -625,10 +648,15 @@ def _car_body(tex, s, y, h, ns, ny, nh, fs, fy, fh, m, albedo, wall):
                 _mix(albedo, 0.008, 0.008, 0.008, arch)
                 gloss *= 1 - arch
     if s < 0.14:
-        lamp = (_band(ay, m[17], 0.52, fy) * _band(h, m[18] - (ay - 0.3) * -0.12, m[18] + 0.10 + (ay - 0.3) * 0.2, fh)
-                * (1 - _step(s, 0.085, fs)))
+        lamp = (
+            _band(ay, m[17], 0.52, fy)
+            * _band(h, m[18] - (ay - 0.3) * -0.12, m[18] + 0.10 + (ay - 0.3) * 0.2, fh)
+            * (1 - _step(s, 0.085, fs))
+        )
         if lamp > 0:
-            bulb = 1 - _step(math.hypot((ay - 0.5 * (m[17] + 0.47)) * width, (h - m[18] - 0.05) * height), 0.07, fy * width)
+            bulb = 1 - _step(
+                math.hypot((ay - 0.5 * (m[17] + 0.47)) * width, (h - m[18] - 0.05) * height), 0.07, fy * width
+            )
             v = 0.30 + 0.55 * bulb
             _mix(albedo, v, v, v * 1.02, lamp)
             gloss = gloss * (1 - lamp) + 0.35 * lamp
@@ -640,7 +668,9 @@ def _car_body(tex, s, y, h, ns, ny, nh, fs, fy, fh, m, albedo, wall):
             _mix(albedo, 0.5, 0.5, 0.52, badge)
             intake = _band(ay, 0.0, 0.36, fy) * _band(h, m[8] + 0.02, m[8] + 0.10, fh)
             _mix(albedo, 0.015, 0.015, 0.015, intake)
-            plate = _band(ay * width, 0.0, 0.26, fy * width) * _band((h - m[8] - 0.115) * height, 0.0, 0.11, fh * height)
+            plate = _band(ay * width, 0.0, 0.26, fy * width) * _band(
+                (h - m[8] - 0.115) * height, 0.0, 0.11, fh * height
+            )
             _plate(tex, y * width, h * height, fy * width, m, albedo, plate)
             gloss *= 1 - max(grille, intake, plate)
     elif s > 0.86:
@@ -760,7 +790,9 @@ def _facade(tex, along, up, fa, fu, m, albedo):
             sill = _band(u, -half - 0.2, half + 0.2, fa) * _band(v, low - 0.22, low - 0.12, fu)
             _mix(albedo, 0.45, 0.44, 0.42, sill)
             pane = _band(u, -half, half, fa) * _band(v, low, high, fu)
-            bars = 1 - max(_band(u, -0.04, 0.04, fa), m[20] * _band(v, low + 0.62 * (high - low), low + 0.67 * (high - low), fu))
+            bars = 1 - max(
+                _band(u, -0.04, 0.04, fa), m[20] * _band(v, low + 0.62 * (high - low), low + 0.67 * (high - low), fu)
+            )
             pane *= bars
             curtain = _hash(int(column), int(row) + 500, seed)
             level = 0.03
@@ -801,9 +833,34 @@ def _sign(u, v, fu, fv, m, albedo):
 
 
 @njit(cache=True, fastmath=True)
-def shade_view(q_buffer, id_buffer, v, world, normals, tris, tri_instance, tri_material, instances, materials, ground,
-               tex, env, sun, sun_colour, ambient_up, ambient_down, height_map, ambient_map, map_x0, map_z0, map_cell,
-               haze, centre, ray, out):
+def shade_view(
+    q_buffer,
+    id_buffer,
+    v,
+    world,
+    normals,
+    tris,
+    tri_instance,
+    tri_material,
+    instances,
+    materials,
+    ground,
+    tex,
+    env,
+    sun,
+    sun_colour,
+    ambient_up,
+    ambient_down,
+    height_map,
+    ambient_map,
+    map_x0,
+    map_z0,
+    map_cell,
+    haze,
+    centre,
+    ray,
+    out,
+):
     """Light each surface in each pixel once or twice and average into ``out`` (H, W, 3), linear.
 
     ``centre`` (3,): the camera's position; ``ray`` (fx, cx, fy, cy) in sample coordinates, for the sky.
@@ -852,11 +909,19 @@ def shade_view(q_buffer, id_buffer, v, world, normals, tris, tri_instance, tri_m
                                 o = ids[k]
                                 if o == t:
                                     break
-                                if o >= 0 and t >= 0 and tri_material[o] == tri_material[t] and (
-                                        tri_instance[o] == tri_instance[t]):
+                                if (
+                                    o >= 0
+                                    and t >= 0
+                                    and tri_material[o] == tri_material[t]
+                                    and (tri_instance[o] == tri_instance[t])
+                                ):
                                     a, b = tris[o, 0], tris[t, 0]
-                                    if (normals[a, 0] * normals[b, 0] + normals[a, 1] * normals[b, 1]
-                                            + normals[a, 2] * normals[b, 2]) > 0.8:
+                                    turn = (
+                                        normals[a, 0] * normals[b, 0]
+                                        + normals[a, 1] * normals[b, 1]
+                                        + normals[a, 2] * normals[b, 2]
+                                    )
+                                    if turn > 0.8 or materials[tri_material[t], 0] == FOLIAGE:
                                         break
                                 k += 1
                             if k == found:
@@ -941,11 +1006,22 @@ def shade_view(q_buffer, id_buffer, v, world, normals, tris, tri_instance, tri_m
                         length, breadth, tall = m[4], m[5], m[6]
                         s, fs = 0.5 - lx / length, fx / length
                         if kind == CAR_BODY:
-                            gloss = _car_body(tex, s, ly / breadth, lz / tall, mx, my, mz, fs, fy / breadth, fz / tall,
-                                              m, albedo, 0.0)
+                            gloss = _car_body(
+                                tex, s, ly / breadth, lz / tall, mx, my, mz, fs, fy / breadth, fz / tall, m, albedo, 0.0
+                            )
                         else:
-                            gloss = _car_glasshouse(tex, s, ly / breadth, lz / tall, fs, fy / breadth, fz / tall,
-                                                    m, albedo, 1.0 if kind == CAR_SIDE else 0.0)
+                            gloss = _car_glasshouse(
+                                tex,
+                                s,
+                                ly / breadth,
+                                lz / tall,
+                                fs,
+                                fy / breadth,
+                                fz / tall,
+                                m,
+                                albedo,
+                                1.0 if kind == CAR_SIDE else 0.0,
+                            )
                         ambient = 0.45 + 0.55 * min(1.0, lz / tall * 2)
                     elif kind == WHEEL:
                         r = math.hypot(lx, lz) / m[4]
@@ -966,7 +1042,9 @@ def shade_view(q_buffer, id_buffer, v, world, normals, tris, tri_instance, tri_m
                         f = (fx + fy + fz) * 0.5
                         k1 = m[4]
                         n1 = _texture(tex, LEAVES, (lx + 0.7 * ly) * k1, (lz + 0.5 * ly) * k1, f * k1)
-                        n2 = _texture(tex, FBM, (lx - 0.6 * ly) * k1 * 0.3 + m[6], (lz + 0.6 * ly) * k1 * 0.3, f * k1 * 0.3)
+                        n2 = _texture(
+                            tex, FBM, (lx - 0.6 * ly) * k1 * 0.3 + m[6], (lz + 0.6 * ly) * k1 * 0.3, f * k1 * 0.3
+                        )
                         n3 = _texture(tex, GRAIN, (lx + 0.4 * ly) * k1 * 0.8, (lz - 0.7 * ly) * k1 * 0.8, f * k1 * 0.8)
                         tone = max(0.06, 1 + m[5] * (n1 + 0.6 * n3) + 0.35 * n2)
                         tint = min(1.0, max(0.0, 0.3 + 0.35 * n2 + 0.2 * n1))
@@ -985,8 +1063,9 @@ def shade_view(q_buffer, id_buffer, v, world, normals, tris, tri_instance, tri_m
                             u2, v2, fu, fv = ly, lz, fy, fz
                         else:
                             u2, v2, fu, fv = lx, lz, fx, fz
-                        n1 = _texture_long(tex, int(m[4]), u2 * k1 + m[8], v2 * k1 + m[9], max(fu * k1, 1e-3),
-                                           max(fv * k1, 1e-3))
+                        n1 = _texture_long(
+                            tex, int(m[4]), u2 * k1 + m[8], v2 * k1 + m[9], max(fu * k1, 1e-3), max(fv * k1, 1e-3)
+                        )
                         tone = max(0.15, 1 + m[6] * n1)
                         if m[10] > 0:
                             n2 = _comb(u2 + v2 * m[12], m[10], 0.5, fu + fv * m[12])
@@ -1000,8 +1079,9 @@ def shade_view(q_buffer, id_buffer, v, world, normals, tris, tri_instance, tri_m
                 direct = 0.0
                 if sunny > 0 and sun_colour[0] > 0.02:
                     offset = 0.25 if translucent > 0 else 0.04
-                    direct = sunny * _lit(height_map, px + nx * offset, py + ny * offset, pz + nz * offset, sun,
-                                          map_x0, map_z0, map_cell)
+                    direct = sunny * _lit(
+                        height_map, px + nx * offset, py + ny * offset, pz + nz * offset, sun, map_x0, map_z0, map_cell
+                    )
                 up = 0.5 - 0.5 * ny
                 for c in range(3):
                     light = direct * sun_colour[c] + ambient * (ambient_up[c] * up + ambient_down[c] * (1 - up))
@@ -1014,8 +1094,9 @@ def shade_view(q_buffer, id_buffer, v, world, normals, tris, tri_instance, tri_m
                     spot = rx * sun[0] + ry * sun[1] + rz * sun[2]
                     glint = 0.0
                     if spot > 0.9 and direct > 0:
-                        glint = min(8.0, 1.2 * gloss * math.exp((spot - 1) * 350) * 6
-                                    + 0.10 * gloss * math.exp((spot - 1) * 30))
+                        glint = min(
+                            8.0, 1.2 * gloss * math.exp((spot - 1) * 350) * 6 + 0.10 * gloss * math.exp((spot - 1) * 30)
+                        )
                     for c in range(3):
                         colour[c] = colour[c] * (1 - share) + share * mirror[c] + glint * sun_colour[c]
                 fog = math.exp(-distance * haze)

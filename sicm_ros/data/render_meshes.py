@@ -13,8 +13,22 @@ from functools import lru_cache
 
 import numpy as np
 
-__all__ = ["BODY_TYPES", "BodyType", "Mesh", "ball", "box", "car", "cards", "cylinder", "cyclist", "merge", "pedestrian",
-           "quad", "tube", "wheel"]
+__all__ = [
+    "BODY_TYPES",
+    "BodyType",
+    "Mesh",
+    "ball",
+    "box",
+    "car",
+    "cards",
+    "cylinder",
+    "cyclist",
+    "merge",
+    "pedestrian",
+    "quad",
+    "tube",
+    "wheel",
+]
 
 
 @dataclass(frozen=True)
@@ -54,16 +68,20 @@ class Mesh:
 def merge(meshes: Sequence[Mesh]) -> Mesh:
     """Several meshes as one."""
     offsets = np.cumsum([0] + [len(m.vertices) for m in meshes[:-1]])
-    return Mesh(np.concatenate([m.vertices for m in meshes]), np.concatenate([m.normals for m in meshes]),
-                np.concatenate([m.triangles + o for m, o in zip(meshes, offsets, strict=True)]).astype(np.int32),
-                np.concatenate([m.part for m in meshes]))
+    return Mesh(
+        np.concatenate([m.vertices for m in meshes]),
+        np.concatenate([m.normals for m in meshes]),
+        np.concatenate([m.triangles + o for m, o in zip(meshes, offsets, strict=True)]).astype(np.int32),
+        np.concatenate([m.part for m in meshes]),
+    )
 
 
 def _grid_triangles(rows: int, columns: int) -> np.ndarray:
     r, c = np.meshgrid(np.arange(rows - 1), np.arange(columns - 1), indexing="ij")
     a = (r * columns + c).ravel()
-    return np.concatenate([np.stack([a, a + 1, a + columns], 1),
-                           np.stack([a + 1, a + columns + 1, a + columns], 1)]).astype(np.int32)
+    return np.concatenate(
+        [np.stack([a, a + 1, a + columns], 1), np.stack([a + 1, a + columns + 1, a + columns], 1)]
+    ).astype(np.int32)
 
 
 def grid_surface(points: np.ndarray, part: int = 0) -> Mesh:
@@ -90,8 +108,9 @@ def box(low: Sequence[float], high: Sequence[float], part: int = 0) -> Mesh:
     """An axis-aligned box."""
     low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
     corners = _UNIT_CORNERS * (high - low) + low
-    return Mesh(corners[_BOX_FACES].reshape(-1, 3), np.repeat(_BOX_NORMALS, 4, 0), _BOX_TRIANGLES,
-                np.full(12, part, np.int32))
+    return Mesh(
+        corners[_BOX_FACES].reshape(-1, 3), np.repeat(_BOX_NORMALS, 4, 0), _BOX_TRIANGLES, np.full(12, part, np.int32)
+    )
 
 
 def quad(points: Sequence[Sequence[float]], part: int = 0) -> Mesh:
@@ -123,8 +142,9 @@ def _tube_parts(sides: int, caps: bool) -> tuple[np.ndarray, np.ndarray, np.ndar
     return np.stack([np.cos(angle), np.sin(angle)], 1), np.array(rows), _grid_triangles(len(rows), sides + 1)
 
 
-def tube(start: Sequence[float], end: Sequence[float], r0: float, r1: float, part: int = 0, sides: int = 8,
-         caps: bool = True) -> Mesh:
+def tube(
+    start: Sequence[float], end: Sequence[float], r0: float, r1: float, part: int = 0, sides: int = 8, caps: bool = True
+) -> Mesh:
     """A round rod from ``start`` to ``end``; ``caps`` closes it with rounded ends."""
     ring, rows, triangles = _tube_parts(sides, caps)
     ax, ay, az = end[0] - start[0], end[1] - start[1], end[2] - start[2]
@@ -141,7 +161,7 @@ def tube(start: Sequence[float], end: Sequence[float], r0: float, r1: float, par
     axis = np.array([ax, ay, az])
     reach = rows[:, 0] * length + rows[:, 3] * np.where(rows[:, 0] > 0, r1, r0)
     radius = rows[:, 1] * r0 + rows[:, 2] * r1
-    vertices = (np.asarray(start, np.float64) + reach[:, None, None] * axis + radius[:, None, None] * radial)
+    vertices = np.asarray(start, np.float64) + reach[:, None, None] * axis + radius[:, None, None] * radial
     normals = radial * np.sqrt(1 - rows[:, 3] ** 2)[:, None, None] + rows[:, 3][:, None, None] * axis
     return Mesh(vertices.reshape(-1, 3), normals.reshape(-1, 3), triangles, np.full(len(triangles), part, np.int32))
 
@@ -162,8 +182,9 @@ def cylinder(radius: float, half: float, part: int = 0, sides: int = 16, bevel: 
         vertices = np.concatenate([[[0.0, sign * half * 0.9, 0.0]], rim])
         index = np.arange(sides)
         triangles = np.stack([np.zeros(sides, int), 1 + index, 1 + (index + 1) % sides], 1).astype(np.int32)
-        parts.append(Mesh(vertices, np.tile([0.0, sign, 0.0], (sides + 1, 1)), triangles,
-                          np.full(sides, part, np.int32)))
+        parts.append(
+            Mesh(vertices, np.tile([0.0, sign, 0.0], (sides + 1, 1)), triangles, np.full(sides, part, np.int32))
+        )
     return merge(parts)
 
 
@@ -182,35 +203,66 @@ class BodyType:
     """Side profile of a car, as fractions of its length from the front (s) and of its height (h)."""
 
     name: str
-    windscreen: tuple[float, float]      # s of its base and of its top
-    rear: tuple[float, float]            # s of the rear window's top and of its base
-    nose: float                          # h of the bonnet's leading edge
-    bonnet: float                        # h at the windscreen's base
-    belt: float                          # h of the windows' lower edge
-    deck: float                          # h of the boot lid (or of the belt)
+    windscreen: tuple[float, float]  # s of its base and of its top
+    rear: tuple[float, float]  # s of the rear window's top and of its base
+    nose: float  # h of the bonnet's leading edge
+    bonnet: float  # h at the windscreen's base
+    belt: float  # h of the windows' lower edge
+    deck: float  # h of the boot lid (or of the belt)
     sill: float
     wheels: tuple[float, float]
-    radius: float                        # of the wheels, metres
+    radius: float  # of the wheels, metres
     pillars: tuple[float, float]
     round_front: float
     round_rear: float
 
 
 BODY_TYPES: dict[str, BodyType] = {
-    "hatch": BodyType("hatch", (0.25, 0.43), (0.86, 0.965), 0.46, 0.60, 0.62, 0.64, 0.17, (0.18, 0.80), 0.30,
-                      (0.56, 0.78), 0.16, 0.09),
-    "sedan": BodyType("sedan", (0.27, 0.43), (0.70, 0.84), 0.46, 0.60, 0.63, 0.66, 0.16, (0.18, 0.79), 0.31,
-                      (0.53, 0.70), 0.16, 0.13),
-    "estate": BodyType("estate", (0.26, 0.40), (0.91, 0.975), 0.46, 0.60, 0.62, 0.64, 0.16, (0.18, 0.78), 0.31,
-                       (0.51, 0.70), 0.16, 0.10),
-    "suv": BodyType("suv", (0.26, 0.38), (0.89, 0.975), 0.52, 0.62, 0.63, 0.64, 0.20, (0.18, 0.79), 0.36,
-                    (0.52, 0.74), 0.14, 0.09),
-    "compact": BodyType("compact", (0.19, 0.41), (0.85, 0.965), 0.47, 0.58, 0.61, 0.62, 0.17, (0.17, 0.83), 0.28,
-                        (0.60, 0.84), 0.20, 0.12),
-    "van": BodyType("van", (0.14, 0.27), (0.965, 0.99), 0.40, 0.52, 0.55, 0.56, 0.15, (0.17, 0.79), 0.33,
-                    (0.36, 0.64), 0.12, 0.05),
-    "cab": BodyType("cab", (0.02, 0.10), (0.96, 0.99), 0.30, 0.45, 0.48, 0.48, 0.12, (0.5, 0.5), 0.45,
-                    (0.75, 0.9), 0.12, 0.05),
+    "hatch": BodyType(
+        "hatch", (0.25, 0.43), (0.86, 0.965), 0.46, 0.60, 0.62, 0.64, 0.17, (0.18, 0.80), 0.30, (0.56, 0.78), 0.16, 0.09
+    ),
+    "sedan": BodyType(
+        "sedan", (0.27, 0.43), (0.70, 0.84), 0.46, 0.60, 0.63, 0.66, 0.16, (0.18, 0.79), 0.31, (0.53, 0.70), 0.16, 0.13
+    ),
+    "estate": BodyType(
+        "estate",
+        (0.26, 0.40),
+        (0.91, 0.975),
+        0.46,
+        0.60,
+        0.62,
+        0.64,
+        0.16,
+        (0.18, 0.78),
+        0.31,
+        (0.51, 0.70),
+        0.16,
+        0.10,
+    ),
+    "suv": BodyType(
+        "suv", (0.26, 0.38), (0.89, 0.975), 0.52, 0.62, 0.63, 0.64, 0.20, (0.18, 0.79), 0.36, (0.52, 0.74), 0.14, 0.09
+    ),
+    "compact": BodyType(
+        "compact",
+        (0.19, 0.41),
+        (0.85, 0.965),
+        0.47,
+        0.58,
+        0.61,
+        0.62,
+        0.17,
+        (0.17, 0.83),
+        0.28,
+        (0.60, 0.84),
+        0.20,
+        0.12,
+    ),
+    "van": BodyType(
+        "van", (0.14, 0.27), (0.965, 0.99), 0.40, 0.52, 0.55, 0.56, 0.15, (0.17, 0.79), 0.33, (0.36, 0.64), 0.12, 0.05
+    ),
+    "cab": BodyType(
+        "cab", (0.02, 0.10), (0.96, 0.99), 0.30, 0.45, 0.48, 0.48, 0.12, (0.5, 0.5), 0.45, (0.75, 0.9), 0.12, 0.05
+    ),
 }
 
 # Parts of a car.
@@ -225,20 +277,53 @@ def _interp(x: np.ndarray, points: Sequence[tuple[float, float]]) -> np.ndarray:
 def _unit_car(name: str) -> Mesh:
     """Body and cabin in a unit box: x in [-0.5, 0.5] (front +), y in [-0.5, 0.5], z in [0, 1]."""
     b = BODY_TYPES[name]
-    s = np.unique(np.round(np.concatenate([[0, 0.006, 0.02, 0.045, 0.08, 0.12], np.linspace(0.16, 0.86, 13),
-                                           [*b.windscreen, *b.rear], [0.9, 0.94, 0.97, 0.988, 1.0]]), 4))
+    s = np.unique(
+        np.round(
+            np.concatenate(
+                [
+                    [0, 0.006, 0.02, 0.045, 0.08, 0.12],
+                    np.linspace(0.16, 0.86, 13),
+                    [*b.windscreen, *b.rear],
+                    [0.9, 0.94, 0.97, 0.988, 1.0],
+                ]
+            ),
+            4,
+        )
+    )
     rear_low = min(b.rear[1], 0.985)
-    top = _interp(s, [(0, b.nose - 0.10), (0.006, b.nose - 0.05), (0.02, b.nose), (0.08, b.nose + 0.05),
-                      (b.windscreen[0], b.bonnet), (b.windscreen[0] + 0.05, b.belt), (b.rear[0], b.belt),
-                      (rear_low, b.deck), (0.988, b.deck - 0.02), (1.0, b.deck - 0.10)])
+    top = _interp(
+        s,
+        [
+            (0, b.nose - 0.10),
+            (0.006, b.nose - 0.05),
+            (0.02, b.nose),
+            (0.08, b.nose + 0.05),
+            (b.windscreen[0], b.bonnet),
+            (b.windscreen[0] + 0.05, b.belt),
+            (b.rear[0], b.belt),
+            (rear_low, b.deck),
+            (0.988, b.deck - 0.02),
+            (1.0, b.deck - 0.10),
+        ],
+    )
     bottom = _interp(s, [(0, 0.19), (0.02, 0.14), (0.10, 0.13), (0.88, 0.13), (0.98, 0.16), (1.0, 0.22)])
     half = np.full_like(s, 0.5)
     front = np.clip((b.round_front - s) / b.round_front, 0, 1)
     back = np.clip((s - 1 + b.round_rear) / b.round_rear, 0, 1)
-    half = 0.5 * (1 - 0.26 * front ** 2.4 - 0.14 * back ** 2.4)
+    half = 0.5 * (1 - 0.26 * front**2.4 - 0.14 * back**2.4)
     # Cross-section from the middle of the floor to the middle of the bonnet: (share of half width, share of height).
-    section = [(0.0, 0.0), (0.80, 0.0), (0.93, 0.06), (0.985, 0.22), (1.0, 0.45), (0.99, 0.68), (0.955, 0.88),
-               (0.88, 0.97), (0.72, 1.0), (0.0, 1.018)]
+    section = [
+        (0.0, 0.0),
+        (0.80, 0.0),
+        (0.93, 0.06),
+        (0.985, 0.22),
+        (1.0, 0.45),
+        (0.99, 0.68),
+        (0.955, 0.88),
+        (0.88, 0.97),
+        (0.72, 1.0),
+        (0.0, 1.018),
+    ]
     rings = []
     for side in (1.0, -1.0):
         grid = np.stack([np.stack([0.5 - s, side * half * w, bottom + (top - bottom) * h], -1) for w, h in section], 1)
@@ -248,18 +333,38 @@ def _unit_car(name: str) -> Mesh:
     for end, nx in ((0, 1.0), (-1, -1.0)):
         for ring in (0, 1):
             sign = 1.0 if ring == 0 else -1.0
-            pts = np.array([[0.5 - s[end], sign * half[end] * w, bottom[end] + (top[end] - bottom[end]) * h]
-                            for w, h in section])
+            pts = np.array(
+                [[0.5 - s[end], sign * half[end] * w, bottom[end] + (top[end] - bottom[end]) * h] for w, h in section]
+            )
             inner = pts * [1, 0, 1]
             cap = grid_surface(np.stack([pts, inner]), BODY)
             parts.append(Mesh(cap.vertices, np.tile([nx, 0.0, 0.0], (len(cap.vertices), 1)), cap.triangles, cap.part))
     # Cabin: sides lean inwards; its top is windscreen, roof and rear window in one.
-    t = np.unique(np.round(np.concatenate([np.linspace(b.windscreen[0], b.windscreen[1], 5),
-                                           np.linspace(b.windscreen[1], b.rear[0], 9),
-                                           np.linspace(b.rear[0], b.rear[1], 5)]), 4))
+    t = np.unique(
+        np.round(
+            np.concatenate(
+                [
+                    np.linspace(b.windscreen[0], b.windscreen[1], 5),
+                    np.linspace(b.windscreen[1], b.rear[0], 9),
+                    np.linspace(b.rear[0], b.rear[1], 5),
+                ]
+            ),
+            4,
+        )
+    )
     crown = (b.windscreen[1] + b.rear[0]) / 2
-    roof = _interp(t, [(b.windscreen[0], b.belt - 0.03), (b.windscreen[1], 0.955), (b.windscreen[1] + 0.05, 0.985),
-                       (crown, 1.0), (b.rear[0] - 0.04, 0.975), (b.rear[0], 0.95), (b.rear[1], b.belt - 0.02)])
+    roof = _interp(
+        t,
+        [
+            (b.windscreen[0], b.belt - 0.03),
+            (b.windscreen[1], 0.955),
+            (b.windscreen[1] + 0.05, 0.985),
+            (crown, 1.0),
+            (b.rear[0] - 0.04, 0.975),
+            (b.rear[0], 0.95),
+            (b.rear[1], b.belt - 0.02),
+        ],
+    )
     floor = np.full_like(t, b.belt - 0.03)
     plan = np.interp(t, s, half)
     lean = 0.24 if name != "van" and name != "cab" else 0.13
@@ -297,15 +402,28 @@ def car(name: str, length: float, width: float, height: float, sides: int = 16, 
     if name in ("estate", "suv") and width * 10 % 2 < 1:
         # Roof rails, inside the box: just below the crown of the roof.
         for side in (-1.0, 1.0):
-            parts.append(tube(((0.5 - b.windscreen[1] - 0.05) * length, side * width * 0.33, height * 0.985),
-                              ((0.5 - b.rear[0] + 0.02) * length, side * width * 0.33, height * 0.985), 0.02, 0.02, DARK, 5))
+            parts.append(
+                tube(
+                    ((0.5 - b.windscreen[1] - 0.05) * length, side * width * 0.33, height * 0.985),
+                    ((0.5 - b.rear[0] + 0.02) * length, side * width * 0.33, height * 0.985),
+                    0.02,
+                    0.02,
+                    DARK,
+                    5,
+                )
+            )
     if mirrors:
         s = b.windscreen[0] + 0.06
         for side in (-1.0, 1.0):
             y0, y1 = side * width * 0.47, side * (width * 0.5 + 0.10)
             z = (b.belt + 0.04) * height
-            parts.append(box(((0.5 - s) * length - 0.05, min(y0, y1), z - 0.05),
-                             ((0.5 - s) * length + 0.05, max(y0, y1), z + 0.07), DARK if width > 1.8 else BODY))
+            parts.append(
+                box(
+                    ((0.5 - s) * length - 0.05, min(y0, y1), z - 0.05),
+                    ((0.5 - s) * length + 0.05, max(y0, y1), z + 0.07),
+                    DARK if width > 1.8 else BODY,
+                )
+            )
     return merge(parts)
 
 
@@ -343,7 +461,11 @@ def pedestrian(rng: np.random.Generator, length: float, width: float, height: fl
         arm = -swing * phase
         joint = (0.0, side * shoulders, shoulder)
         elbow = (math.sin(arm) * 0.17 * h, side * (shoulders + 0.04 + spread), shoulder - 0.17 * h * math.cos(arm))
-        hand = (elbow[0] + math.sin(arm + 0.5) * 0.15 * h, elbow[1] - side * 0.02, elbow[2] - 0.15 * h * math.cos(arm + 0.5))
+        hand = (
+            elbow[0] + math.sin(arm + 0.5) * 0.15 * h,
+            elbow[1] - side * 0.02,
+            elbow[2] - 0.15 * h * math.cos(arm + 0.5),
+        )
         parts.append(tube(joint, elbow, 0.055 * build, 0.045 * build, SHIRT))
         bare = SKIN if rng.uniform() < 0.4 else SHIRT
         parts.append(tube(elbow, hand, 0.042, 0.034, bare))
@@ -354,12 +476,12 @@ def pedestrian(rng: np.random.Generator, length: float, width: float, height: fl
     if sitting:
         parts.append(box((-0.25, -0.24, hip - 0.14), (0.25, 0.24, hip - 0.07), SHOES))
         parts.append(box((-0.28, -0.22, hip - 0.42 * h), (-0.22, 0.22, hip + 0.25 * h), SHOES))
-    elif rng.uniform() < 0.25:   # a coat or skirt
+    elif rng.uniform() < 0.25:  # a coat or skirt
         parts.append(tube((0, 0, hip + 0.05), (0, 0, hip - 0.2 * h), 0.15 * build, 0.19 * build, SHIRT, caps=False))
     parts.append(tube((0, 0, shoulder), (0.01, 0, neck + 0.02), 0.06, 0.055, SKIN))
     parts.append(_ellipsoid((0.02, 0, 0.927 * h), (0.10, 0.078, 0.073 * h), SKIN))
     parts.append(_ellipsoid((-0.008, 0, 0.937 * h), (0.098, 0.086, 0.063 * h), HAIR))
-    if rng.uniform() < 0.3 and not sitting:    # a bag
+    if rng.uniform() < 0.3 and not sitting:  # a bag
         x = -0.19 if rng.uniform() < 0.6 else 0.05
         parts.append(box((x - 0.09, -0.15, 0.58 * h), (x + 0.09, 0.15, 0.80 * h), SHOES))
     mesh = merge(parts)
@@ -379,8 +501,14 @@ def bicycle(part_frame: int = FRAME, part_tyre: int = RUBBER) -> list[Mesh]:
             parts.append(grid_surface(np.stack([outer, ring]), part_tyre))
         parts.append(tube((x, 0, r), (x, 0, 2 * r - 0.02), 0.006, 0.006, part_frame, 4, False))
         parts.append(tube((x - r + 0.02, 0, r), (x + r - 0.02, 0, r), 0.006, 0.006, part_frame, 4, False))
-    for a, b in (((-0.53, 0, r), (-0.08, 0, 0.30)), ((-0.53, 0, r), (-0.18, 0, 0.78)), ((-0.08, 0, 0.30), (-0.20, 0, 0.92)),
-                 ((-0.08, 0, 0.30), (0.38, 0, 0.75)), ((-0.17, 0, 0.78), (0.36, 0, 0.82)), ((0.53, 0, r), (0.34, 0, 0.98))):
+    for a, b in (
+        ((-0.53, 0, r), (-0.08, 0, 0.30)),
+        ((-0.53, 0, r), (-0.18, 0, 0.78)),
+        ((-0.08, 0, 0.30), (-0.20, 0, 0.92)),
+        ((-0.08, 0, 0.30), (0.38, 0, 0.75)),
+        ((-0.17, 0, 0.78), (0.36, 0, 0.82)),
+        ((0.53, 0, r), (0.34, 0, 0.98)),
+    ):
         parts.append(tube(a, b, 0.022, 0.022, part_frame, 5, False))
     parts.append(tube((0.30, -0.27, 1.0), (0.30, 0.27, 1.0), 0.018, 0.018, part_tyre, 5, False))
     parts.append(box((-0.33, -0.07, 0.92), (-0.08, 0.07, 0.98), part_tyre))
@@ -422,9 +550,12 @@ def cards(rng: np.random.Generator, centres: np.ndarray, sizes: np.ndarray, orig
     b = np.cross(a, rng.standard_normal((n, 3)))
     b /= np.linalg.norm(b, axis=1, keepdims=True)
     h = sizes[:, None] / 2
-    corners = np.stack([centres - a * h - b * h, centres + a * h - b * h, centres + a * h + b * h, centres - a * h + b * h],
-                       1)
-    normals = corners - np.asarray(origin, np.float64) + rng.standard_normal(corners.shape) * sizes[:, None, None] * 0.25
+    corners = np.stack(
+        [centres - a * h - b * h, centres + a * h - b * h, centres + a * h + b * h, centres - a * h + b * h], 1
+    )
+    normals = (
+        corners - np.asarray(origin, np.float64) + rng.standard_normal(corners.shape) * sizes[:, None, None] * 0.25
+    )
     normals /= np.maximum(np.linalg.norm(normals, axis=2, keepdims=True), 1e-9)
     base = 4 * np.arange(n)[:, None]
     triangles = np.concatenate([base + [0, 1, 2], base + [0, 2, 3]], 1).reshape(-1, 3).astype(np.int32)

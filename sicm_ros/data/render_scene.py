@@ -75,12 +75,19 @@ class _Builder:
 
     def surface(self, row: Sequence[float]) -> int:
         full = np.zeros(MATERIAL_SIZE)
-        full[:len(row)] = row
+        full[: len(row)] = row
         self.materials.append(full)
         return len(self.materials) - 1
 
-    def add(self, mesh: Mesh, origin: Sequence[float], heading: float, surfaces: Mapping[int, int] | int,
-            cutout: Mapping[int, float] | float = 0.0, casts: bool = True) -> np.ndarray:
+    def add(
+        self,
+        mesh: Mesh,
+        origin: Sequence[float],
+        heading: float,
+        surfaces: Mapping[int, int] | int,
+        cutout: Mapping[int, float] | float = 0.0,
+        casts: bool = True,
+    ) -> np.ndarray:
         """Place a mesh: its x axis along ``heading`` (KITTI's rotation_y). Returns the world vertices."""
         c, s = math.cos(heading), math.sin(heading)
         axes = np.array([[c, 0.0, -s], [s, 0.0, c], [0.0, -1.0, 0.0]])
@@ -115,27 +122,79 @@ class _Builder:
 # ---------------------------------------------------------------------------------------------------------------------
 # Surfaces
 
-def _generic(rgb: Sequence[float], texture: int, texels: float, contrast: float, rng: np.random.Generator, gloss: float = 0,
-             ribs: tuple[float, float, float] = (0.0, 0.0, 0.0), ambient: float = 0.85) -> list[float]:
-    return [kernels.GENERIC, *rgb, texture, texels, contrast, gloss, rng.uniform(0, 256), rng.uniform(0, 256), *ribs, ambient]
+
+def _generic(
+    rgb: Sequence[float],
+    texture: int,
+    texels: float,
+    contrast: float,
+    rng: np.random.Generator,
+    gloss: float = 0,
+    ribs: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    ambient: float = 0.85,
+) -> list[float]:
+    return [
+        kernels.GENERIC,
+        *rgb,
+        texture,
+        texels,
+        contrast,
+        gloss,
+        rng.uniform(0, 256),
+        rng.uniform(0, 256),
+        *ribs,
+        ambient,
+    ]
 
 
-_PAINTS = np.array([[.55, .56, .56], [.32, .33, .34], [.10, .105, .11], [.015, .015, .017], [.78, .78, .77],
-                    [.02, .035, .10], [.05, .10, .22], [.25, .015, .02], [.38, .03, .025], [.02, .07, .045],
-                    [.30, .27, .20], [.12, .045, .02], [.55, .38, .03], [.20, .32, .40]])
+_PAINTS = np.array(
+    [
+        [0.55, 0.56, 0.56],
+        [0.32, 0.33, 0.34],
+        [0.10, 0.105, 0.11],
+        [0.015, 0.015, 0.017],
+        [0.78, 0.78, 0.77],
+        [0.02, 0.035, 0.10],
+        [0.05, 0.10, 0.22],
+        [0.25, 0.015, 0.02],
+        [0.38, 0.03, 0.025],
+        [0.02, 0.07, 0.045],
+        [0.30, 0.27, 0.20],
+        [0.12, 0.045, 0.02],
+        [0.55, 0.38, 0.03],
+        [0.20, 0.32, 0.40],
+    ]
+)
 _PAINT_WEIGHTS = np.array([18, 14, 12, 19, 12, 6, 5, 3.5, 3, 2, 2, 1, 1, 1.5])
-_CLOTHES = np.array([[.02, .02, .025], [.05, .06, .09], [.02, .03, .09], [.30, .29, .27], [.60, .60, .60], [.30, .03, .03],
-                     [.06, .10, .05], [.12, .08, .05], [.10, .18, .32], [.40, .12, .16], [.45, .36, .10], [.10, .10, .10]])
+_CLOTHES = np.array(
+    [
+        [0.02, 0.02, 0.025],
+        [0.05, 0.06, 0.09],
+        [0.02, 0.03, 0.09],
+        [0.30, 0.29, 0.27],
+        [0.60, 0.60, 0.60],
+        [0.30, 0.03, 0.03],
+        [0.06, 0.10, 0.05],
+        [0.12, 0.08, 0.05],
+        [0.10, 0.18, 0.32],
+        [0.40, 0.12, 0.16],
+        [0.45, 0.36, 0.10],
+        [0.10, 0.10, 0.10],
+    ]
+)
 
 
-def _pick(rng: np.random.Generator, table: np.ndarray, weights: np.ndarray | None = None, jitter: float = 0.2) -> np.ndarray:
+def _pick(
+    rng: np.random.Generator, table: np.ndarray, weights: np.ndarray | None = None, jitter: float = 0.2
+) -> np.ndarray:
     p = None if weights is None else weights / weights.sum()
     tint = rng.uniform(1 - jitter, 1 + jitter) * rng.uniform(0.96, 1.04, 3)
     return np.clip(table[rng.choice(len(table), p=p)] * tint, 0.008, 0.85)
 
 
-def car_material(rng: np.random.Generator, body: meshes.BodyType, length: float, width: float, height: float,
-                 rgb: Sequence[float]) -> list[float]:
+def car_material(
+    rng: np.random.Generator, body: meshes.BodyType, length: float, width: float, height: float, rgb: Sequence[float]
+) -> list[float]:
     """The numbers that ``render_kernels`` paints a car by."""
     tall = body.rear[0] > 0.8
     vertical_lamps = tall and rng.uniform() < 0.5
@@ -143,23 +202,55 @@ def car_material(rng: np.random.Generator, body: meshes.BodyType, length: float,
     plate = (0.42 if rng.uniform() < 0.5 else 0.28) if tall else (0.46 if rng.uniform() < 0.6 else 0.28)
     blank = body.name == "van" and rng.uniform() < 0.55
     radius = min(body.radius * (height / 1.5 if body.name not in ("van", "cab") else 1.0), 0.27 * height, 0.14 * length)
-    return [0, *rgb, length, width, height, rng.uniform(0.6, 1.3), body.sill, body.belt, *body.wheels, radius,
-            body.windscreen[0] + 0.08, *body.pillars, rng.uniform(0, 0.8) if rng.uniform() < 0.5 else 0.0,
-            rng.uniform(0.24, 0.32), lamp_low, rng.uniform(0.10, 0.24),
-            rng.uniform(0.36, 0.42) if vertical_lamps else rng.uniform(0.28, 0.36),
-            rng.uniform(0.40, 0.46), rng.uniform(0.62, 0.80) if vertical_lamps else rng.uniform(0.55, 0.62),
-            0.93 if not vertical_lamps else 0.95, rng.uniform(0, 1) if rng.uniform() < 0.5 else 0.0, 0.36, plate,
-            rng.uniform(), *body.windscreen, *body.rear, 0.05 if tall else 0.03, 0.40 if blank else 0.0,
-            0.0 if blank and rng.uniform() < 0.5 else 1.0, 0.12, rng.uniform(0.008, 0.03)]
+    return [
+        0,
+        *rgb,
+        length,
+        width,
+        height,
+        rng.uniform(0.6, 1.3),
+        body.sill,
+        body.belt,
+        *body.wheels,
+        radius,
+        body.windscreen[0] + 0.08,
+        *body.pillars,
+        rng.uniform(0, 0.8) if rng.uniform() < 0.5 else 0.0,
+        rng.uniform(0.24, 0.32),
+        lamp_low,
+        rng.uniform(0.10, 0.24),
+        rng.uniform(0.36, 0.42) if vertical_lamps else rng.uniform(0.28, 0.36),
+        rng.uniform(0.40, 0.46),
+        rng.uniform(0.62, 0.80) if vertical_lamps else rng.uniform(0.55, 0.62),
+        0.93 if not vertical_lamps else 0.95,
+        rng.uniform(0, 1) if rng.uniform() < 0.5 else 0.0,
+        0.36,
+        plate,
+        rng.uniform(),
+        *body.windscreen,
+        *body.rear,
+        0.05 if tall else 0.03,
+        0.40 if blank else 0.0,
+        0.0 if blank and rng.uniform() < 0.5 else 1.0,
+        0.12,
+        rng.uniform(0.008, 0.03),
+    ]
 
 
-def _car_surfaces(b: _Builder, rng: np.random.Generator, body: meshes.BodyType, length: float, width: float, height: float,
-                  rgb: Sequence[float]) -> dict[int, int]:
+def _car_surfaces(
+    b: _Builder,
+    rng: np.random.Generator,
+    body: meshes.BodyType,
+    length: float,
+    width: float,
+    height: float,
+    rgb: Sequence[float],
+) -> dict[int, int]:
     row = car_material(rng, body, length, width, height, rgb)
     kinds = {meshes.BODY: kernels.CAR_BODY, meshes.CABIN_SIDE: kernels.CAR_SIDE, meshes.CABIN: kernels.CAR_GLASSHOUSE}
     surfaces = {part: b.surface([kind, *row[1:]]) for part, kind in kinds.items()}
     surfaces[meshes.TYRES] = _wheel_surface(b, rng)
-    surfaces[meshes.DARK] = b.surface(_generic((.02, .02, .02), kernels.PLAIN, 1, 0, rng, 0.2))
+    surfaces[meshes.DARK] = b.surface(_generic((0.02, 0.02, 0.02), kernels.PLAIN, 1, 0, rng, 0.2))
     return surfaces
 
 
@@ -169,8 +260,16 @@ def _wheel_surface(b: _Builder, rng: np.random.Generator) -> int:
     return b.surface([kernels.WHEEL, rim, 0, 0, 0.3, rng.integers(4, 9), rng.uniform()])
 
 
-def _add_car(b: _Builder, rng: np.random.Generator, name: str, size: tuple[float, float, float], at: Sequence[float],
-             heading: float, detail: int, rgb: Sequence[float]) -> list[np.ndarray]:
+def _add_car(
+    b: _Builder,
+    rng: np.random.Generator,
+    name: str,
+    size: tuple[float, float, float],
+    at: Sequence[float],
+    heading: float,
+    detail: int,
+    rgb: Sequence[float],
+) -> list[np.ndarray]:
     length, width, height = size
     body = meshes.BODY_TYPES[name]
     surfaces = _car_surfaces(b, rng, body, length, width, height, rgb)
@@ -197,8 +296,15 @@ def car_material_radius(body: meshes.BodyType, length: float, height: float) -> 
     return min(body.radius * (height / 1.5 if body.name not in ("van", "cab") else 1.0), 0.27 * height, 0.14 * length)
 
 
-def _add_truck(b: _Builder, rng: np.random.Generator, size: tuple[float, float, float], at: Sequence[float],
-               heading: float, detail: int, trailer_only: bool = False) -> list[np.ndarray]:
+def _add_truck(
+    b: _Builder,
+    rng: np.random.Generator,
+    size: tuple[float, float, float],
+    at: Sequence[float],
+    heading: float,
+    detail: int,
+    trailer_only: bool = False,
+) -> list[np.ndarray]:
     length, width, height = size
     out = []
     c, s = math.cos(heading), math.sin(heading)
@@ -207,39 +313,74 @@ def _add_truck(b: _Builder, rng: np.random.Generator, size: tuple[float, float, 
     if cab:
         cab_height = height * rng.uniform(0.72, 0.97)
         fwd = (length - cab) / 2
-        out += _add_car(b, rng, "cab", (cab, width, cab_height), (at[0] + c * fwd, at[1], at[2] - s * fwd), heading, detail, rgb)
+        out += _add_car(
+            b, rng, "cab", (cab, width, cab_height), (at[0] + c * fwd, at[1], at[2] - s * fwd), heading, detail, rgb
+        )
     load = rng.uniform()
-    panel = b.surface(_generic(_pick(rng, np.array([[.6, .6, .6], [.7, .7, .68], [.35, .37, .4], [.08, .12, .3], [.4, .05, .04],
-                                                    [.1, .25, .12], [.5, .4, .1]])), kernels.STREAK, 30, 0.06, rng, 0.15,
-                               (rng.uniform(0.3, 1.2), 0.12, 0.0)))
-    dark = b.surface(_generic((.025, .025, .027), kernels.FBM, 50, 0.2, rng))
+    panel = b.surface(
+        _generic(
+            _pick(
+                rng,
+                np.array(
+                    [
+                        [0.6, 0.6, 0.6],
+                        [0.7, 0.7, 0.68],
+                        [0.35, 0.37, 0.4],
+                        [0.08, 0.12, 0.3],
+                        [0.4, 0.05, 0.04],
+                        [0.1, 0.25, 0.12],
+                        [0.5, 0.4, 0.1],
+                    ]
+                ),
+            ),
+            kernels.STREAK,
+            30,
+            0.06,
+            rng,
+            0.15,
+            (rng.uniform(0.3, 1.2), 0.12, 0.0),
+        )
+    )
+    dark = b.surface(_generic((0.025, 0.025, 0.027), kernels.FBM, 50, 0.2, rng))
     front = length / 2 - cab - (0.12 if cab else 0.0)
     floor = min(0.95, 0.30 * height)
     top = height if load < 0.75 else floor + 0.45 * (height - floor)
-    parts = [meshes.box((-length / 2, -width / 2, floor), (front, width / 2, top), 0),
-             meshes.box((-length / 2 + 0.1, -width * 0.38, floor * 0.55), (front, width * 0.38, floor), 1)]
+    parts = [
+        meshes.box((-length / 2, -width / 2, floor), (front, width / 2, top), 0),
+        meshes.box((-length / 2 + 0.1, -width * 0.38, floor * 0.55), (front, width * 0.38, floor), 1),
+    ]
     if load >= 0.75:
         parts.append(meshes.box((front - 0.1, -width / 2, floor), (front, width / 2, height), 0))
-    red = b.surface(_generic((.35, .012, .012), kernels.PLAIN, 1, 0, rng, 0.2))
+    red = b.surface(_generic((0.35, 0.012, 0.012), kernels.PLAIN, 1, 0, rng, 0.2))
     for side in (-1, 1):
         y = side * (width / 2 - 0.25)
-        parts.append(meshes.box((-length / 2 - 0.001, y - 0.16, floor * 0.72), (-length / 2 + 0.08, y + 0.16, floor * 0.9), 2))
+        parts.append(
+            meshes.box((-length / 2 - 0.001, y - 0.16, floor * 0.72), (-length / 2 + 0.08, y + 0.16, floor * 0.9), 2)
+        )
     out.append(b.add(meshes.merge(parts), at, heading, {0: panel, 1: dark, 2: red}))
     radius = min(0.45, 0.42 * floor + 0.08)
     tyre = _wheel_surface(b, rng)
     b.materials[tyre][4] = radius
-    axles = [-length * 0.30] + ([-length * 0.30 + 2.1 * radius] if length > 7 else []) + ([length / 2 - cab * 0.55] if cab else [])
+    axles = (
+        [-length * 0.30]
+        + ([-length * 0.30 + 2.1 * radius] if length > 7 else [])
+        + ([length / 2 - cab * 0.55] if cab else [])
+    )
     mesh = meshes.wheel(radius, 0.28, 0, detail)
     for fwd in axles:
         for side in (-1.0, 1.0):
             left = side * (width / 2 - 0.141)
-            out.append(b.add(mesh, (at[0] + c * fwd + s * left, at[1] - radius, at[2] - s * fwd + c * left), heading, tyre))
+            out.append(
+                b.add(mesh, (at[0] + c * fwd + s * left, at[1] - radius, at[2] - s * fwd + c * left), heading, tyre)
+            )
     return out
 
 
-def _add_person(b: _Builder, rng: np.random.Generator, mesh: Mesh, at: Sequence[float], heading: float) -> list[np.ndarray]:
-    skin = np.array([.42, .24, .16]) * rng.uniform(0.35, 1.15)
-    hair = np.array([[.02, .015, .01], [.08, .045, .02], [.25, .17, .08], [.3, .3, .3]])[rng.choice(4)]
+def _add_person(
+    b: _Builder, rng: np.random.Generator, mesh: Mesh, at: Sequence[float], heading: float
+) -> list[np.ndarray]:
+    skin = np.array([0.42, 0.24, 0.16]) * rng.uniform(0.35, 1.15)
+    hair = np.array([[0.02, 0.015, 0.01], [0.08, 0.045, 0.02], [0.25, 0.17, 0.08], [0.3, 0.3, 0.3]])[rng.choice(4)]
     if meshes.RUBBER in mesh.part and rng.uniform() < 0.5:
         hair = _pick(rng, _CLOTHES)
     cloth = kernels.FBM if rng.uniform() < 0.7 else kernels.STREAK
@@ -251,19 +392,40 @@ def _add_person(b: _Builder, rng: np.random.Generator, mesh: Mesh, at: Sequence[
         meshes.TROUSERS: b.surface(_generic(_pick(rng, _CLOTHES[[0, 1, 2, 2, 3, 7, 11]]), kernels.FBM, 90, 0.22, rng)),
         meshes.SHOES: b.surface(_generic(_pick(rng, _CLOTHES), kernels.FBM, 90, 0.2, rng)),
         meshes.FRAME: b.surface(_generic(_pick(rng, _PAINTS), kernels.PLAIN, 1, 0, rng, 0.4)),
-        meshes.RUBBER: b.surface(_generic((.015, .015, .015), kernels.PLAIN, 1, 0, rng))}
+        meshes.RUBBER: b.surface(_generic((0.015, 0.015, 0.015), kernels.PLAIN, 1, 0, rng)),
+    }
     return [b.add(mesh, at, heading, surfaces)]
 
 
-def _add_tram(b: _Builder, rng: np.random.Generator, size: tuple[float, float, float], at: Sequence[float],
-              heading: float) -> list[np.ndarray]:
+def _add_tram(
+    b: _Builder, rng: np.random.Generator, size: tuple[float, float, float], at: Sequence[float], heading: float
+) -> list[np.ndarray]:
     length, width, height = size
-    rgb = _pick(rng, np.array([[.55, .45, .05], [.5, .03, .03], [.6, .6, .6], [.05, .15, .35]]))
+    rgb = _pick(rng, np.array([[0.55, 0.45, 0.05], [0.5, 0.03, 0.03], [0.6, 0.6, 0.6], [0.05, 0.15, 0.35]]))
     out = []
     c, s = math.cos(heading), math.sin(heading)
     for side, n in ((1.0, length), (-1.0, length), (0.0, width), (2.0, width)):
-        wall = b.surface([kernels.FACADE, *rgb, kernels.FBM, 20, 0.03, height, max(1.2, n / max(1, round(n / 1.5))), 0.05,
-                          height, 1.15, 0.30 * height, 0.75 * height, 0, 0.02, rng.integers(1000), *(0.03, 0.03, 0.03), 0.3])
+        wall = b.surface(
+            [
+                kernels.FACADE,
+                *rgb,
+                kernels.FBM,
+                20,
+                0.03,
+                height,
+                max(1.2, n / max(1, round(n / 1.5))),
+                0.05,
+                height,
+                1.15,
+                0.30 * height,
+                0.75 * height,
+                0,
+                0.02,
+                rng.integers(1000),
+                *(0.03, 0.03, 0.03),
+                0.3,
+            ]
+        )
         p = [[0, 0, 0.25], [n, 0, 0.25], [n, 0, height], [0, 0, height]]
         if side in (1.0, -1.0):
             fwd, left, turn = -length / 2, side * width / 2, heading
@@ -271,22 +433,36 @@ def _add_tram(b: _Builder, rng: np.random.Generator, size: tuple[float, float, f
             fwd, left, turn = (length / 2 if side == 0 else -length / 2), -width / 2, heading - math.pi / 2
         origin = (at[0] + c * fwd + s * left, at[1], at[2] - s * fwd + c * left)
         out.append(b.add(meshes.quad(p), origin, turn, wall))
-    dark = b.surface(_generic((.05, .05, .05), kernels.FBM, 30, 0.2, rng))
-    roof = meshes.merge([meshes.box((-length / 2, -width / 2, height * 0.93), (length / 2, width / 2, height)),
-                         meshes.box((-length / 2 + 0.4, -width * 0.4, 0), (length / 2 - 0.4, width * 0.4, 0.5))])
+    dark = b.surface(_generic((0.05, 0.05, 0.05), kernels.FBM, 30, 0.2, rng))
+    roof = meshes.merge(
+        [
+            meshes.box((-length / 2, -width / 2, height * 0.93), (length / 2, width / 2, height)),
+            meshes.box((-length / 2 + 0.4, -width * 0.4, 0), (length / 2 - 0.4, width * 0.4, 0.5)),
+        ]
+    )
     out.append(b.add(roof, at, heading, dark))
     return out
 
 
-def _add_misc(b: _Builder, rng: np.random.Generator, size: tuple[float, float, float], at: Sequence[float],
-              heading: float, detail: int) -> list[np.ndarray]:
+def _add_misc(
+    b: _Builder,
+    rng: np.random.Generator,
+    size: tuple[float, float, float],
+    at: Sequence[float],
+    heading: float,
+    detail: int,
+) -> list[np.ndarray]:
     length, width, height = size
     if length > 3.5 and height > 1.8:
         return _add_truck(b, rng, size, at, heading, detail)
-    panel = b.surface(_generic(_pick(rng, _PAINTS), kernels.STREAK, 40, 0.1, rng, 0.15, (rng.uniform(0.3, 0.9), 0.2, 0.0)))
-    dark = b.surface(_generic((.03, .03, .03), kernels.FBM, 40, 0.2, rng))
-    parts = [meshes.box((-length / 2, -width / 2, 0.3 * height), (length / 2 * 0.8, width / 2, height), 0),
-             meshes.box((-length / 2 * 0.9, -width * 0.42, 0.0), (length / 2, width * 0.42, 0.3 * height), 1)]
+    panel = b.surface(
+        _generic(_pick(rng, _PAINTS), kernels.STREAK, 40, 0.1, rng, 0.15, (rng.uniform(0.3, 0.9), 0.2, 0.0))
+    )
+    dark = b.surface(_generic((0.03, 0.03, 0.03), kernels.FBM, 40, 0.2, rng))
+    parts = [
+        meshes.box((-length / 2, -width / 2, 0.3 * height), (length / 2 * 0.8, width / 2, height), 0),
+        meshes.box((-length / 2 * 0.9, -width * 0.42, 0.0), (length / 2, width * 0.42, 0.3 * height), 1),
+    ]
     return [b.add(meshes.merge(parts), at, heading, {0: panel, 1: dark})]
 
 
@@ -306,7 +482,11 @@ def _add_object(b: _Builder, rng: np.random.Generator, o: Object3D) -> list[np.n
         return _add_car(b, rng, name, size, at, o.rotation_y, detail, _pick(rng, _PAINTS, _PAINT_WEIGHTS))
     if o.label == "Van":
         name = "van" if o.height > 1.9 or rng.uniform() < 0.5 else "compact"
-        rgb = np.array([.68, .68, .67]) * rng.uniform(0.7, 1.1) if rng.uniform() < 0.5 else _pick(rng, _PAINTS, _PAINT_WEIGHTS)
+        rgb = (
+            np.array([0.68, 0.68, 0.67]) * rng.uniform(0.7, 1.1)
+            if rng.uniform() < 0.5
+            else _pick(rng, _PAINTS, _PAINT_WEIGHTS)
+        )
         return _add_car(b, rng, name, size, at, o.rotation_y, detail, np.minimum(rgb, 0.8))
     if o.label == "Truck":
         return _add_truck(b, rng, size, at, o.rotation_y, detail)
@@ -322,6 +502,7 @@ def _add_object(b: _Builder, rng: np.random.Generator, o: Object3D) -> list[np.n
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Ground and surroundings
+
 
 class _Street:
     """Road coordinates, the height of the ground, and which places are free."""
@@ -344,8 +525,10 @@ class _Street:
         self.kerb = rng.choice([0.0, 0.13, 0.16])
         self.step = 0.0 if self.kerb == 0 else rng.uniform(0.04, 0.14)
         # Ground height: a plane through the labels' bottoms, drawn towards the usual camera height, plus soft residuals.
-        rows, rhs = [[1, 0, 0], [0, 20, 0], [0, 0, 40]], [CAMERA_HEIGHT + rng.normal(0, 0.03), 20 * rng.normal(0, 0.008),
-                                                          40 * rng.normal(0, 0.006)]
+        rows, rhs = (
+            [[1, 0, 0], [0, 20, 0], [0, 0, 40]],
+            [CAMERA_HEIGHT + rng.normal(0, 0.03), 20 * rng.normal(0, 0.008), 40 * rng.normal(0, 0.006)],
+        )
         standing = [o for o in objects if o.z > 0]
         rows += [[1, o.x, o.z] for o in standing]
         rhs += [o.y for o in standing]
@@ -358,18 +541,23 @@ class _Street:
     def road(self, x: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Lateral and along coordinates of points."""
         along = self.s * x + self.c * z
-        return self.c * x - self.s * z - self.offset - 0.5 * self.bend * along ** 2, along
+        return self.c * x - self.s * z - self.offset - 0.5 * self.bend * along**2, along
 
     def world(self, lateral: np.ndarray | float, along: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
         """x and z of road coordinates."""
         lateral, along = np.asarray(lateral, np.float64), np.asarray(along, np.float64)
-        across = lateral + self.offset + 0.5 * self.bend * along ** 2
+        across = lateral + self.offset + 0.5 * self.bend * along**2
         return self.c * across + self.s * along, -self.s * across + self.c * along
 
     def _base(self, x: np.ndarray, z: np.ndarray) -> np.ndarray:
         lateral, _ = self.road(x, z)
         raised = (lateral < self.left - 0.01) | (lateral > self.right + 0.01)
-        return self.plane[0] + self.plane[1] * np.clip(x, -60, 60) + self.plane[2] * np.clip(z, 0, 120) - self.step * raised
+        return (
+            self.plane[0]
+            + self.plane[1] * np.clip(x, -60, 60)
+            + self.plane[2] * np.clip(z, 0, 120)
+            - self.step * raised
+        )
 
     def height(self, x: np.ndarray, z: np.ndarray) -> np.ndarray:
         """y of the ground at points."""
@@ -377,8 +565,8 @@ class _Street:
         y = self._base(x, z)
         if len(self.spots):
             d2 = (x[..., None] - self.spots[:, 0]) ** 2 + (z[..., None] - self.spots[:, 1]) ** 2
-            w = np.exp(-d2 / (2 * 3.0 ** 2))
-            near = np.exp(-d2 / (2 * 1.2 ** 2)) * 30 + w
+            w = np.exp(-d2 / (2 * 3.0**2))
+            near = np.exp(-d2 / (2 * 1.2**2)) * 30 + w
             y = y + (near * self.spot_rise).sum(-1) / (near.sum(-1) + 0.05)
         return y
 
@@ -413,23 +601,27 @@ def ground_parameters(rng: np.random.Generator, street: _Street) -> np.ndarray:
     g[11] = rng.uniform(street.left, street.right)
     g[12] = rng.uniform(0.5, 1.0)
     marked = rng.uniform() < 0.65
-    lines = [(-street.lane / 2, 2 if rng.uniform() < 0.75 else 1), (street.lane / 2, 1 + (rng.uniform() < 0.4)),
-             (street.left + 0.25, rng.choice([0, 1])), (street.right - 0.25, rng.choice([0, 1]))]
+    lines = [
+        (-street.lane / 2, 2 if rng.uniform() < 0.75 else 1),
+        (street.lane / 2, 1 + (rng.uniform() < 0.4)),
+        (street.left + 0.25, rng.choice([0, 1])),
+        (street.right - 0.25, rng.choice([0, 1])),
+    ]
     if not marked:
         lines = [(0.0, 0)] * 4
     for k, (lateral, kind) in enumerate(lines):
         g[13 + 3 * k], g[14 + 3 * k], g[15 + 3 * k] = lateral, kind, rng.choice([6.0, 9.0, 12.0])
     g[25] = street.kerb
     g[26] = rng.uniform(0, 200)
-    g[27:30] = np.array([.20, .17, .08]) * rng.uniform(0.6, 1.2)
+    g[27:30] = np.array([0.20, 0.17, 0.08]) * rng.uniform(0.6, 1.2)
     if rng.uniform() < 0.18:
         g[30], g[31] = rng.uniform(8, 30), rng.choice([0.4, 3.0])
     for base in (32, 40):
-        g[base] = rng.choice([0.0, 2.0, 3.0, 6.0, 30.0], p=[.15, .25, .25, .2, .15])
+        g[base] = rng.choice([0.0, 2.0, 3.0, 6.0, 30.0], p=[0.15, 0.25, 0.25, 0.2, 0.15])
         g[base + 1] = rng.choice([0, 1, 2])
         g[base + 2] = rng.uniform(0.10, 0.34)
         g[base + 3] = rng.normal(0.04, 0.04)
-        g[base + 4:base + 7] = np.array([.07, .11, .03]) * rng.uniform(0.6, 1.4) * rng.uniform(0.85, 1.15, 3)
+        g[base + 4 : base + 7] = np.array([0.07, 0.11, 0.03]) * rng.uniform(0.6, 1.4) * rng.uniform(0.85, 1.15, 3)
     return g
 
 
@@ -437,9 +629,15 @@ def _ground_mesh(street: _Street) -> Mesh:
     """Vertices in world axes directly (not in an object's)."""
     edge = 0.02
     side = np.array([0.7, 1.6, 3, 5, 8, 13, 22, 40, 80, 150])
-    lateral = np.concatenate([street.left - edge - side[::-1], [street.left - edge, street.left],
-                              np.linspace(street.left, street.right, 8)[1:-1], [street.right, street.right + edge],
-                              street.right + edge + side])
+    lateral = np.concatenate(
+        [
+            street.left - edge - side[::-1],
+            [street.left - edge, street.left],
+            np.linspace(street.left, street.right, 8)[1:-1],
+            [street.right, street.right + edge],
+            street.right + edge + side,
+        ]
+    )
     along = np.concatenate([[-12.0, -4.0], 1.2 * 1.075 ** np.arange(72), [260.0, 330.0]])
     p, q = np.meshgrid(lateral, along)
     bend = np.clip(q, -20, 150)
@@ -456,8 +654,20 @@ def _ground_mesh(street: _Street) -> Mesh:
     return Mesh(surface.vertices, normals, surface.triangles, surface.part)
 
 
-_WALLS = np.array([[.55, .52, .45], [.62, .60, .55], [.68, .66, .62], [.42, .36, .27], [.30, .25, .20], [.50, .42, .28],
-                   [.36, .16, .10], [.45, .45, .44], [.60, .50, .30], [.22, .20, .18]])
+_WALLS = np.array(
+    [
+        [0.55, 0.52, 0.45],
+        [0.62, 0.60, 0.55],
+        [0.68, 0.66, 0.62],
+        [0.42, 0.36, 0.27],
+        [0.30, 0.25, 0.20],
+        [0.50, 0.42, 0.28],
+        [0.36, 0.16, 0.10],
+        [0.45, 0.45, 0.44],
+        [0.60, 0.50, 0.30],
+        [0.22, 0.20, 0.18],
+    ]
+)
 
 
 def _facade_row(rng: np.random.Generator, blank: bool = False) -> list[float]:
@@ -467,14 +677,37 @@ def _facade_row(rng: np.random.Generator, blank: bool = False) -> list[float]:
     pitch = rng.uniform(1.9, 4.0)
     frame = (0.6, 0.6, 0.58) if rng.uniform() < 0.6 else tuple(_pick(rng, _WALLS) * 0.4)
     low = rng.uniform(0.75, 1.1)
-    return [kernels.FACADE, *rgb, texture, rng.uniform(25, 60) if texture == kernels.BRICK else rng.uniform(10, 40),
-            rng.uniform(0.05, 0.22), 0.0 if blank else storey, pitch, rng.uniform(0.2, 0.9), 100.0,
-            rng.uniform(0.3, 0.55) * pitch, low, low + rng.uniform(1.1, 1.6), rng.uniform(0, 0.7), rng.uniform(0, 0.25),
-            float(rng.integers(1000)), *frame, float(rng.integers(2))]
+    return [
+        kernels.FACADE,
+        *rgb,
+        texture,
+        rng.uniform(25, 60) if texture == kernels.BRICK else rng.uniform(10, 40),
+        rng.uniform(0.05, 0.22),
+        0.0 if blank else storey,
+        pitch,
+        rng.uniform(0.2, 0.9),
+        100.0,
+        rng.uniform(0.3, 0.55) * pitch,
+        low,
+        low + rng.uniform(1.1, 1.6),
+        rng.uniform(0, 0.7),
+        rng.uniform(0, 0.25),
+        float(rng.integers(1000)),
+        *frame,
+        float(rng.integers(2)),
+    ]
 
 
-def _add_building(b: _Builder, rng: np.random.Generator, corner: tuple[float, float], heading: float, length: float,
-                  depth: float, wall: float, ground: float) -> None:
+def _add_building(
+    b: _Builder,
+    rng: np.random.Generator,
+    corner: tuple[float, float],
+    heading: float,
+    length: float,
+    depth: float,
+    wall: float,
+    ground: float,
+) -> None:
     """A house: ``corner`` (x, z) of the front wall's start, the wall runs along ``heading``, ``depth`` to its left."""
     row = _facade_row(rng)
     row[10] = wall - 0.3
@@ -488,20 +721,44 @@ def _add_building(b: _Builder, rng: np.random.Generator, corner: tuple[float, fl
         return (corner[0] + c * fwd + s * left, base, corner[1] - s * fwd + c * left)
 
     total = wall + 0.3
-    for origin, turn, n, surface in ((at(0, 0), heading, length, row), (at(0, depth), heading, length, row),
-                                     (at(0, 0), heading - math.pi / 2, depth, side_row),
-                                     (at(length, 0), heading - math.pi / 2, depth, side_row)):
+    for origin, turn, n, surface in (
+        (at(0, 0), heading, length, row),
+        (at(0, depth), heading, length, row),
+        (at(0, 0), heading - math.pi / 2, depth, side_row),
+        (at(length, 0), heading - math.pi / 2, depth, side_row),
+    ):
         b.add(meshes.quad([[0, 0, 0], [n, 0, 0], [n, 0, total], [0, 0, total]]), origin, turn, b.surface(surface))
     if rng.uniform() < 0.6:
         rise = rng.uniform(0.35, 0.6) * depth
         over = 0.4
-        tile = b.surface(_generic(_pick(rng, np.array([[.28, .09, .05], [.20, .08, .05], [.09, .08, .08], [.14, .07, .05]])),
-                                  kernels.BRICK, 50, 0.25, rng))
+        tile = b.surface(
+            _generic(
+                _pick(rng, np.array([[0.28, 0.09, 0.05], [0.20, 0.08, 0.05], [0.09, 0.08, 0.08], [0.14, 0.07, 0.05]])),
+                kernels.BRICK,
+                50,
+                0.25,
+                rng,
+            )
+        )
         low = total - over * 2 * rise / depth
-        roof = [meshes.quad([[-over, -over, low], [length + over, -over, low], [length + over, depth / 2, total + rise],
-                             [-over, depth / 2, total + rise]]),
-                meshes.quad([[-over, depth + over, low], [length + over, depth + over, low],
-                             [length + over, depth / 2, total + rise], [-over, depth / 2, total + rise]])]
+        roof = [
+            meshes.quad(
+                [
+                    [-over, -over, low],
+                    [length + over, -over, low],
+                    [length + over, depth / 2, total + rise],
+                    [-over, depth / 2, total + rise],
+                ]
+            ),
+            meshes.quad(
+                [
+                    [-over, depth + over, low],
+                    [length + over, depth + over, low],
+                    [length + over, depth / 2, total + rise],
+                    [-over, depth / 2, total + rise],
+                ]
+            ),
+        ]
         b.add(meshes.merge(roof), at(0, 0), heading, tile)
         gable = b.surface(side_row[:7] + [0.0] + side_row[8:])
         for f in (0.0, length):
@@ -509,34 +766,66 @@ def _add_building(b: _Builder, rng: np.random.Generator, corner: tuple[float, fl
             mesh = Mesh(v, np.tile([0.0, -1.0, 0.0], (3, 1)), np.array([[0, 1, 2]], np.int32), np.zeros(1, np.int32))
             b.add(mesh, at(f, 0), heading - math.pi / 2, gable)
     else:
-        flat = b.surface(_generic((.2, .2, .2), kernels.FBM, 10, 0.2, rng))
+        flat = b.surface(_generic((0.2, 0.2, 0.2), kernels.FBM, 10, 0.2, rng))
         b.add(meshes.box((-0.2, -0.2, total), (length + 0.2, depth + 0.2, total + 0.35)), at(0, 0), heading, flat)
 
 
-_LEAVES = np.array([[.035, .065, .012], [.05, .085, .018], [.028, .05, .015], [.075, .09, .02], [.02, .038, .014],
-                    [.12, .085, .02], [.07, .02, .018]])
+_LEAVES = np.array(
+    [
+        [0.035, 0.065, 0.012],
+        [0.05, 0.085, 0.018],
+        [0.028, 0.05, 0.015],
+        [0.075, 0.09, 0.02],
+        [0.02, 0.038, 0.014],
+        [0.12, 0.085, 0.02],
+        [0.07, 0.02, 0.018],
+    ]
+)
 _LEAF_WEIGHTS = np.array([5, 5, 5, 3, 4, 1.2, 0.5])
 
 
 def _foliage_row(rng: np.random.Generator) -> list[float]:
     rgb = _pick(rng, _LEAVES, _LEAF_WEIGHTS, 0.25)
-    return [kernels.FOLIAGE, *rgb, rng.uniform(50, 110), rng.uniform(0.35, 0.65), rng.uniform(0, 200), rng.uniform(0.25, 0.6)]
+    return [
+        kernels.FOLIAGE,
+        *rgb,
+        rng.uniform(50, 110),
+        rng.uniform(0.35, 0.65),
+        rng.uniform(0, 200),
+        rng.uniform(0.25, 0.6),
+    ]
 
 
-def _add_tree(b: _Builder, rng: np.random.Generator, x: float, z: float, y: float, height: float, radius: float,
-              near: float) -> None:
+def _add_tree(
+    b: _Builder, rng: np.random.Generator, x: float, z: float, y: float, height: float, radius: float, near: float
+) -> None:
     trunk_height = height * rng.uniform(0.25, 0.45)
-    bark = b.surface(_generic(_pick(rng, np.array([[.09, .07, .05], [.12, .11, .09], [.05, .04, .03]])), kernels.STREAK, 60,
-                              0.45, rng))
+    bark = b.surface(
+        _generic(
+            _pick(rng, np.array([[0.09, 0.07, 0.05], [0.12, 0.11, 0.09], [0.05, 0.04, 0.03]])),
+            kernels.STREAK,
+            60,
+            0.45,
+            rng,
+        )
+    )
     lean = rng.normal(0, 0.2, 2)
     thick = rng.uniform(0.014, 0.028) * height
     branches = [meshes.tube((0, 0, -0.2), (lean[0], lean[1], trunk_height * 1.5), thick, thick * 0.5, 0, 8, False)]
     for _ in range(3 if near < 40 else 0):
         a = rng.uniform(0, 2 * math.pi)
         r = radius * 0.7
-        branches.append(meshes.tube((lean[0] * 0.7, lean[1] * 0.7, trunk_height),
-                                    (r * math.cos(a), r * math.sin(a), trunk_height * 1.1 + 0.45 * (height - trunk_height)),
-                                    thick * 0.45, thick * 0.15, 0, 5, False))
+        branches.append(
+            meshes.tube(
+                (lean[0] * 0.7, lean[1] * 0.7, trunk_height),
+                (r * math.cos(a), r * math.sin(a), trunk_height * 1.1 + 0.45 * (height - trunk_height)),
+                thick * 0.45,
+                thick * 0.15,
+                0,
+                5,
+                False,
+            )
+        )
     b.add(meshes.merge(branches), (x, y, z), 0.0, bark)
     crown = np.array([0.0, 0.0, (height + trunk_height) / 2])
     half = np.array([radius, radius, (height - trunk_height) / 2 + 0.2])
@@ -552,16 +841,29 @@ def _add_tree(b: _Builder, rng: np.random.Generator, x: float, z: float, y: floa
     centres = clump_centre[owner] + d * clump_size[owner] * rng.uniform(0.55, 1.05, (n, 1))
     size = rng.uniform(0.7, 1.3, n) * radius * 0.33 * math.sqrt(420 / n)
     leaves = b.surface(_foliage_row(rng))
-    b.add(meshes.cards(rng, centres, size, crown - [0, 0, 0.25 * height], 0), (x, y, z), 0.0, leaves,
-          rng.uniform(0.0, 0.5) + 0.001)
+    # The dense inside is drawn first: what it hides need not be cut out.
     inner = [meshes.ball(6, 8).stretched(clump_size[k] * 0.72, clump_centre[k]) for k in range(clumps)]
     dark = list(b.materials[leaves])
     dark[1:4] = [v * 0.55 for v in dark[1:4]]
     b.add(meshes.merge(inner), (x, y, z), 0.0, b.surface(dark), 0.001)
+    b.add(
+        meshes.cards(rng, centres, size, crown - [0, 0, 0.25 * height], 0),
+        (x, y, z),
+        0.0,
+        leaves,
+        rng.uniform(0.0, 0.5) + 0.001,
+    )
 
 
-def _add_wood(b: _Builder, rng: np.random.Generator, x: np.ndarray, z: np.ndarray, y: np.ndarray, height: float,
-              towards: tuple[float, float]) -> None:
+def _add_wood(
+    b: _Builder,
+    rng: np.random.Generator,
+    x: np.ndarray,
+    z: np.ndarray,
+    y: np.ndarray,
+    height: float,
+    towards: tuple[float, float],
+) -> None:
     """The edge of a wood along the points (x, z) on the ground y: a bulging wall of leaves with a ragged top."""
     n = len(x)
     rows = 7
@@ -588,13 +890,35 @@ def _add_wood(b: _Builder, rng: np.random.Generator, x: np.ndarray, z: np.ndarra
     out = 0.14 * height * np.sin(math.pi * np.clip(up, 0.05, 0.97)) + rng.uniform(-0.3, 0.6, count)
     spread = rng.normal(0, 0.8, (2, count))
     # Cards in front of the wall break its outline and its facets.
-    centres = np.stack([x[k] + towards[0] * out + spread[0], z[k] + towards[1] * out + spread[1], tops[k] * up - y[k]], 1)
-    b.add(meshes.cards(rng, centres, rng.uniform(0.10, 0.24, count) * height, centres.mean(0) - np.array(
-        [towards[0] * 20, towards[1] * 20, 8.0]), 0), (0, 0, 0), 0.0, leaves, 0.15)
+    centres = np.stack(
+        [x[k] + towards[0] * out + spread[0], z[k] + towards[1] * out + spread[1], tops[k] * up - y[k]], 1
+    )
+    b.add(
+        meshes.cards(
+            rng,
+            centres,
+            rng.uniform(0.10, 0.24, count) * height,
+            centres.mean(0) - np.array([towards[0] * 20, towards[1] * 20, 8.0]),
+            0,
+        ),
+        (0, 0, 0),
+        0.0,
+        leaves,
+        0.15,
+    )
 
 
-def _add_hedge(b: _Builder, rng: np.random.Generator, x: float, z: float, y: float, heading: float, length: float,
-               width: float, height: float) -> None:
+def _add_hedge(
+    b: _Builder,
+    rng: np.random.Generator,
+    x: float,
+    z: float,
+    y: float,
+    heading: float,
+    length: float,
+    width: float,
+    height: float,
+) -> None:
     leaves = b.surface(_foliage_row(rng))
     n = int(np.clip(length * height * 14, 40, 400))
     p = rng.uniform([-length / 2, -width / 2, 0.05], [length / 2, width / 2, height], (n, 3))
@@ -602,8 +926,13 @@ def _add_hedge(b: _Builder, rng: np.random.Generator, x: float, z: float, y: flo
     p[face == 0, 1] = np.sign(p[face == 0, 1]) * width / 2
     p[face == 1, 2] = height
     p[face == 2, 0] = np.sign(p[face == 2, 0]) * length / 2
-    b.add(meshes.cards(rng, p, rng.uniform(0.25, 0.5, n), (0, 0, height * 0.3), 0), (x, y, z), heading, leaves,
-          rng.uniform(-0.2, 0.3) + 0.001)
+    b.add(
+        meshes.cards(rng, p, rng.uniform(0.25, 0.5, n), (0, 0, height * 0.3), 0),
+        (x, y, z),
+        heading,
+        leaves,
+        rng.uniform(-0.2, 0.3) + 0.001,
+    )
     core = meshes.box((-length / 2 + 0.05, -width / 2 + 0.05, 0), (length / 2 - 0.05, width / 2 - 0.05, height - 0.08))
     b.add(core, (x, y, z), heading, leaves)
 
@@ -614,19 +943,27 @@ def _add_bush(b: _Builder, rng: np.random.Generator, x: float, z: float, y: floa
     d = rng.standard_normal((n, 3))
     d /= np.linalg.norm(d, axis=1, keepdims=True)
     d[:, 2] = np.abs(d[:, 2])
-    b.add(meshes.cards(rng, d * radius * rng.uniform(0.7, 1.05, (n, 1)), rng.uniform(0.25, 0.6, n), (0, 0, 0), 0), (x, y, z),
-          0.0, leaves, 0.001)
+    b.add(
+        meshes.cards(rng, d * radius * rng.uniform(0.7, 1.05, (n, 1)), rng.uniform(0.25, 0.6, n), (0, 0, 0), 0),
+        (x, y, z),
+        0.0,
+        leaves,
+        0.001,
+    )
     b.add(meshes.ball(6, 8).stretched((radius * 0.8, radius * 0.8, radius * 0.85)), (x, y, z), 0.0, leaves)
 
 
 def _add_sign(b: _Builder, rng: np.random.Generator, x: float, z: float, y: float, heading: float) -> None:
-    steel = b.surface(_generic((.35, .36, .37), kernels.STREAK, 40, 0.1, rng, 0.3))
+    steel = b.surface(_generic((0.35, 0.36, 0.37), kernels.STREAK, 40, 0.1, rng, 0.3))
     tall = rng.uniform(2.0, 3.0)
     b.add(meshes.tube((0, 0, -0.1), (0, 0, tall + 0.3), 0.035, 0.035, 0, 6, False), (x, y, z), 0.0, steel)
     kind = int(rng.integers(3))
-    border, inside, ink = [((.5, .02, .02), (.65, .65, .63), (.02, .02, .02)), ((.5, .02, .02), (.02, .06, .35), (.5, .02, .02)),
-                           ((.02, .08, .4), (.02, .08, .4), (.65, .65, .65)), ((.6, .45, .02), (.65, .65, .6), (.05, .05, .05))
-                           ][rng.integers(4)]
+    border, inside, ink = [
+        ((0.5, 0.02, 0.02), (0.65, 0.65, 0.63), (0.02, 0.02, 0.02)),
+        ((0.5, 0.02, 0.02), (0.02, 0.06, 0.35), (0.5, 0.02, 0.02)),
+        ((0.02, 0.08, 0.4), (0.02, 0.08, 0.4), (0.65, 0.65, 0.65)),
+        ((0.6, 0.45, 0.02), (0.65, 0.65, 0.6), (0.05, 0.05, 0.05)),
+    ][rng.integers(4)]
     row = b.surface([kernels.SIGN, *border, kind, *inside, *ink, float(rng.integers(999))])
     size = rng.uniform(0.3, 0.42)
     if kind == 0:
@@ -641,8 +978,9 @@ def _add_sign(b: _Builder, rng: np.random.Generator, x: float, z: float, y: floa
     _add_scaled(b, plate, (x, y - tall, z - 0.06), heading, size, row)
 
 
-def _add_scaled(b: _Builder, mesh: Mesh, at: Sequence[float], heading: float, size: float | tuple[float, float],
-                row: int) -> None:
+def _add_scaled(
+    b: _Builder, mesh: Mesh, at: Sequence[float], heading: float, size: float | tuple[float, float], row: int
+) -> None:
     """Place a flat plate whose local coordinates stay in [-1, 1] while it is ``size`` metres large."""
     sx, sz = (size, size) if isinstance(size, float) else size
     b.add(mesh.stretched((sx, 1, sz)), at, heading, row)
@@ -657,34 +995,65 @@ def _add_clutter(b: _Builder, rng: np.random.Generator, x: float, z: float, y: f
     kind = int(rng.integers(8))
     turn = heading + rng.normal(0, 0.3)
     if kind == 0:
-        post = b.surface(_generic(_pick(rng, np.array([[.4, .4, .4], [.05, .05, .05], [.5, .05, .04], [.6, .6, .6]])),
-                                  kernels.PLAIN, 1, 0, rng, 0.1, (0.0, 0.0, 0.0)))
+        post = b.surface(
+            _generic(
+                _pick(rng, np.array([[0.4, 0.4, 0.4], [0.05, 0.05, 0.05], [0.5, 0.05, 0.04], [0.6, 0.6, 0.6]])),
+                kernels.PLAIN,
+                1,
+                0,
+                rng,
+                0.1,
+                (0.0, 0.0, 0.0),
+            )
+        )
         for k in range(int(rng.integers(1, 5))):
-            b.add(meshes.tube((k * 1.5, 0, 0), (k * 1.5, 0, rng.uniform(0.8, 1.1)), 0.06, 0.055, 0, 8), (x, y, z),
-                  heading, post)
+            b.add(
+                meshes.tube((k * 1.5, 0, 0), (k * 1.5, 0, rng.uniform(0.8, 1.1)), 0.06, 0.055, 0, 8),
+                (x, y, z),
+                heading,
+                post,
+            )
     elif kind == 1:
         row = b.surface(_generic(_pick(rng, _PAINTS), kernels.FBM, 40, 0.1, rng, 0.1))
         w, d, h = rng.uniform(0.3, 0.8), rng.uniform(0.25, 0.6), rng.uniform(0.8, 1.8)
         b.add(meshes.box((-w / 2, -d / 2, 0), (w / 2, d / 2, h)), (x, y, z), turn, row)
     elif kind == 2:
         frame = b.surface(_generic(_pick(rng, _PAINTS), kernels.PLAIN, 1, 0, rng, 0.3))
-        tyre = b.surface(_generic((.015, .015, .015), kernels.PLAIN, 1, 0, rng))
+        tyre = b.surface(_generic((0.015, 0.015, 0.015), kernels.PLAIN, 1, 0, rng))
         b.add(meshes.merge(meshes.bicycle(0, 1)), (x, y, z), turn, {0: frame, 1: tyre})
     elif kind == 3:
-        row = b.surface(_generic(_pick(rng, np.array([[.04, .08, .05], [.05, .05, .06], [.3, .25, .03], [.03, .05, .2]])),
-                                 kernels.FBM, 40, 0.1, rng, 0.1))
+        row = b.surface(
+            _generic(
+                _pick(rng, np.array([[0.04, 0.08, 0.05], [0.05, 0.05, 0.06], [0.3, 0.25, 0.03], [0.03, 0.05, 0.2]])),
+                kernels.FBM,
+                40,
+                0.1,
+                rng,
+                0.1,
+            )
+        )
         for k in range(int(rng.integers(1, 4))):
-            b.add(meshes.merge([meshes.box((k * 0.7 - 0.28, -0.3, 0.05), (k * 0.7 + 0.28, 0.3, 1.0)),
-                                meshes.box((k * 0.7 - 0.3, -0.35, 1.0), (k * 0.7 + 0.3, 0.33, 1.1))]), (x, y, z), turn, row)
+            b.add(
+                meshes.merge(
+                    [
+                        meshes.box((k * 0.7 - 0.28, -0.3, 0.05), (k * 0.7 + 0.28, 0.3, 1.0)),
+                        meshes.box((k * 0.7 - 0.3, -0.35, 1.0), (k * 0.7 + 0.3, 0.33, 1.1)),
+                    ]
+                ),
+                (x, y, z),
+                turn,
+                row,
+            )
     elif kind == 4:
-        row = b.surface([kernels.SIGN, .1, .1, .1, 2, *_pick(rng, _PAINTS), *_pick(rng, _PAINTS),
-                         float(rng.integers(999))])
+        row = b.surface(
+            [kernels.SIGN, 0.1, 0.1, 0.1, 2, *_pick(rng, _PAINTS), *_pick(rng, _PAINTS), float(rng.integers(999))]
+        )
         plate = meshes.quad([[-1, 0, -1], [1, 0, -1], [1, 0, 1], [-1, 0, 1]])
         _add_scaled(b, plate, (x, y - 1.3, z), turn + math.pi / 2 * (rng.uniform() < 0.5), (0.65, 0.95), row)
-        steel = b.surface(_generic((.1, .1, .1), kernels.PLAIN, 1, 0, rng))
+        steel = b.surface(_generic((0.1, 0.1, 0.1), kernels.PLAIN, 1, 0, rng))
         b.add(meshes.tube((0, 0, 0), (0, 0, 0.5), 0.08, 0.08, 0, 6, False), (x, y, z), 0.0, steel)
     elif kind == 5:
-        row = b.surface(_generic((.12, .09, .06), kernels.STREAK, 60, 0.4, rng))
+        row = b.surface(_generic((0.12, 0.09, 0.06), kernels.STREAK, 60, 0.4, rng))
         tall = rng.uniform(1.2, 2.0)
         b.add(meshes.tube((0, 0, 0), (0, 0, tall), 0.16, 0.13, 0, 8), (x, y, z), 0.0, row)
     elif kind == 6:
@@ -696,25 +1065,46 @@ def _add_clutter(b: _Builder, rng: np.random.Generator, x: float, z: float, y: f
 
 
 def _add_pole(b: _Builder, rng: np.random.Generator, x: float, z: float, y: float, side: float, heading: float) -> None:
-    steel = b.surface(_generic(_pick(rng, np.array([[.35, .36, .37], [.08, .09, .09], [.12, .2, .16]])), kernels.STREAK, 30, 0.1,
-                               rng, 0.2))
+    steel = b.surface(
+        _generic(
+            _pick(rng, np.array([[0.35, 0.36, 0.37], [0.08, 0.09, 0.09], [0.12, 0.2, 0.16]])),
+            kernels.STREAK,
+            30,
+            0.1,
+            rng,
+            0.2,
+        )
+    )
     tall = rng.uniform(4.5, 9)
     parts = [meshes.tube((0, 0, -0.1), (0, 0, tall), 0.08, 0.05, 0, 8, False)]
     if rng.uniform() < 0.7:
         reach = rng.uniform(0.8, 2.5)
-        parts += [meshes.tube((0, 0, tall), (0, side * reach, tall + 0.25), 0.045, 0.04, 0, 6, False),
-                  meshes.box((-0.15, side * reach - 0.35, tall + 0.18), (0.15, side * reach + 0.35, tall + 0.34))]
+        parts += [
+            meshes.tube((0, 0, tall), (0, side * reach, tall + 0.25), 0.045, 0.04, 0, 6, False),
+            meshes.box((-0.15, side * reach - 0.35, tall + 0.18), (0.15, side * reach + 0.35, tall + 0.34)),
+        ]
     b.add(meshes.merge(parts), (x, y, z), heading, steel)
 
 
-def _add_fence(b: _Builder, rng: np.random.Generator, x: float, z: float, y: float, heading: float, length: float) -> None:
+def _add_fence(
+    b: _Builder, rng: np.random.Generator, x: float, z: float, y: float, heading: float, length: float
+) -> None:
     if rng.uniform() < 0.5:
-        row = b.surface(_generic(_pick(rng, _WALLS), kernels.BRICK if rng.uniform() < 0.5 else kernels.FBM, 40, 0.2, rng))
+        row = b.surface(
+            _generic(_pick(rng, _WALLS), kernels.BRICK if rng.uniform() < 0.5 else kernels.FBM, 40, 0.2, rng)
+        )
         tall = rng.uniform(0.5, 2.2)
         b.add(meshes.box((0, -0.12, -0.3), (length, 0.12, tall)), (x, y, z), heading, row)
         return
-    wood = b.surface(_generic(_pick(rng, np.array([[.18, .12, .07], [.3, .3, .28], [.1, .12, .08], [.5, .5, .48]])),
-                              kernels.STREAK, 60, 0.3, rng))
+    wood = b.surface(
+        _generic(
+            _pick(rng, np.array([[0.18, 0.12, 0.07], [0.3, 0.3, 0.28], [0.1, 0.12, 0.08], [0.5, 0.5, 0.48]])),
+            kernels.STREAK,
+            60,
+            0.3,
+            rng,
+        )
+    )
     tall, gap = rng.uniform(0.8, 1.6), rng.uniform(0.12, 0.3)
     count = min(160, int(length / gap))
     low = np.stack([np.arange(count) * gap, np.full(count, -0.02), np.zeros(count)], 1)
@@ -726,7 +1116,7 @@ def _add_fence(b: _Builder, rng: np.random.Generator, x: float, z: float, y: flo
 
 def _surround(b: _Builder, rng: np.random.Generator, street: _Street) -> None:
     """Buildings, trees and everything else on both sides, clear of the labelled objects."""
-    road_heading = street.heading - math.pi / 2   # KITTI's heading of somebody who drives along +z
+    road_heading = street.heading - math.pi / 2  # KITTI's heading of somebody who drives along +z
     town = rng.uniform()
     for side, edge in ((-1.0, street.left), (1.0, street.right)):
         built = rng.uniform() < (0.75 if town < 0.7 else 0.3)
@@ -765,8 +1155,15 @@ def _surround(b: _Builder, rng: np.random.Generator, street: _Street) -> None:
             for run in np.split(np.arange(len(a)), np.nonzero(~clear)[0]):
                 run = run[clear[run]]
                 if len(run) > 3:
-                    _add_wood(b, rng, x[run], z[run], street.height(x[run], z[run]), rng.uniform(4, 14),
-                              (-side * street.c, side * street.s))
+                    _add_wood(
+                        b,
+                        rng,
+                        x[run],
+                        z[run],
+                        street.height(x[run], z[run]),
+                        rng.uniform(4, 14),
+                        (-side * street.c, side * street.s),
+                    )
         for _ in range(int(rng.poisson(9 * green))):
             a = rng.uniform(4, 110)
             lateral = edge + side * rng.choice([rng.uniform(1.0, 6), rng.uniform(4, 35)])
@@ -815,7 +1212,9 @@ def _surround(b: _Builder, rng: np.random.Generator, street: _Street) -> None:
         x, z = street.world(lateral, np.full_like(lateral, a) + rng.normal(0, 2, len(lateral)))
         for run in (np.nonzero(lateral < gap - 5)[0], np.nonzero(lateral > gap + 5)[0]):
             if len(run) > 3 and all(street.free(float(p), float(q), 1.5) for p, q in zip(x[run], z[run], strict=True)):
-                _add_wood(b, rng, x[run], z[run], street.height(x[run], z[run]), rng.uniform(6, 16), (-street.s, -street.c))
+                _add_wood(
+                    b, rng, x[run], z[run], street.height(x[run], z[run]), rng.uniform(6, 16), (-street.s, -street.c)
+                )
     # The end of the view: a ragged line of far trees or hills.
     count = 90
     angle = np.linspace(-1.2, 1.2, count)
@@ -836,7 +1235,9 @@ def _light(rng: np.random.Generator) -> Light:
     overcast = rng.uniform() < 0.3
     elevation = math.radians(rng.uniform(18, 62))
     azimuth = rng.uniform(0, 2 * math.pi)
-    sun = np.array([math.cos(elevation) * math.sin(azimuth), -math.sin(elevation), math.cos(elevation) * math.cos(azimuth)])
+    sun = np.array(
+        [math.cos(elevation) * math.sin(azimuth), -math.sin(elevation), math.cos(elevation) * math.cos(azimuth)]
+    )
     warm = rng.uniform(0, 0.12) * (1.6 - elevation)
     environment = np.zeros(12)
     if overcast:
@@ -870,8 +1271,16 @@ def build_scene(objects: Sequence[Object3D], rng: np.random.Generator) -> Scene:
         outlines.append(np.concatenate(_add_object(b, rng, o)))
         ranges.append((start, b.triangle_count))
         tall = o.label in ("Car", "Van", "Truck", "Tram", "Misc")
-        shadows.append((o.x, o.z, o.rotation_y, o.length / 2 - (0.1 if tall else 0.2), o.width / 2 - (0.05 if tall else 0.15),
-                        0.92 if tall else 0.6))
+        shadows.append(
+            (
+                o.x,
+                o.z,
+                o.rotation_y,
+                o.length / 2 - (0.1 if tall else 0.2),
+                o.width / 2 - (0.05 if tall else 0.15),
+                0.92 if tall else 0.6,
+            )
+        )
     ground = b.surface([kernels.GROUND])
     mesh = _ground_mesh(street)
     b.vertices.append(mesh.vertices)
@@ -887,7 +1296,25 @@ def build_scene(objects: Sequence[Object3D], rng: np.random.Generator) -> Scene:
     b.casts.append(np.zeros(n, bool))
     b.triangle_count += n
     _surround(b, rng, street)
-    return Scene(np.concatenate(b.vertices), np.concatenate(b.normals), np.concatenate(b.triangles).astype(np.int32),
-                 np.concatenate(b.instance), np.concatenate(b.material), np.concatenate(b.cutout), np.concatenate(b.casts),
-                 np.stack(b.instances), np.stack(b.materials), ground_parameters(rng, street), light, ranges, outlines,
-                 shadows)
+    vertices, triangles = np.concatenate(b.vertices), np.concatenate(b.triangles).astype(np.int32)
+    # Labelled objects first, in their order; the rest from near to far, so that most of what is hidden is never drawn.
+    labelled = ranges[-1][1] if ranges else 0
+    depth = vertices[triangles[labelled:, 0], 2]
+    order = np.concatenate([np.arange(labelled), labelled + np.argsort(depth, kind="stable")])
+    instance, material = np.concatenate(b.instance)[order], np.concatenate(b.material)[order]
+    return Scene(
+        vertices,
+        np.concatenate(b.normals),
+        np.ascontiguousarray(triangles[order]),
+        instance,
+        material,
+        np.concatenate(b.cutout)[order],
+        np.concatenate(b.casts)[order],
+        np.stack(b.instances),
+        np.stack(b.materials),
+        ground_parameters(rng, street),
+        light,
+        ranges,
+        outlines,
+        shadows,
+    )

@@ -24,8 +24,9 @@ from sicm_ros.geometry import Object3D, StereoRig, box_corners, project, rotatio
 __all__ = ["KITTI_RIG", "KITTI_SIZE", "RenderedPair", "random_layout", "render_dataset", "render_pair"]
 
 KITTI_SIZE = (1242, 375)
-KITTI_RIG = StereoRig(721.5377, 721.5377, 609.5593, 172.854, (44.85728, 0.2163791, 0.002745884),
-                      (-339.5242, 2.199936, 0.002729905))
+KITTI_RIG = StereoRig(
+    721.5377, 721.5377, 609.5593, 172.854, (44.85728, 0.2163791, 0.002745884), (-339.5242, 2.199936, 0.002729905)
+)
 
 # Shares of an object's silhouette that others hide, up to which KITTI's occlusion states 0 and 1 reach; beyond the last
 # one almost nothing is seen.
@@ -53,18 +54,51 @@ def _camera(rig: StereoRig, translation: tuple[float, float, float]) -> np.ndarr
     return -np.array([(translation[0] - rig.cx * tz) / rig.fx, (translation[1] - rig.cy * tz) / rig.fy, tz])
 
 
-def _draw(scene: Scene, fine: StereoRig, p: np.ndarray, translation: tuple[float, float, float], width: int, height: int,
-          tex: np.ndarray, height_map: np.ndarray, ambient: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _draw(
+    scene: Scene,
+    fine: StereoRig,
+    p: np.ndarray,
+    translation: tuple[float, float, float],
+    width: int,
+    height: int,
+    tex: np.ndarray,
+    height_map: np.ndarray,
+    ambient: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     v = scene.vertices @ p[:, :3].T + p[:, 3]
     q = np.zeros((height * kernels.SUPER_Y, width * kernels.SUPER_X), np.float32)
     ids = np.full(q.shape, -1, np.int32)
     kernels.rasterise(v, scene.vertices, scene.triangles, scene.cutout, tex, q, ids)
     image = np.empty((height, width, 3), np.float32)
     light = scene.light
-    kernels.shade_view(q, ids, v, scene.vertices, scene.normals, scene.triangles, scene.instance, scene.material,
-                       scene.instances, scene.materials, scene.ground, tex, light.environment, light.sun, light.sun_colour,
-                       light.ambient_up, light.ambient_down, height_map, ambient, MAP_X0, MAP_Z0, MAP_CELL, light.haze,
-                       _camera(fine, translation), np.array([fine.fx, fine.cx, fine.fy, fine.cy]), image)
+    kernels.shade_view(
+        q,
+        ids,
+        v,
+        scene.vertices,
+        scene.normals,
+        scene.triangles,
+        scene.instance,
+        scene.material,
+        scene.instances,
+        scene.materials,
+        scene.ground,
+        tex,
+        light.environment,
+        light.sun,
+        light.sun_colour,
+        light.ambient_up,
+        light.ambient_down,
+        height_map,
+        ambient,
+        MAP_X0,
+        MAP_Z0,
+        MAP_CELL,
+        light.haze,
+        _camera(fine, translation),
+        np.array([fine.fx, fine.cx, fine.fy, fine.cy]),
+        image,
+    )
     return image, q, ids, v
 
 
@@ -72,7 +106,7 @@ def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
     if sigma < 0.15:
         return image
     # Three taps are enough for the small blurs of a lens in focus.
-    side = math.exp(-0.5 / sigma ** 2)
+    side = math.exp(-0.5 / sigma**2)
     a, b = side / (1 + 2 * side), 1 / (1 + 2 * side)
     for axis in (0, 1):
         pad = np.concatenate([image.take([0], axis), image, image.take([-1], axis)], axis)
@@ -86,8 +120,15 @@ def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
     return image
 
 
-def _photograph(image: np.ndarray, rng: np.random.Generator, exposure: np.ndarray, gamma: float, black: float, noise: float,
-                blur: float) -> np.ndarray:
+def _photograph(
+    image: np.ndarray,
+    rng: np.random.Generator,
+    exposure: np.ndarray,
+    gamma: float,
+    black: float,
+    noise: float,
+    blur: float,
+) -> np.ndarray:
     image = _blur(image, blur) * exposure.astype(np.float32)
     grain = rng.standard_normal(image.shape, dtype=np.float32)
     grain *= np.sqrt(np.float32(noise * noise) * (np.float32(0.08) + np.minimum(image, 1)))
@@ -118,8 +159,18 @@ def render_pair(layout: Sequence[Object3D], rig: StereoRig, width: int, height: 
 
     height_map = np.full((MAP_ROWS, MAP_COLUMNS), 1e6, np.float32)
     if scene.light.sun_colour[0] > 0.05:
-        kernels.light_height_map(scene.vertices, scene.triangles, scene.casts, scene.cutout, tex, scene.light.sun, MAP_X0,
-                                 MAP_Z0, MAP_CELL, height_map)
+        kernels.light_height_map(
+            scene.vertices,
+            scene.triangles,
+            scene.casts,
+            scene.cutout,
+            tex,
+            scene.light.sun,
+            MAP_X0,
+            MAP_Z0,
+            MAP_CELL,
+            height_map,
+        )
     ambient = np.ones((MAP_ROWS, MAP_COLUMNS), np.float32)
     for x, z, ry, half_length, half_width, strength in scene.shadow_boxes:
         kernels.darken_under_box(ambient, MAP_X0, MAP_Z0, MAP_CELL, x, z, ry, half_length, half_width, strength, 0.16)
@@ -135,16 +186,18 @@ def render_pair(layout: Sequence[Object3D], rig: StereoRig, width: int, height: 
     right, _, _, _ = _draw(scene, fine, p_right, fine.right_translation, width, height, tex, height_map, ambient)
 
     disparity = np.zeros((height, width), np.float32)
-    kernels.disparity_at_centres(q, rig.fx, rig.cx, np.array(rig.left_translation), np.array(rig.right_translation), disparity)
+    kernels.disparity_at_centres(
+        q, rig.fx, rig.cx, np.array(rig.left_translation), np.array(rig.right_translation), disparity
+    )
 
     # Auto-exposure on the lower image, then a wide random error.
-    level = float(np.percentile(left[height // 3:].mean(2), 70)) + 1e-3
-    exposure = 0.24 * 2.0 ** camera_rng.normal(0.0, 0.45) / level ** 0.8 / 0.5 ** 0.2
+    level = float(np.percentile(left[height // 3 :].mean(2), 70)) + 1e-3
+    exposure = 0.24 * 2.0 ** camera_rng.normal(0.0, 0.45) / level**0.8 / 0.5**0.2
     balance = camera_rng.normal(1, 0.03, 3)
     gamma = camera_rng.uniform(1.3, 1.95)
     black = camera_rng.uniform(0.0, 0.012)
-    noise = camera_rng.uniform(0.006, 0.035) * min(1.0, scale ** 0.7)
-    blur = camera_rng.uniform(0.25, 0.55) * min(1.0, scale ** 0.5)
+    noise = camera_rng.uniform(0.006, 0.035) * min(1.0, scale**0.7)
+    blur = camera_rng.uniform(0.25, 0.55) * min(1.0, scale**0.5)
     gain = camera_rng.normal(1, 0.025) * camera_rng.normal(1, 0.008, 3)
     warp = camera_rng.normal(1, 0.012)
     left_image = _photograph(left, noise_rng, exposure * balance, gamma, black, noise, blur)
@@ -153,8 +206,9 @@ def render_pair(layout: Sequence[Object3D], rig: StereoRig, width: int, height: 
     return RenderedPair(left_image, right_image, disparity, labels, rig)
 
 
-def _labels(objects: Sequence[Object3D], scene: Scene, rig: StereoRig, width: int, height: int, ids: np.ndarray,
-            v: np.ndarray) -> list[Object3D]:
+def _labels(
+    objects: Sequence[Object3D], scene: Scene, rig: StereoRig, width: int, height: int, ids: np.ndarray, v: np.ndarray
+) -> list[Object3D]:
     if not objects:
         return []
     ranges = np.array(scene.object_triangles, np.int64)
@@ -194,10 +248,20 @@ def _labels(objects: Sequence[Object3D], scene: Scene, rig: StereoRig, width: in
         state = int(np.searchsorted(OCCLUSION_STATES, hidden, side="right"))
         box = tuple(round(float(c), 2) for c in box)
         if seen < LEAST_PIXELS or hidden > 1 - LEAST_SHARE:
-            labels.append(Object3D("DontCare", box, -1.0, -1.0, -1.0, -1000.0, -1000.0, -1000.0, -10.0, -10.0, -1.0, -1))
+            labels.append(
+                Object3D("DontCare", box, -1.0, -1.0, -1.0, -1000.0, -1000.0, -1000.0, -10.0, -10.0, -1.0, -1)
+            )
             continue
-        labels.append(replace(o, bbox=box, truncated=round(truncated, 2), occluded=state, score=None,
-                              alpha=float(rotation_y_to_alpha(o.rotation_y, o.x, o.z))))
+        labels.append(
+            replace(
+                o,
+                bbox=box,
+                truncated=round(truncated, 2),
+                occluded=state,
+                score=None,
+                alpha=float(rotation_y_to_alpha(o.rotation_y, o.x, o.z)),
+            )
+        )
     return labels
 
 
@@ -212,9 +276,13 @@ def _inside_box(points: np.ndarray, o: Object3D) -> np.ndarray:
 # Layouts
 
 # Mean and standard deviation of (height, width, length) per class in KITTI's training labels.
-_SIZES = {"Car": ((1.53, 1.63, 3.88), (0.14, 0.10, 0.43)), "Van": ((2.21, 1.90, 5.08), (0.32, 0.17, 0.83)),
-          "Truck": ((3.25, 2.59, 10.1), (0.45, 0.22, 2.5)), "Pedestrian": ((1.76, 0.66, 0.84), (0.11, 0.14, 0.23)),
-          "Cyclist": ((1.74, 0.60, 1.76), (0.09, 0.12, 0.18))}
+_SIZES = {
+    "Car": ((1.53, 1.63, 3.88), (0.14, 0.10, 0.43)),
+    "Van": ((2.21, 1.90, 5.08), (0.32, 0.17, 0.83)),
+    "Truck": ((3.25, 2.59, 10.1), (0.45, 0.22, 2.5)),
+    "Pedestrian": ((1.76, 0.66, 0.84), (0.11, 0.14, 0.23)),
+    "Cyclist": ((1.74, 0.60, 1.76), (0.09, 0.12, 0.18)),
+}
 
 
 def random_layout(rng: np.random.Generator, rig: StereoRig, width: int, height: int) -> list[Object3D]:
@@ -250,9 +318,20 @@ def random_layout(rng: np.random.Generator, rig: StereoRig, width: int, height: 
         shown = (max(0.0, low[0]), max(0.0, low[1]), min(width - 1.0, high[0]), min(height - 1.0, high[1]))
         if shown[2] - shown[0] < 0.3 * (high[0] - low[0]) or shown[3] <= shown[1]:
             return
-        objects.append(Object3D(label, tuple(round(float(v), 2) for v in shown), *(round(float(v), 2) for v in hwl),
-                                round(x, 2), round(float(y), 2), round(z, 2), round(ry, 2),
-                                round(float(rotation_y_to_alpha(ry, x, z)), 2), 0.0, 0))
+        objects.append(
+            Object3D(
+                label,
+                tuple(round(float(v), 2) for v in shown),
+                *(round(float(v), 2) for v in hwl),
+                round(x, 2),
+                round(float(y), 2),
+                round(z, 2),
+                round(ry, 2),
+                round(float(rotation_y_to_alpha(ry, x, z)), 2),
+                0.0,
+                0,
+            )
+        )
 
     def vehicle() -> str:
         return str(rng.choice(["Car", "Van", "Truck"], p=[0.88, 0.085, 0.035]))
@@ -262,14 +341,22 @@ def random_layout(rng: np.random.Generator, rig: StereoRig, width: int, height: 
         if rng.uniform() < 0.5:
             across = side * (lane * (0.5 if side > 0 else 1.5) + rng.uniform(0.9, 2.6))
             angled = rng.uniform() < 0.2
-            turn = (math.pi / 2 if rng.uniform() < 0.6 else rng.uniform(0.6, 1.2)) * rng.choice([-1, 1]) if angled else 0.0
+            turn = (
+                (math.pi / 2 if rng.uniform() < 0.6 else rng.uniform(0.6, 1.2)) * rng.choice([-1, 1]) if angled else 0.0
+            )
             along = rng.uniform(2, 15)
             for _ in range(int(rng.integers(1, 9))):
                 flip = math.pi if rng.uniform() < (0.75 if side < 0 else 0.1) else 0.0
                 shift = side * 1.2 if angled else 0.0
-                place("Car" if angled else vehicle(), across + shift + rng.normal(0, 0.15), along,
-                      turn + flip + rng.normal(0, 0.03))
-                along += (rng.uniform(2.4, 3.4) if angled else rng.uniform(5.0, 7.5)) + rng.choice([0, 0, rng.uniform(3, 15)])
+                place(
+                    "Car" if angled else vehicle(),
+                    across + shift + rng.normal(0, 0.15),
+                    along,
+                    turn + flip + rng.normal(0, 0.03),
+                )
+                along += (rng.uniform(2.4, 3.4) if angled else rng.uniform(5.0, 7.5)) + rng.choice(
+                    [0, 0, rng.uniform(3, 15)]
+                )
     for _ in range(int(rng.poisson(1.2))):
         place(vehicle(), rng.normal(0, 0.35), rng.uniform(6, 60), rng.normal(0, 0.04))
     for _ in range(int(rng.poisson(1.2))):
@@ -281,16 +368,27 @@ def random_layout(rng: np.random.Generator, rig: StereoRig, width: int, height: 
         if rng.uniform() < 0.15:
             lateral = rng.uniform(-2, 2)
         for _ in range(int(rng.choice([1, 1, 2, 3]))):
-            place("Pedestrian", lateral + rng.normal(0, 0.9), along + rng.normal(0, 0.9),
-                  rng.choice([0.0, math.pi]) + rng.normal(0, 0.4) if rng.uniform() < 0.7 else rng.uniform(-math.pi, math.pi))
+            place(
+                "Pedestrian",
+                lateral + rng.normal(0, 0.9),
+                along + rng.normal(0, 0.9),
+                rng.choice([0.0, math.pi]) + rng.normal(0, 0.4)
+                if rng.uniform() < 0.7
+                else rng.uniform(-math.pi, math.pi),
+            )
     for _ in range(int(rng.poisson(0.45))):
-        place("Cyclist", rng.choice([-1, 1]) * rng.uniform(1.2, 6.0), rng.uniform(4, 40),
-              rng.choice([0.0, math.pi]) + rng.normal(0, 0.15))
+        place(
+            "Cyclist",
+            rng.choice([-1, 1]) * rng.uniform(1.2, 6.0),
+            rng.uniform(4, 40),
+            rng.choice([0.0, math.pi]) + rng.normal(0, 0.15),
+        )
     return objects
 
 
 def _footprints_meet(centre: np.ndarray, hwl: np.ndarray, ry: float, other: Object3D) -> bool:
     """Whether two boxes overlap seen from above (separating axes), with a hand's breadth between them."""
+
     def rectangle(c: np.ndarray, width: float, length: float, angle: float) -> tuple[np.ndarray, np.ndarray]:
         axes = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
         signs = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) * [length / 2 + 0.1, width / 2 + 0.1]
@@ -307,6 +405,7 @@ def _footprints_meet(centre: np.ndarray, hwl: np.ndarray, ry: float, other: Obje
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Data sets
+
 
 def frame_seed(seed: int, name: str) -> int:
     """The seed of one frame: a hash of the data set's seed and the frame's name, the same on every machine."""
@@ -347,9 +446,16 @@ def _render_frame(task: tuple[str, str, str | None, str | None, int]) -> str:
     return name
 
 
-def render_dataset(root: str | Path, layouts_dir: str | Path | None = None, calib_dir: str | Path | None = None,
-                   split_file: str | Path | None = None, seed: int = 0, workers: int = 1, count: int | None = None,
-                   progress: Callable[[int, int], None] | None = None) -> list[str]:
+def render_dataset(
+    root: str | Path,
+    layouts_dir: str | Path | None = None,
+    calib_dir: str | Path | None = None,
+    split_file: str | Path | None = None,
+    seed: int = 0,
+    workers: int = 1,
+    count: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[str]:
     """Write a KITTI object folder: ``training/{image_2,image_3,label_2,calib}`` and ``disp_occ_0`` (uint16 PNG, 256 per pixel).
 
     Layouts come from ``layouts_dir`` (KITTI labels; the frames of ``split_file``, or all of them) with the calibrations of
@@ -370,8 +476,10 @@ def render_dataset(root: str | Path, layouts_dir: str | Path | None = None, cali
         (root / "training" / folder).mkdir(parents=True, exist_ok=True)
     missing = [n for n in names if not (root / "training" / "label_2" / f"{n}.txt").exists()]
     done = len(names) - len(missing)
-    tasks = [(str(root), n, str(layouts_dir) if layouts_dir else None, str(calib_dir) if calib_dir else None, seed)
-             for n in missing]
+    tasks = [
+        (str(root), n, str(layouts_dir) if layouts_dir else None, str(calib_dir) if calib_dir else None, seed)
+        for n in missing
+    ]
     if progress:
         progress(done, len(names))
     if workers <= 1:
