@@ -3,6 +3,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def source(tmp_path):
     for name in ("000000", "000004", "000009"):
         for folder in ("image_2", "image_3"):
             PilImage.fromarray(rng.integers(0, 256, (24, 64, 3), np.uint8)).save(root / folder / f"{name}.png")
-        write_object_calib(root / "calib" / f"{name}.txt", RIG)
+        write_object_calib(root / "calib" / f"{name}.txt", replace(RIG, fx=RIG.fx + int(name)))
     return root.parent
 
 
@@ -53,9 +54,10 @@ def test_kitti_to_bag_and_back_is_the_same(source, tmp_path, storage):
         assert np.array_equal(frame.left, expected.left) and np.array_equal(frame.right, expected.right)
         assert (frame.stamp_ns, frame.right_stamp_ns) == (expected.stamp_ns, expected.right_stamp_ns)
         assert frame_id == "camera_0_optical"
-        assert frame.rig.baseline == pytest.approx(RIG.baseline, rel=1e-12)
+        assert frame.rig.baseline == pytest.approx(expected.rig.baseline, rel=1e-12)
         assert frame.rig.left_translation == pytest.approx(RIG.left_translation, rel=1e-12)
-    assert frames[2][0].stamp_ns == 200_000_000
+        assert frame.rig.fx == expected.rig.fx     # each frame has its own calibration
+    assert frames[2][0].stamp_ns == 200_000_000 and frames[0][0].rig.fx != frames[2][0].rig.fx
 
 
 def test_a_bag_holds_what_other_players_need(source, tmp_path):
@@ -165,7 +167,7 @@ def test_a_bag_without_camera_info_takes_a_kitti_calibration(tmp_path, source):
     with pytest.raises(BagError, match="no camera_info beside /kitti/camera_color_left/image; give the rig by calib"):
         BagStereo(path)
     ((frame, _),) = BagStereo(path, calib=source / "training" / "calib" / "000004.txt")
-    assert frame.rig.baseline == pytest.approx(RIG.baseline, rel=1e-6)
+    assert frame.rig.fx == pytest.approx(RIG.fx + 4)
 
 
 def test_a_topic_that_is_not_there_is_named_with_those_that_are(tmp_path):

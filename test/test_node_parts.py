@@ -3,6 +3,7 @@
 
 import math
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -129,8 +130,10 @@ def test_message_fields_of_an_array():
 
 # ------------------------------------------------------------------------------------------------------ camera infos
 
-def info(side, rig=RIG, width=1242, height=375, **change):
-    fields = {"binning_x": 0, "binning_y": 0, "roi": SimpleNamespace(x_offset=0, y_offset=0, width=0, height=0),
+def info(side, rig=RIG, width=1242, height=375, stamp=(0, 0), **change):
+    fields = {"header": SimpleNamespace(stamp=SimpleNamespace(sec=stamp[0], nanosec=stamp[1])), 
+              "binning_x": 0, "binning_y": 0,
+              "roi": SimpleNamespace(x_offset=0, y_offset=0, width=0, height=0),
               **camera_info_fields(rig, side, width, height), **change}
     return SimpleNamespace(**fields)
 
@@ -140,8 +143,8 @@ def test_rig_survives_the_camera_infos_left_translation_included():
     cache.update("left", info("left"))
     assert cache.missing() == ["right"]
     cache.update("right", info("right"))
-    assert cache.rig(1242, 375) == RIG
-    assert cache.rig(1242, 375).baseline == pytest.approx(0.5327, abs=1e-4)
+    assert cache.rig(1242, 375, 0, 0) == RIG
+    assert cache.rig(1242, 375, 0, 0).baseline == pytest.approx(0.5327, abs=1e-4)
 
 
 @pytest.mark.parametrize(("side", "change", "words"), [
@@ -157,27 +160,66 @@ def test_bad_camera_infos_are_refused_and_the_last_good_one_stays(side, change, 
         cache.update(each, info(each))
     with pytest.raises(CameraInfoError, match=words):
         cache.update(side, info(side, **change))
-    assert cache.rig(1242, 375) == RIG
+    assert cache.rig(1242, 375, 0, 0) == RIG
 
 
 def test_camera_infos_that_make_no_rig():
     cache = RigCache()
     with pytest.raises(CameraInfoError, match="left/camera_info: no message yet; right/camera_info: no message yet"):
-        cache.rig(1242, 375)
+        cache.rig(1242, 375, 0, 0)
     cache.update("left", info("left"))
     cache.update("right", info("left"))
     with pytest.raises(CameraInfoError, match="baseline"):
-        cache.rig(1242, 375)
+        cache.rig(1242, 375, 0, 0)
     cache.update("right", info("right", width=640, height=480))
     with pytest.raises(CameraInfoError, match="right/camera_info: width, height: expected 1242x375, .* got 640x480"):
-        cache.rig(1242, 375)
+        cache.rig(1242, 375, 0, 0)
+
+
+def test_a_pair_uses_the_calibration_of_its_own_stamp_else_the_latest():
+    """KITTI's object benchmark has another calibration for each frame."""
+    other = StereoRig(707.0, 707.0, 600.0, 180.0, (45.0, 0.0, 0.0), (-330.0, 0.0, 0.0))
+    cache = RigCache(depth=2)
+    for second, rig in enumerate((RIG, other)):
+        for side in ("right", "left"):
+            cache.update(side, info(side, rig, stamp=(second, 5)))
+    assert cache.rig(1242, 375, 5, 5) == RIG
+    assert cache.rig(1242, 375, 1_000_000_005, 1_000_000_005) == other
+    assert cache.rig(1242, 375, 77, 77) == other
+    for side in ("right", "left"):
+        cache.update(side, info(side, other, stamp=(2, 5)))
+    assert cache.rig(1242, 375, 5, 5) == other     # two are kept
+
+
+def test_a_late_camera_info_is_waited_for_but_not_again_and_again():
+    cache = RigCache()
+    other = StereoRig(707.0, 707.0, 600.0, 180.0, (45.0, 0.0, 0.0), (-330.0, 0.0, 0.0))
+
+    def send(second, rig):
+        for side in ("left", "right"):
+            cache.update(side, info(side, rig, stamp=(second, 0)))
+
+    timer = threading.Timer(0.1, send, (1, RIG))
+    timer.start()
+    assert cache.rig(1242, 375, 10**9, 10**9, wait_s=30) == RIG
+    timer.join()
+    timer = threading.Timer(0.1, send, (2, other))
+    timer.start()
+    assert cache.rig(1242, 375, 2 * 10**9, 2 * 10**9, wait_s=30) == other
+    timer.join()
+    assert cache.rig(1242, 375, 99, 99, wait_s=0.05) == other
+    begin = time.monotonic()
+    assert cache.rig(1242, 375, 100, 100, wait_s=30) == other
+    assert time.monotonic() - begin < 15
+    send(3, RIG)
+    assert cache.rig(1242, 375, 3 * 10**9, 3 * 10**9, wait_s=30) == RIG
 
 
 def test_baseline_parameter_stands_in_for_a_lost_translation():
     cache = RigCache(baseline=0.54)
     cache.update("left", info("left"))
     cache.update("right", info("left"))
-    assert cache.rig(1242, 375).baseline == pytest.approx(0.54)
+    assert cache.rig(1242, 375, 0, 0).baseline == pytest.approx(0.54)
 
 
 def test_cameras_stand_where_their_matrices_say():

@@ -173,7 +173,7 @@ class BagStereo:
                     raise BagError(f"{path}: {error}") from None
             self.topics: dict[Side, str] = {"left": pair[0], "right": pair[1]}
             self.count = min(sum(c.msgcount for c in reader.connections if c.topic == topic) for topic in pair)
-            self._rigs = RigCache()
+            self._rigs = RigCache(depth=None)
             self._rig = read_calib(calib) if calib else None
             if self._rig is None:
                 self._read_camera_infos(reader)
@@ -189,11 +189,11 @@ class BagStereo:
                            if c.topic in names and c.msgtype == "sensor_msgs/msg/CameraInfo" and c.msgcount]
             if not connections:
                 raise BagError(f"{self.path}: no camera_info beside {topic}; {_GIVE_CALIB}")
-            _, _, message = next(_messages(reader, self.path, connections[:1]))
-            try:
-                self._rigs.update(side, _RosOneInfo(message) if not hasattr(message, "p") else message)
-            except CameraInfoError as error:
-                raise BagError(f"{self.path}: {error}; {_GIVE_CALIB}") from None
+            for _, _, message in _messages(reader, self.path, connections[:1]):
+                try:
+                    self._rigs.update(side, _RosOneInfo(message) if not hasattr(message, "p") else message)
+                except CameraInfoError as error:
+                    raise BagError(f"{self.path}: {error}; {_GIVE_CALIB}") from None
 
     def __iter__(self) -> Iterator[tuple[StereoFrame, str]]:
         sync: StereoSync[Any] = StereoSync(self.tolerance_s, depth=30)
@@ -211,15 +211,17 @@ class BagStereo:
                 if left.shape != right.shape:
                     sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in (left, right)]
                     raise BagError(f"{self.path}: left and right image differ in size: {' and '.join(sizes)}")
-                yield (StereoFrame(f"{sync.pairs - 1:06d}", left, right, self._rig_of(left), match.left_stamp_ns,
-                                   match.right_stamp_ns, None), match.left[1].header.frame_id)
+                rig = self._rig_of(left, *(item[1].header.stamp for item in (match.left, match.right)))
+                yield (StereoFrame(f"{sync.pairs - 1:06d}", left, right, rig, match.left_stamp_ns, match.right_stamp_ns,
+                                   None), match.left[1].header.frame_id)
         self.drops = sum(sync.drops.values()) + sum(sync.waiting(side) for side in SIDES)
 
-    def _rig_of(self, image: np.ndarray) -> StereoRig:
+    def _rig_of(self, image: np.ndarray, *stamps: Any) -> StereoRig:
         if self._rig is not None:
             return self._rig
+        left_ns, right_ns = (stamp.sec * 1_000_000_000 + stamp.nanosec for stamp in stamps)
         try:
-            return self._rigs.rig(image.shape[1], image.shape[0])
+            return self._rigs.rig(image.shape[1], image.shape[0], left_ns, right_ns)
         except CameraInfoError as error:
             raise BagError(f"{self.path}: {error}; {_GIVE_CALIB}") from None
 
@@ -240,7 +242,7 @@ class _RosOneInfo:
 
     def __init__(self, message: Any) -> None:
         self.p = message.P
-        for name in ("width", "height", "binning_x", "binning_y", "roi"):
+        for name in ("header", "width", "height", "binning_x", "binning_y", "roi"):
             setattr(self, name, getattr(message, name))
 
 

@@ -4,6 +4,9 @@ imported."""
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,9 @@ from sicm_ros.geometry import GeometryError, StereoRig
 from sicm_ros.nodes.stereo_sync import Side
 
 __all__ = ["CameraInfoError", "RigCache", "camera_info_fields", "check_camera_info"]
+
+
+SIDES: tuple[Side, ...] = ("left", "right")
 
 
 class CameraInfoError(ValueError):
@@ -36,58 +42,94 @@ def check_camera_info(side: Side, message: Any) -> None:
                               f"({roi.x_offset}, {roi.y_offset})")
 
 
-class RigCache:
-    """The latest CameraInfo of both views and the rig that they make.
+@dataclass(frozen=True)
+class _Camera:
+    """What matters of a checked CameraInfo."""
 
-    Calibration does not change from frame to frame, so it needs no synchronising with the images: a pair uses the
-    latest. ``baseline`` (metres, 0 to take the messages' own) replaces the translation of the right view where a
-    driver loses it.
+    p: tuple[float, ...]
+    width: int
+    height: int
+
+
+class RigCache:
+    """The CameraInfos of both views and the rigs that they make.
+
+    A pair uses the messages that carry its own stamps, because a recording may change its calibration from one frame to
+    the next (KITTI's object benchmark does), and else the latest ones, because many drivers send theirs once or with
+    stamps of their own. ``baseline`` (metres, 0 to take the messages' own) replaces the translation of the right view where a
+    driver loses it. ``depth`` limits how many messages are kept. Safe to call from any thread.
     """
 
-    def __init__(self, baseline: float = 0.0) -> None:
-        self.baseline = baseline
+    def __init__(self, baseline: float = 0.0, depth: int | None = 100) -> None:
+        self.baseline, self.depth = baseline, depth
         self.errors: dict[Side, str] = {}
-        self._infos: dict[Side, Any] = {}
-        self._rig: StereoRig | None = None
+        self._by_stamp: dict[Side, OrderedDict[int, _Camera]] = {"left": OrderedDict(), "right": OrderedDict()}
+        self._latest: dict[Side, _Camera] = {}
+        self._arrived = threading.Condition()
+        # Whether CameraInfos carry the stamps of images, as far as was seen.
+        self._stamped = True
+        self._made: tuple[_Camera, _Camera, StereoRig] | None = None
 
     def update(self, side: Side, message: Any) -> None:
-        """Take a message of one side. Raises CameraInfoError, and keeps the previous one, if it is no good."""
+        """Take a message of one side. Raises CameraInfoError, and keeps the previous ones, if it is no good."""
         try:
             check_camera_info(side, message)
         except CameraInfoError as error:
             self.errors[side] = str(error)
             raise
-        self.errors.pop(side, None)
-        old = self._infos.get(side)
-        self._infos[side] = message
-        if old is None or list(old.p) != list(message.p):
-            self._rig = None
+        camera = _Camera(tuple(float(v) for v in message.p), message.width, message.height)
+        stamp = message.header.stamp
+        with self._arrived:
+            self.errors.pop(side, None)
+            self._latest[side] = camera
+            self._by_stamp[side][stamp.sec * 1_000_000_000 + stamp.nanosec] = camera
+            if self.depth is not None and len(self._by_stamp[side]) > self.depth:
+                self._by_stamp[side].popitem(last=False)
+            self._arrived.notify_all()
 
     def missing(self) -> list[Side]:
         """The sides of which no usable message has come yet."""
-        sides: tuple[Side, ...] = ("left", "right")
-        return [side for side in sides if side not in self._infos]
+        return [side for side in SIDES if side not in self._latest]
 
-    def rig(self, width: int, height: int) -> StereoRig:
-        """The rig of images of this size. Raises CameraInfoError or GeometryError, naming what is wrong."""
-        missing = self.missing()
-        if missing:
-            reasons = [self.errors.get(side, f"{side}/camera_info: no message yet") for side in missing]
-            raise CameraInfoError("; ".join(reasons))
-        for side, info in self._infos.items():
+    def rig(self, width: int, height: int, left_stamp_ns: int, right_stamp_ns: int, wait_s: float = 0.0) -> StereoRig:
+        """The rig of a pair of images of this size and these stamps. Raises CameraInfoError, naming what is wrong.
+
+        Images and CameraInfos come on topics of their own, so a message may arrive after its image. It is waited for, up
+        to ``wait_s`` seconds; if it does not come, no more waiting is done until one with an image's stamp turns up.
+        """
+        stamps: dict[Side, int] = {"left": left_stamp_ns, "right": right_stamp_ns}
+
+        def exact() -> bool:
+            return all(stamps[side] in self._by_stamp[side] for side in SIDES)
+
+        with self._arrived:
+            if exact():
+                self._stamped = True
+            elif wait_s > 0 and (self._stamped or self.missing()):
+                self._stamped = self._arrived.wait_for(exact, wait_s)
+            missing = self.missing()
+            if missing:
+                reasons = [self.errors.get(side, f"{side}/camera_info: no message yet") for side in missing]
+                raise CameraInfoError("; ".join(reasons))
+            left, right = (self._by_stamp[side].get(stamps[side], self._latest[side]) for side in SIDES)
+        for side, camera in (("left", left), ("right", right)):
             # Some drivers and bags leave the size at 0.
-            if (info.width, info.height) not in ((width, height), (0, 0)):
+            if (camera.width, camera.height) not in ((width, height), (0, 0)):
                 raise CameraInfoError(f"{side}/camera_info: width, height: expected {width}x{height}, the image's, "
-                                      f"got {info.width}x{info.height}")
-        if self._rig is None:
-            p_left, p_right = (np.array(self._infos[side].p, np.float64).reshape(3, 4) for side in ("left", "right"))
-            if self.baseline > 0:
-                p_right[:, 3] = p_left[:, 3] - np.array([p_left[0, 0] * self.baseline, 0.0, 0.0])
-            try:
-                self._rig = StereoRig.from_projections(p_left, p_right)
-            except GeometryError as error:
-                raise CameraInfoError(f"camera_info: {error}") from None
-        return self._rig
+                                      f"got {camera.width}x{camera.height}")
+        made = self._made
+        if made is None or made[:2] != (left, right):
+            self._made = made = (left, right, self._make(left, right))
+        return made[2]
+
+    def _make(self, left: _Camera, right: _Camera) -> StereoRig:
+        p_left, p_right = (np.array(camera.p).reshape(3, 4) for camera in (left, right))
+        if self.baseline > 0:
+            p_right[:, 3] = p_left[:, 3] - np.array([p_left[0, 0] * self.baseline, 0.0, 0.0])
+        try:
+            return StereoRig.from_projections(p_left, p_right)
+        except GeometryError as error:
+            raise CameraInfoError(f"camera_info: {error}") from None
 
 
 def camera_info_fields(rig: StereoRig, side: Side, width: int, height: int) -> dict[str, Any]:

@@ -38,6 +38,8 @@ __all__ = ["PARAMETERS", "EncoderNode", "geometry_warning", "main"]
 SIDES: tuple[Side, ...] = ("left", "right")
 # The depth priors of a model still fit a camera that differs by this factor.
 GEOMETRY_TOLERANCE = 1.25
+# How long a complete pair waits for CameraInfos that may still be under way.
+CAMERA_INFO_WAIT_S = 0.2
 
 PARAMETERS = (
     *COMMON_PARAMETERS,
@@ -81,6 +83,7 @@ class EncoderNode(ManagedNode):
         self._window = Window()
         self._session = self._sequence = 0
         self._checked_rig: StereoRig | None = None
+        self._input_problems = {"camera_info"}
         self._last_image: dict[Side, float] = {}
         self._demanded_since = 0.0
         self.packets = self.errors = 0
@@ -149,11 +152,13 @@ class EncoderNode(ManagedNode):
             self._demanded_since = time.monotonic()
             self._last_image = {}
             for side in SIDES:
-                self._images += [
-                    self.create_subscription(Image, f"{side}/image_rect", partial(self._on_image, side),
-                                             image_qos(reliability), qos_overriding_options=options),
-                    self.create_subscription(CameraInfo, f"{side}/camera_info", partial(self._on_camera_info, side),
-                                             image_qos(reliability), qos_overriding_options=options)]
+                self._images.append(self.create_subscription(
+                    CameraInfo, f"{side}/camera_info", partial(self._on_camera_info, side), image_qos(reliability),
+                    qos_overriding_options=options))
+            for side in SIDES:
+                self._images.append(self.create_subscription(
+                    Image, f"{side}/image_rect", partial(self._on_image, side), image_qos(reliability),
+                    qos_overriding_options=options))
         elif not wanted and self._images:
             self._unsubscribe()
 
@@ -183,14 +188,18 @@ class EncoderNode(ManagedNode):
         left, right = pair.match.left, pair.match.right
         try:
             images = self._convert(left, right)
-            rig = self._rigs.rig(left.width, left.height)
-        except (ImageError, CameraInfoError) as error:
-            self.problems.add("input", f"pair dropped: {error}")
+            rig = self._rigs.rig(left.width, left.height, pair.match.left_stamp_ns, pair.match.right_stamp_ns,
+                                 CAMERA_INFO_WAIT_S)
+            self._check_geometry(rig, left.width, left.height)
+            converted_ms = 1e3 * (time.perf_counter() - started)
+            rate = self.value("rate")
+            encoded = self._encoder.encode(*images, rig, rate=None if rate < 0 else rate)
+        except ValueError as error:
+            # Every check of images, calibration and sizes raises one, with words for the user.
+            kind = type(error).__name__
+            self._input_problems.add(kind)
+            self.problems.add(kind, f"pair dropped: {' '.join(str(error).split())}")
             return
-        self._check_geometry(rig, left.width, left.height)
-        converted_ms = 1e3 * (time.perf_counter() - started)
-        rate = self.value("rate")
-        encoded = self._encoder.encode(*images, rig, rate=None if rate < 0 else rate)
         stages = {"sync": (pair.complete_ns - pair.match.first_arrival_ns) / 1e6, **encoded.stage_ms}
         stages["preprocess"] += converted_ms
         message = StereoBitstream(
@@ -286,8 +295,9 @@ class EncoderNode(ManagedNode):
             nearest = "" if miss is None else f" (nearest stamps: {miss / 1e6:.1f} ms apart)"
             status.report("ERROR", f"images come but none can be paired{nearest}: raise sync_tolerance, or trigger the "
                           "cameras together")
-        if new.get("problem input"):
-            status.report("ERROR", self.problems.latest["input"])
+        for kind in sorted(self._input_problems):
+            if new.get(f"problem {kind}"):
+                status.report("ERROR", self.problems.latest[kind])
         lost = {name: count for name, count in new.items() if count and name.split()[-1] in _SYNC_REASONS}
         if lost:
             status.report("WARN", "images dropped in the last second: "
