@@ -234,6 +234,9 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL, half: Half = "both",
                              f"{tuple(state[name].shape)}")
     net.load_state_dict(state)
     net.to(target).eval().requires_grad_(False)
+    for parameter in net.parameters():
+        if parameter.dim() == 4:            # a third of the backbone's time on a CPU
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     if tables.hyper.shape[1] != config.hyper_channels:
         raise ModelError(f"{path}: tables.hyper: expected {config.hyper_channels} channels, got "
                          f"{tables.hyper.shape[1]}")

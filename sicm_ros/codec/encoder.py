@@ -75,9 +75,9 @@ def prepare(left: np.ndarray, right: np.ndarray, model: StoredModel) -> tuple[Te
         transform = model.transform(left.shape[1], left.shape[0])
     except GeometryError as e:
         raise InputError(f"image size {left.shape[1]}x{left.shape[0]}: {e}") from None
-    views = [torch.from_numpy(normalise(resize_view(image, transform)))[None].to(model.device)
-             for image in (left, right)]
-    return views[0], views[1], transform
+    views = [torch.from_numpy(normalise(resize_view(image, transform)))[None] for image in (left, right)]
+    left_view, right_view = [x.to(model.device, memory_format=torch.channels_last) for x in views]
+    return left_view, right_view, transform
 
 
 class StereoEncoder:
