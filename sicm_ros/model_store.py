@@ -33,7 +33,7 @@ from .networks.entropy_model import StereoEntropyModel
 from .networks.mvsfc_net import Half, MvsfcNet
 
 __all__ = ["DEFAULT_MODEL", "ModelError", "StoredModel", "fingerprint", "list_models", "load_config", "load_model",
-           "save_model", "torch_device"]
+           "open_model", "save_model", "torch_device"]
 
 DEFAULT_MODEL = "sicm-compact"
 CONFIG_FILE, WEIGHTS_FILE = "config.yaml", "weights.safetensors"
@@ -246,6 +246,16 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL, half: Half = "both",
         raise ModelError(f"{path}: {e}") from None
     reference = float(tensors[_REFERENCE]) if _REFERENCE in tensors else 0.0
     return StoredModel(folder.resolve().name, folder, config, half, net, tables, number, reference)
+
+
+def open_model(model: str | Path | StoredModel, half: Half, device: str | torch.device) -> StoredModel:
+    """A model by name or folder; or one that is loaded, moved to ``device``. Raises ModelError if it lacks the half."""
+    if not isinstance(model, StoredModel):
+        return load_model(model, half, device)
+    if model.half not in (half, "both"):
+        raise ModelError(f"model {model.name}: expected it loaded with half={half!r} or 'both', got {model.half!r}")
+    model.net.to(torch_device(device))
+    return model
 
 
 def save_model(folder: str | Path, config: MvsfcConfig, state_dict: Mapping[str, Tensor]) -> int:

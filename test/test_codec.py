@@ -20,7 +20,7 @@ from sicm_ros.codec.detector import StereoDetector
 from sicm_ros.codec.encoder import InputError, StereoEncoder
 from sicm_ros.codec.range_coder import RangeCoder, SymbolDecoder, SymbolEncoder
 from sicm_ros.codec.tables import TOTAL, EntropyTables, TableError
-from sicm_ros.model_store import load_model
+from sicm_ros.model_store import ModelError, load_model
 from sicm_ros.networks.entropy_model import StereoEntropyModel
 from sicm_ros.networks.integer_prior import QuantisedLatents, symbol_limits
 
@@ -289,7 +289,18 @@ def test_halves_load_only_their_part(pair: tuple[np.ndarray, np.ndarray]) -> Non
     assert not hasattr(vehicle.net, "analysis") and not hasattr(vehicle.net, "smfc_decoder")
     assert not hasattr(remote.net, "backbone") and not hasattr(remote.net, "smfc_encoder")
     assert vehicle.fingerprint == remote.fingerprint
-    assert vehicle.reference_focal_baseline == remote.reference_focal_baseline == pytest.approx(RIG.focal_baseline * 96 / 355)
+    assert vehicle.reference_focal_baseline == pytest.approx(RIG.focal_baseline * 96 / 355)
+    assert vehicle.reference_focal_baseline == remote.reference_focal_baseline
+
+
+def test_a_half_cannot_do_the_other_ones_work() -> None:
+    vehicle = load_model(TINY_MODEL, "vehicle")
+    assert StereoEncoder(vehicle).model is vehicle
+    for kind in (StereoDecoder, StereoDetector):
+        with pytest.raises(ModelError, match="model tiny: expected it loaded with half=.* got 'vehicle'"):
+            kind(vehicle)
+    both = load_model(TINY_MODEL)
+    assert StereoEncoder(both).model is StereoDecoder(both).model is StereoDetector(both).model
 
 
 def test_uncompressed_detector(pair: tuple[np.ndarray, np.ndarray]) -> None:

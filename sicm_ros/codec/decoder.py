@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ..geometry import Object3D
-from ..model_store import StoredModel, load_model, torch_device
+from ..model_store import StoredModel, open_model
 from ..networks.backbone import StereoFeatures
 from . import prior
 from .detector import analyse
@@ -41,13 +41,10 @@ class StereoDecoder:
 
     def __init__(self, model: str | Path | StoredModel, device: str | torch.device = "cpu",
                  score_threshold: float | None = None) -> None:
-        if isinstance(model, StoredModel):
-            model.net.to(torch_device(device))
-        else:
-            model = load_model(model, "remote", device)
-        self.model = model
-        self._coder = RangeCoder(model.tables)
-        self.score_threshold = model.config.analysis.score_threshold if score_threshold is None else score_threshold
+        self.model = open_model(model, "remote", device)
+        self._coder = RangeCoder(self.model.tables)
+        default = self.model.config.analysis.score_threshold
+        self.score_threshold = default if score_threshold is None else score_threshold
 
     def _checked(self, data: bytes) -> tuple[PacketHeader, bytes]:
         """Header and payload of a packet that this model's encoder may have written."""

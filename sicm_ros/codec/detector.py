@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..geometry import InputTransform, Object3D, StereoRig
-from ..model_store import StoredModel, load_model, torch_device
+from ..model_store import StoredModel, open_model
 from ..networks.anchors import rig_tensor
 from ..networks.backbone import StereoFeatures
 from ..networks.detection import to_objects
@@ -32,12 +32,9 @@ class StereoDetector:
 
     def __init__(self, model: str | Path | StoredModel, device: str | torch.device = "cpu",
                  score_threshold: float | None = None) -> None:
-        if isinstance(model, StoredModel):
-            model.net.to(torch_device(device))
-        else:
-            model = load_model(model, "both", device)
-        self.model = model
-        self.score_threshold = model.config.analysis.score_threshold if score_threshold is None else score_threshold
+        self.model = open_model(model, "both", device)
+        default = self.model.config.analysis.score_threshold
+        self.score_threshold = default if score_threshold is None else score_threshold
 
     @torch.inference_mode()
     def detect(self, left: np.ndarray, right: np.ndarray, rig: StereoRig) -> list[Object3D]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..data.transforms import normalise, resize_view
 from ..geometry import GeometryError, InputTransform, StereoRig
-from ..model_store import StoredModel, load_model, torch_device
+from ..model_store import StoredModel, open_model
 from . import packet, prior
 from .range_coder import RangeCoder
 
@@ -88,13 +88,9 @@ class StereoEncoder:
 
     def __init__(self, model: str | Path | StoredModel, device: str | torch.device = "cpu",
                  rate: float | None = None) -> None:
-        if isinstance(model, StoredModel):
-            model.net.to(torch_device(device))
-        else:
-            model = load_model(model, "vehicle", device)
-        self.model = model
-        self._coder = RangeCoder(model.tables)
-        self.rate = self._checked(model.config.default_rate if rate is None else rate)
+        self.model = open_model(model, "vehicle", device)
+        self._coder = RangeCoder(self.model.tables)
+        self.rate = self._checked(self.model.config.default_rate if rate is None else rate)
 
     def _checked(self, rate: float) -> float:
         highest = len(self.model.rates) - 1

@@ -328,7 +328,7 @@ class StereoEntropyModel(nn.Module):
         """The exact integer evaluation of the present weights, built again only where they have changed."""
         from .integer_prior import IntegerPrior  # imports this module
 
-        key = tuple((p.data_ptr(), p._version) for p in self.parameters())
+        key = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.parameters())
         if self._integer is None or self._integer[0] != key:
             self._integer = (key, IntegerPrior(self))
         return self._integer[1]
