@@ -207,8 +207,8 @@ def _hash(a, b, c):
 def rasterise(v, world, tris, cutout, tex, q_buffer, id_buffer):
     """Draw triangles into an inverse-depth buffer.
 
-    ``v`` (N, 3): homogeneous sample coordinates (u w, v w, w), w the depth in metres; ``world`` (N, 3) metres, for cut-out
-    surfaces; ``tris`` (M, 3); ``cutout`` (M,) fraction of a surface that is missing (leaves), 0 for solid ones.
+    ``v`` (N, 3): homogeneous sample coordinates (u w, v w, w), w the depth in metres; ``world`` (N, 3) metres, for
+    cut-out surfaces; ``tris`` (M, 3); ``cutout`` (M,) fraction of a surface that is missing (leaves), 0 for solid ones.
     ``q_buffer`` (H, W) float32 starts at 0 (infinitely far), ``id_buffer`` (H, W) int32 at -1. Homogeneous edge
     functions: no clipping is needed, triangles may reach behind the camera.
     """
@@ -516,6 +516,10 @@ def _sky(tex, dx, dy, dz, env, out):
             out[c] = out[c] * (1 - a) + bright * a
 
 
+# The sky is drawn brighter than the light that it gives, as an overexposed one looks; reflections are not.
+MIRRORED_SKY = 0.5
+
+
 @njit(cache=True, fastmath=True)
 def _mirror(tex, dx, dy, dz, env, out):
     """What a glossy surface reflects: sky, a ragged dark horizon, ground."""
@@ -527,7 +531,7 @@ def _mirror(tex, dx, dy, dz, env, out):
     shade = 0.10 + 0.06 * _texture(tex, FBM, azimuth * 2.3, dy * 90, 1.0)
     for c in range(3):
         dark = env[9 + c] * b + (1 - b) * env[8] * max(shade, 0.02)
-        out[c] = out[c] * a + dark * (1 - a)
+        out[c] = MIRRORED_SKY * out[c] * a + dark * (1 - a)
 
 
 @njit(cache=True, fastmath=True)
@@ -1090,15 +1094,15 @@ def shade_view(
                     rx, ry, rz = 2 * facing * nx - ex, 2 * facing * ny - ey, 2 * facing * nz - ez
                     fresnel = 0.04 + 0.96 * (1 - facing) ** 5
                     _mirror(tex, rx, ry, rz, env, mirror)
-                    share = min(1.0, gloss * (fresnel + 0.03))
+                    share = min(1.0, gloss * (fresnel + 0.01))
                     spot = rx * sun[0] + ry * sun[1] + rz * sun[2]
                     glint = 0.0
                     if spot > 0.9 and direct > 0:
                         glint = min(
-                            8.0, 1.2 * gloss * math.exp((spot - 1) * 350) * 6 + 0.10 * gloss * math.exp((spot - 1) * 30)
+                            8.0, 1.2 * gloss * math.exp((spot - 1) * 350) * 6 + 0.04 * gloss * math.exp((spot - 1) * 30)
                         )
                     for c in range(3):
                         colour[c] = colour[c] * (1 - share) + share * mirror[c] + glint * sun_colour[c]
                 fog = math.exp(-distance * haze)
                 for c in range(3):
-                    out[y, x, c] += weight * (colour[c] * fog + env[c] * (1 - fog))
+                    out[y, x, c] += weight * (colour[c] * fog + MIRRORED_SKY * env[c] * (1 - fog))

@@ -524,7 +524,7 @@ class _Street:
         self.right = lane / 2 + rng.choice([0, 0, 1], p=[0.4, 0.35, 0.25]) * lane + rng.uniform(0.1, 2.4)
         self.kerb = rng.choice([0.0, 0.13, 0.16])
         self.step = 0.0 if self.kerb == 0 else rng.uniform(0.04, 0.14)
-        # Ground height: a plane through the labels' bottoms, drawn towards the usual camera height, plus soft residuals.
+        # Ground height: a plane through the labels' bottoms, drawn towards the usual camera height, and soft rests.
         rows, rhs = (
             [[1, 0, 0], [0, 20, 0], [0, 0, 40]],
             [CAMERA_HEIGHT + rng.normal(0, 0.03), 20 * rng.normal(0, 0.008), 40 * rng.normal(0, 0.006)],
@@ -594,7 +594,7 @@ def ground_parameters(rng: np.random.Generator, street: _Street) -> np.ndarray:
     g = np.zeros(GROUND_SIZE)
     g[0], g[1], g[2], g[3], g[4], g[5] = street.c, street.s, street.offset, street.bend, street.left, street.right
     g[6] = rng.uniform(0.10, 0.28)
-    g[7] = rng.uniform(0.25, 1.0)
+    g[7] = rng.uniform(0.35, 1.2)
     g[8] = rng.normal(0.0, 0.025)
     g[9] = rng.uniform(-1, 1)
     g[10] = rng.choice([0, 0.3, 0.6])
@@ -618,6 +618,17 @@ def ground_parameters(rng: np.random.Generator, street: _Street) -> np.ndarray:
         g[30], g[31] = rng.uniform(8, 30), rng.choice([0.4, 3.0])
     for base in (32, 40):
         g[base] = rng.choice([0.0, 2.0, 3.0, 6.0, 30.0], p=[0.15, 0.25, 0.25, 0.2, 0.15])
+        side = -1.0 if base == 32 else 1.0
+        edge = street.left if base == 32 else street.right
+        beyond = [
+            side * (float(street.road(np.array(o.x), np.array(o.z))[0]) - edge)
+            for o in street.objects
+            if o.label in ("Car", "Van", "Truck") and 0 < o.z < 60
+        ]
+        beyond = [d for d in beyond if d > 0]
+        if beyond and rng.uniform() < 0.85:
+            # Where vehicles stand beside the road there is something to stand on.
+            g[base] = max(g[base], max(beyond) + 3.0)
         g[base + 1] = rng.choice([0, 1, 2])
         g[base + 2] = rng.uniform(0.10, 0.34)
         g[base + 3] = rng.normal(0.04, 0.04)
@@ -1136,7 +1147,7 @@ def _surround(b: _Builder, rng: np.random.Generator, street: _Street) -> None:
                         ground = float(street.height(x[:1], z[:1])[0])
                         xs, zs = street.world(lateral, along)
                         wall = rng.uniform(2.4, 3.2) if rng.uniform() < 0.15 else rng.uniform(4, 14)
-                        # The far side of the front wall is where the house is: to the left of somebody going along +z for
+                        # The far side of the front wall is the house: to the left of somebody going along +z for
                         # the left side of the road, mirrored on the right.
                         if side < 0:
                             _add_building(b, rng, (float(xs), float(zs)), slope, length, depth, wall, ground)
@@ -1248,7 +1259,7 @@ def _light(rng: np.random.Generator) -> Light:
         environment[6], environment[8] = rng.uniform(0.4, 1.0), rng.uniform(1.6, 3.0)
     else:
         sun_colour = rng.uniform(2.2, 3.6) * np.array([1 + warm, 1.0, 1 - 1.3 * warm])
-        ambient_up = rng.uniform(0.22, 0.6) * np.array([0.84, 0.98, 1.22])
+        ambient_up = rng.uniform(0.2, 0.55) * np.array([0.84, 0.98, 1.22])
         pale = rng.uniform()
         environment[0:3] = rng.uniform(1.2, 2.6) * (pale + (1 - pale) * np.array([0.84, 0.96, 1.1]))
         environment[3:6] = rng.uniform(0.5, 1.3) * (0.6 * pale + (1 - 0.6 * pale) * np.array([0.36, 0.62, 1.15]))
@@ -1257,7 +1268,7 @@ def _light(rng: np.random.Generator) -> Light:
     # What the sunlit and shaded ground throws back.
     ambient_down = 0.25 * ambient_up + 0.07 * sun_colour
     environment[9:12] = 0.16 * (sun_colour * 0.7 + ambient_up)
-    return Light(sun, sun_colour, ambient_up, ambient_down, environment, float(np.exp(rng.uniform(-9.0, -6.0))))
+    return Light(sun, sun_colour, ambient_up, ambient_down, environment, float(np.exp(rng.uniform(-9.5, -6.2))))
 
 
 def build_scene(objects: Sequence[Object3D], rng: np.random.Generator) -> Scene:

@@ -38,8 +38,8 @@ LEAST_SHARE = 0.03
 
 @dataclass(frozen=True)
 class RenderedPair:
-    """``left``, ``right`` (H, W, 3) uint8 RGB; ``disparity`` (H, W) float32 of the left view in pixels of that image, 0 for
-    the sky; ``labels`` with occlusion, truncation and 2D boxes that agree with the pixels; the ``rig`` rendered for."""
+    """``left``, ``right`` (H, W, 3) uint8 RGB; ``disparity`` (H, W) float32 of the left view in pixels of that image, 0
+    for the sky; ``labels`` with occlusion, truncation and 2D boxes that agree with the pixels; the ``rig`` rendered for."""
 
     left: np.ndarray
     right: np.ndarray
@@ -192,10 +192,10 @@ def render_pair(layout: Sequence[Object3D], rig: StereoRig, width: int, height: 
 
     # Auto-exposure on the lower image, then a wide random error.
     level = float(np.percentile(left[height // 3 :].mean(2), 70)) + 1e-3
-    exposure = 0.24 * 2.0 ** camera_rng.normal(0.0, 0.45) / level**0.8 / 0.5**0.2
+    exposure = 0.29 * 2.0 ** camera_rng.normal(0.0, 0.45) / level**0.8 / 0.5**0.2
     balance = camera_rng.normal(1, 0.03, 3)
-    gamma = camera_rng.uniform(1.3, 1.95)
-    black = camera_rng.uniform(0.0, 0.012)
+    gamma = camera_rng.uniform(1.2, 1.8)
+    black = camera_rng.uniform(0.0, 0.016)
     noise = camera_rng.uniform(0.006, 0.035) * min(1.0, scale**0.7)
     blur = camera_rng.uniform(0.25, 0.55) * min(1.0, scale**0.5)
     gain = camera_rng.normal(1, 0.025) * camera_rng.normal(1, 0.008, 3)
@@ -456,11 +456,11 @@ def render_dataset(
     count: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
-    """Write a KITTI object folder: ``training/{image_2,image_3,label_2,calib}`` and ``disp_occ_0`` (uint16 PNG, 256 per pixel).
+    """Write a KITTI object folder: ``training/{image_2,image_3,label_2,calib}``, ``disp_occ_0`` (uint16, 256 per pixel).
 
-    Layouts come from ``layouts_dir`` (KITTI labels; the frames of ``split_file``, or all of them) with the calibrations of
-    ``calib_dir``; without ``layouts_dir``, ``count`` frames of built-in layouts. Finished frames are skipped, so a killed
-    run continues. ``progress(done, total)`` is called after each frame. Returns the frames' names.
+    Layouts come from ``layouts_dir`` (KITTI labels; the frames of ``split_file``, or all of them) with the calibrations
+    of ``calib_dir``; without ``layouts_dir``, ``count`` frames of built-in layouts. Finished frames are skipped, so a
+    killed run continues. ``progress(done, total)`` is called after each frame. Returns the frames' names.
     """
     from sicm_ros.data import kitti
 
