@@ -39,7 +39,7 @@ LEAST_SHARE = 0.03
 @dataclass(frozen=True)
 class RenderedPair:
     """``left``, ``right`` (H, W, 3) uint8 RGB; ``disparity`` (H, W) float32 of the left view in pixels of that image, 0
-    for the sky; ``labels`` with occlusion, truncation and 2D boxes that agree with the pixels; the ``rig`` rendered for."""
+    for the sky; ``labels`` with occlusion, truncation and 2D boxes that agree with the pixels; the ``rig`` it shows."""
 
     left: np.ndarray
     right: np.ndarray
@@ -196,8 +196,8 @@ def render_pair(layout: Sequence[Object3D], rig: StereoRig, width: int, height: 
     balance = camera_rng.normal(1, 0.03, 3)
     gamma = camera_rng.uniform(1.2, 1.8)
     black = camera_rng.uniform(0.0, 0.016)
-    noise = camera_rng.uniform(0.006, 0.035) * min(1.0, scale**0.7)
-    blur = camera_rng.uniform(0.25, 0.55) * min(1.0, scale**0.5)
+    noise = camera_rng.uniform(0.004, 0.028) * min(1.0, scale)
+    blur = camera_rng.uniform(0.4, 0.85) * min(1.0, scale**0.4)
     gain = camera_rng.normal(1, 0.025) * camera_rng.normal(1, 0.008, 3)
     warp = camera_rng.normal(1, 0.012)
     left_image = _photograph(left, noise_rng, exposure * balance, gamma, black, noise, blur)
@@ -456,7 +456,7 @@ def render_dataset(
     count: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
-    """Write a KITTI object folder: ``training/{image_2,image_3,label_2,calib}``, ``disp_occ_0`` (uint16, 256 per pixel).
+    """Write a KITTI object folder: ``training/{image_2,image_3,label_2,calib,disp_occ_0}`` (uint16, 256 per pixel).
 
     Layouts come from ``layouts_dir`` (KITTI labels; the frames of ``split_file``, or all of them) with the calibrations
     of ``calib_dir``; without ``layouts_dir``, ``count`` frames of built-in layouts. Finished frames are skipped, so a
