@@ -42,7 +42,7 @@ NEAR = 0.25
 GENERIC, GROUND, CAR_BODY, CAR_SIDE, CAR_GLASSHOUSE, WHEEL, FACADE, FOLIAGE, SIGN = range(9)
 
 # Textures (mean 0, standard deviation 1 at the finest level).
-FBM, GRAIN, LEAVES, COBBLE, BRICK, STREAK, PLAIN = range(7)
+FBM, GRAIN, LEAVES, COBBLE, BRICK, STREAK, PLAIN, HOLES = range(8)
 TEXTURE_SIZE = 256
 TEXTURE_LEVELS = 9
 
@@ -51,7 +51,7 @@ _LEVEL_START = np.cumsum([0] + [(TEXTURE_SIZE >> k) ** 2 for k in range(TEXTURE_
 
 @lru_cache(maxsize=1)
 def texture_pyramids() -> np.ndarray:
-    """Periodic textures with all their averaged levels, (7, sum of level sizes) float32, always the same."""
+    """Periodic textures with all their averaged levels, (8, sum of level sizes) float32, always the same."""
     rng = np.random.default_rng(20)
     n = TEXTURE_SIZE
     fy, fx = np.meshgrid(np.fft.fftfreq(n) * n, np.fft.fftfreq(n) * n, indexing="ij")
@@ -109,6 +109,7 @@ def texture_pyramids() -> np.ndarray:
             if image.shape[0] > 1:
                 image = (image[::2, ::2] + image[1::2, ::2] + image[::2, 1::2] + image[1::2, 1::2]) / 4
         rows.append(np.concatenate(levels))
+    rows.append(0.7 * rows[FBM] + 0.7 * rows[LEAVES])
     return np.ascontiguousarray(np.stack(rows).astype(np.float32))
 
 
@@ -247,7 +248,18 @@ def rasterise(v, world, tris, cutout, tex, q_buffer, id_buffer):
             a0, b0, c0, a1, b1, c1, a2, b2, c2, det = -a0, -b0, -c0, -a1, -b1, -c1, -a2, -b2, -c2, -det
         qa, qb, qc = (a0 + a1 + a2) / det, (b0 + b1 + b2) / det, (c0 + c1 + c2) / det
         hole = cutout[t]
-        leaf = _leaf_scale(world[i0, 2])
+        ua, ub, uc, va, vb, vc = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+        if hole > 0:
+            # Texture coordinates times the depth are affine in the image, too.
+            leaf = _leaf_scale(world[i0, 2])
+            u0 = _leaf_u(world[i0, 0], world[i0, 1], world[i0, 2], leaf)
+            u1 = _leaf_u(world[i1, 0], world[i1, 1], world[i1, 2], leaf)
+            u2 = _leaf_u(world[i2, 0], world[i2, 1], world[i2, 2], leaf)
+            ua, ub, uc = a0 * u0 + a1 * u1 + a2 * u2, b0 * u0 + b1 * u1 + b2 * u2, c0 * u0 + c1 * u1 + c2 * u2
+            u0 = _leaf_v(world[i0, 0], world[i0, 1], world[i0, 2], leaf)
+            u1 = _leaf_v(world[i1, 0], world[i1, 1], world[i1, 2], leaf)
+            u2 = _leaf_v(world[i2, 0], world[i2, 1], world[i2, 2], leaf)
+            va, vb, vc = a0 * u0 + a1 * u1 + a2 * u2, b0 * u0 + b1 * u1 + b2 * u2, c0 * u0 + c1 * u1 + c2 * u2
         for y in range(ylow, yhigh + 1):
             lo, hi = xlow, xhigh
             e = b0 * y + c0
@@ -274,29 +286,33 @@ def rasterise(v, world, tris, cutout, tex, q_buffer, id_buffer):
             if hi < lo:
                 continue
             base = qb * y + qc
+            u_row, v_row = ub * y + uc, vb * y + vc
             for x in range(int(math.ceil(lo)), int(math.floor(hi)) + 1):
                 q = qa * x + base
                 if q > q_buffer[y, x] and q < q_near:
                     if hole > 0:
-                        e0 = a0 * x + b0 * y + c0
-                        e1 = a1 * x + b1 * y + c1
-                        e2 = a2 * x + b2 * y + c2
-                        s = 1.0 / (e0 + e1 + e2)
-                        px = (e0 * world[i0, 0] + e1 * world[i1, 0] + e2 * world[i2, 0]) * s
-                        py = (e0 * world[i0, 1] + e1 * world[i1, 1] + e2 * world[i2, 1]) * s
-                        pz = (e0 * world[i0, 2] + e1 * world[i1, 2] + e2 * world[i2, 2]) * s
-                        if _leaf_hole(tex, px, py, pz, leaf, hole):
+                        inv = 1.0 / (q * det)
+                        if _leaf_hole(tex, (ua * x + u_row) * inv, (va * x + v_row) * inv, hole):
                             continue
                     q_buffer[y, x] = q
                     id_buffer[y, x] = t
 
 
 @njit(cache=True, fastmath=True)
-def _leaf_hole(tex, px, py, pz, scale, hole):
-    """Whether a leafy surface has a hole at a point; ``scale`` texels per metre."""
-    iu = int(math.floor((px * 0.83 + pz * 0.55 + py * 0.27) * scale)) & 255
-    iv = int(math.floor((py * 0.9 + pz * 0.35 - px * 0.25) * scale)) & 255
-    return 0.7 * tex[FBM, iv * 256 + iu] + 0.7 * tex[LEAVES, iv * 256 + iu] < hole
+def _leaf_u(px, py, pz, scale):
+    return (px * 0.83 + pz * 0.55 + py * 0.27) * scale
+
+
+@njit(cache=True, fastmath=True)
+def _leaf_v(px, py, pz, scale):
+    return (py * 0.9 + pz * 0.35 - px * 0.25) * scale
+
+
+@njit(cache=True, fastmath=True)
+def _leaf_hole(tex, u, v, hole):
+    """Whether a leafy surface has a hole at (u, v) texels."""
+    # The offset makes both positive, so that truncation rounds down.
+    return tex[HOLES, (int(v + 1048576.0) & 255) * 256 + (int(u + 1048576.0) & 255)] < hole
 
 
 @njit(cache=True, fastmath=True)
@@ -370,7 +386,7 @@ def light_height_map(vertices, tris, casts, cutout, tex, sun, x0, z0, cell, heig
                         l0 = 1 - l1 - l2
                         px = l0 * vertices[i0, 0] + l1 * vertices[i1, 0] + l2 * vertices[i2, 0]
                         pz = l0 * vertices[i0, 2] + l1 * vertices[i1, 2] + l2 * vertices[i2, 2]
-                        if _leaf_hole(tex, px, h, pz, leaf, hole):
+                        if _leaf_hole(tex, _leaf_u(px, h, pz, leaf), _leaf_v(px, h, pz, leaf), hole):
                             continue
                     height_map[y, x] = h
 

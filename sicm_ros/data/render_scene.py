@@ -892,6 +892,8 @@ def _add_wood(
     normals = np.where(flip[:, None], -normals, normals) + np.array([0.6 * towards[0], 0.6 * towards[1], 0.5])
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
     leaves = b.surface(_foliage_row(rng))
+    if b.materials[leaves][1] > b.materials[leaves][2]:
+        b.materials[leaves][1:4] = _pick(rng, _LEAVES[:5], jitter=0.25)  # single trees turn red, woods hardly
     b.materials[leaves][4] = rng.uniform(25, 50)
     b.materials[leaves][5] = rng.uniform(0.5, 0.8)
     b.add(Mesh(mesh.vertices, normals, mesh.triangles, mesh.part), (0, 0, 0), 0.0, leaves)
