@@ -347,7 +347,7 @@ def test_bad_bench_and_train(fails, tmp_path):
     assert "expected a KITTI folder" in fails("bench", "-m", TINY, "--kitti", tmp_path / "none")
     assert "expected a model folder" in fails("train", "--config", tmp_path / "none", "--out", tmp_path)
     assert "safetensors" in fails("train", "--config", TINY, "--out", tmp_path, "--start-from", tmp_path / "none")
-    assert TINY in fails("train", "--config", TINY, "--out", tmp_path / "run")
+    assert f"{TINY}/train.yaml: expected" in fails("train", "--config", TINY, "--out", tmp_path / "run")
 
 
 def test_bag_from_kitti(sicm, fails, tmp_path):
