@@ -106,8 +106,7 @@ _QUAD_TRIANGLES = np.array([[0, 1, 2], [0, 2, 3]], np.int32)
 
 def box(low: Sequence[float], high: Sequence[float], part: int = 0) -> Mesh:
     """An axis-aligned box."""
-    low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
-    corners = _UNIT_CORNERS * (high - low) + low
+    corners = _UNIT_CORNERS * (np.asarray(high, np.float64) - np.asarray(low, np.float64)) + np.asarray(low, np.float64)
     return Mesh(
         corners[_BOX_FACES].reshape(-1, 3), np.repeat(_BOX_NORMALS, 4, 0), _BOX_TRIANGLES, np.full(12, part, np.int32)
     )
@@ -136,9 +135,9 @@ def ball(rows: int = 8, columns: int = 12) -> Mesh:
 def _tube_parts(sides: int, caps: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ring (cos, sin), stations (share of the length, share of r0, share of r1, offset in radii) and triangles."""
     angle = np.linspace(0, 2 * math.pi, sides + 1)
-    rows = [(0, 1, 0, 0.0), (1, 0, 1, 0.0)]
+    rows = [(0.0, 1.0, 0.0, 0.0), (1.0, 0.0, 1.0, 0.0)]
     if caps:
-        rows = [(0, 0.02, 0, -0.9), (0, 0.75, 0, -0.6), *rows, (1, 0, 0.75, 0.6), (1, 0, 0.02, 0.9)]
+        rows = [(0.0, 0.02, 0.0, -0.9), (0.0, 0.75, 0.0, -0.6), *rows, (1.0, 0.0, 0.75, 0.6), (1.0, 0.0, 0.02, 0.9)]
     return np.stack([np.cos(angle), np.sin(angle)], 1), np.array(rows), _grid_triangles(len(rows), sides + 1)
 
 
@@ -266,7 +265,7 @@ BODY_TYPES: dict[str, BodyType] = {
 }
 
 # Parts of a car.
-BODY, CABIN_SIDE, CABIN, TYRES, DARK = range(5)
+BODY, CABIN_SIDE, CABIN, DARK = range(4)
 
 
 def _interp(x: np.ndarray, points: Sequence[tuple[float, float]]) -> np.ndarray:
@@ -389,16 +388,16 @@ def _unit_car(name: str) -> Mesh:
     return Mesh(mesh.vertices, normals, mesh.triangles, mesh.part)
 
 
-def car(name: str, length: float, width: float, height: float, sides: int = 16, mirrors: bool = True) -> Mesh:
-    """A car that exactly fills (length, width, height) but for its mirrors; parts BODY .. DARK."""
+def wheel_radius(body: BodyType, length: float, height: float) -> float:
+    """Radius of a car's wheels, metres."""
+    grown = body.radius * (height / 1.5 if body.name not in ("van", "cab") else 1.0)
+    return min(grown, 0.27 * height, 0.14 * length)
+
+
+def car(name: str, length: float, width: float, height: float) -> Mesh:
+    """A car without its wheels that exactly fills (length, width, height) but for its mirrors; parts BODY .. DARK."""
     b = BODY_TYPES[name]
-    mesh = _unit_car(name).stretched((length, width, height))
-    parts = [mesh]
-    radius = min(b.radius * (height / 1.5 if name not in ("van", "cab") else 1.0), 0.27 * height, 0.14 * length)
-    for s in b.wheels:
-        for side in (-1.0, 1.0):
-            tyre = wheel(radius, 0.2, TYRES, sides)
-            parts.append(tyre.stretched((1, 1, 1), ((0.5 - s) * length, side * (width / 2 - 0.098), radius)))
+    parts = [_unit_car(name).stretched((length, width, height))]
     if name in ("estate", "suv") and width * 10 % 2 < 1:
         # Roof rails, inside the box: just below the crown of the roof.
         for side in (-1.0, 1.0):
@@ -412,18 +411,13 @@ def car(name: str, length: float, width: float, height: float, sides: int = 16, 
                     5,
                 )
             )
-    if mirrors:
-        s = b.windscreen[0] + 0.06
-        for side in (-1.0, 1.0):
-            y0, y1 = side * width * 0.47, side * (width * 0.5 + 0.10)
-            z = (b.belt + 0.04) * height
-            parts.append(
-                box(
-                    ((0.5 - s) * length - 0.05, min(y0, y1), z - 0.05),
-                    ((0.5 - s) * length + 0.05, max(y0, y1), z + 0.07),
-                    DARK if width > 1.8 else BODY,
-                )
-            )
+    s = b.windscreen[0] + 0.06
+    for side in (-1.0, 1.0):
+        y0, y1 = side * width * 0.47, side * (width * 0.5 + 0.10)
+        z = (b.belt + 0.04) * height
+        low = ((0.5 - s) * length - 0.05, min(y0, y1), z - 0.05)
+        high = ((0.5 - s) * length + 0.05, max(y0, y1), z + 0.07)
+        parts.append(box(low, high, DARK if width > 1.8 else BODY))
     return merge(parts)
 
 
@@ -542,7 +536,9 @@ def cyclist(rng: np.random.Generator, length: float, width: float, height: float
     return merge(parts).filling(length, width, height)
 
 
-def cards(rng: np.random.Generator, centres: np.ndarray, sizes: np.ndarray, origin: Sequence[float], part: int) -> Mesh:
+def cards(
+    rng: np.random.Generator, centres: np.ndarray, sizes: np.ndarray, origin: Sequence[float] | np.ndarray, part: int
+) -> Mesh:
     """Leafy faces: one randomly turned quad at each of ``centres`` (N, 3), normals away from ``origin``."""
     n = len(centres)
     a = rng.standard_normal((n, 3))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from sicm_ros.data.render_meshes import Mesh
 from sicm_ros.geometry import Object3D
 
 __all__ = ["Light", "Scene", "build_scene"]
+
+Vector: TypeAlias = "Sequence[float] | np.ndarray"
 
 MATERIAL_SIZE = 40
 GROUND_SIZE = 48
@@ -91,15 +94,15 @@ class _Builder:
         """Place a mesh: its x axis along ``heading`` (KITTI's rotation_y). Returns the world vertices."""
         c, s = math.cos(heading), math.sin(heading)
         axes = np.array([[c, 0.0, -s], [s, 0.0, c], [0.0, -1.0, 0.0]])
-        origin = np.asarray(origin, np.float64)
-        world = mesh.vertices @ axes + origin
+        place = np.asarray(origin, np.float64)
+        world = mesh.vertices @ axes + place
         self.vertices.append(world)
         self.normals.append(mesh.normals @ axes)
         self.triangles.append(mesh.triangles + self.vertex_count)
         self.vertex_count += len(world)
         n = len(mesh.triangles)
         self.instance.append(np.full(n, len(self.instances), np.int32))
-        self.instances.append(np.concatenate([axes, -(axes @ origin)[:, None]], 1).ravel())
+        self.instances.append(np.concatenate([axes, -(axes @ place)[:, None]], 1).ravel())
         if isinstance(surfaces, int):
             self.material.append(np.full(n, surfaces, np.int32))
         else:
@@ -124,7 +127,7 @@ class _Builder:
 
 
 def _generic(
-    rgb: Sequence[float],
+    rgb: Vector,
     texture: int,
     texels: float,
     contrast: float,
@@ -193,7 +196,7 @@ def _pick(
 
 
 def car_material(
-    rng: np.random.Generator, body: meshes.BodyType, length: float, width: float, height: float, rgb: Sequence[float]
+    rng: np.random.Generator, body: meshes.BodyType, length: float, width: float, height: float, rgb: Vector
 ) -> list[float]:
     """The numbers that ``render_kernels`` paints a car by."""
     tall = body.rear[0] > 0.8
@@ -201,7 +204,7 @@ def car_material(
     lamp_low = body.nose - 0.10
     plate = (0.42 if rng.uniform() < 0.5 else 0.28) if tall else (0.46 if rng.uniform() < 0.6 else 0.28)
     blank = body.name == "van" and rng.uniform() < 0.55
-    radius = min(body.radius * (height / 1.5 if body.name not in ("van", "cab") else 1.0), 0.27 * height, 0.14 * length)
+    radius = meshes.wheel_radius(body, length, height)
     return [
         0,
         *rgb,
@@ -244,20 +247,18 @@ def _car_surfaces(
     length: float,
     width: float,
     height: float,
-    rgb: Sequence[float],
+    rgb: Vector,
 ) -> dict[int, int]:
     row = car_material(rng, body, length, width, height, rgb)
     kinds = {meshes.BODY: kernels.CAR_BODY, meshes.CABIN_SIDE: kernels.CAR_SIDE, meshes.CABIN: kernels.CAR_GLASSHOUSE}
     surfaces = {part: b.surface([kind, *row[1:]]) for part, kind in kinds.items()}
-    surfaces[meshes.TYRES] = _wheel_surface(b, rng)
     surfaces[meshes.DARK] = b.surface(_generic((0.02, 0.02, 0.02), kernels.PLAIN, 1, 0, rng, 0.2))
     return surfaces
 
 
-def _wheel_surface(b: _Builder, rng: np.random.Generator) -> int:
+def _wheel_surface(b: _Builder, rng: np.random.Generator, radius: float) -> int:
     rim = rng.uniform(0.15, 0.55) if rng.uniform() < 0.85 else 0.03
-    # Wheels have their own small frames only in the mesh, so spokes are drawn about each wheel by the mesh's position.
-    return b.surface([kernels.WHEEL, rim, 0, 0, 0.3, rng.integers(4, 9), rng.uniform()])
+    return b.surface([kernels.WHEEL, rim, 0, 0, radius, rng.integers(4, 9), rng.uniform()])
 
 
 def _add_car(
@@ -268,32 +269,22 @@ def _add_car(
     at: Sequence[float],
     heading: float,
     detail: int,
-    rgb: Sequence[float],
+    rgb: Vector,
 ) -> list[np.ndarray]:
     length, width, height = size
     body = meshes.BODY_TYPES[name]
     surfaces = _car_surfaces(b, rng, body, length, width, height, rgb)
-    shell = meshes.car(name, length, width, height, detail)
-    tyres = shell.part == meshes.TYRES
-    body_mesh = Mesh(shell.vertices, shell.normals, shell.triangles[~tyres], shell.part[~tyres])
-    out = [b.add(body_mesh, at, heading, surfaces)]
+    out = [b.add(meshes.car(name, length, width, height), at, heading, surfaces)]
     c, s = math.cos(heading), math.sin(heading)
-    radius = car_material_radius(body, length, height)
-    b.materials[surfaces[meshes.TYRES]][4] = radius
-    tyre = meshes.wheel(radius, 0.2, 0, detail)
-    for station in body.wheels:
-        if name == "cab" and station != body.wheels[0]:
-            continue
+    radius = meshes.wheel_radius(body, length, height)
+    # Each wheel is placed by itself: its surface is drawn about its own axis.
+    tyre, rubber = meshes.wheel(radius, 0.2, 0, detail), _wheel_surface(b, rng, radius)
+    for station in sorted(set(body.wheels)):
         for side in (-1.0, 1.0):
             fwd, left = (0.5 - station) * length, side * (width / 2 - 0.098)
             centre = (at[0] + c * fwd + s * left, at[1] - radius, at[2] - s * fwd + c * left)
-            out.append(b.add(tyre, centre, heading, surfaces[meshes.TYRES]))
+            out.append(b.add(tyre, centre, heading, rubber))
     return out
-
-
-def car_material_radius(body: meshes.BodyType, length: float, height: float) -> float:
-    """Radius of a car's wheels, metres."""
-    return min(body.radius * (height / 1.5 if body.name not in ("van", "cab") else 1.0), 0.27 * height, 0.14 * length)
 
 
 def _add_truck(
@@ -352,15 +343,14 @@ def _add_truck(
     if load >= 0.75:
         parts.append(meshes.box((front - 0.1, -width / 2, floor), (front, width / 2, height), 0))
     red = b.surface(_generic((0.35, 0.012, 0.012), kernels.PLAIN, 1, 0, rng, 0.2))
-    for side in (-1, 1):
+    for side in (-1.0, 1.0):
         y = side * (width / 2 - 0.25)
         parts.append(
             meshes.box((-length / 2 - 0.001, y - 0.16, floor * 0.72), (-length / 2 + 0.08, y + 0.16, floor * 0.9), 2)
         )
     out.append(b.add(meshes.merge(parts), at, heading, {0: panel, 1: dark, 2: red}))
     radius = min(0.45, 0.42 * floor + 0.08)
-    tyre = _wheel_surface(b, rng)
-    b.materials[tyre][4] = radius
+    tyre = _wheel_surface(b, rng, radius)
     axles = (
         [-length * 0.30]
         + ([-length * 0.30 + 2.1 * radius] if length > 7 else [])
@@ -526,11 +516,11 @@ class _Street:
         self.step = 0.0 if self.kerb == 0 else rng.uniform(0.04, 0.14)
         # Ground height: a plane through the labels' bottoms, drawn towards the usual camera height, and soft rests.
         rows, rhs = (
-            [[1, 0, 0], [0, 20, 0], [0, 0, 40]],
+            [[1.0, 0.0, 0.0], [0.0, 20.0, 0.0], [0.0, 0.0, 40.0]],
             [CAMERA_HEIGHT + rng.normal(0, 0.03), 20 * rng.normal(0, 0.008), 40 * rng.normal(0, 0.006)],
         )
         standing = [o for o in objects if o.z > 0]
-        rows += [[1, o.x, o.z] for o in standing]
+        rows += [[1.0, o.x, o.z] for o in standing]
         rhs += [o.y for o in standing]
         self.plane = np.linalg.lstsq(np.array(rows, float), np.array(rhs, float), rcond=None)[0]
         self.spots = np.array([[o.x, o.z] for o in standing]).reshape(-1, 2)
@@ -569,6 +559,15 @@ class _Street:
             near = np.exp(-d2 / (2 * 1.2**2)) * 30 + w
             y = y + (near * self.spot_rise).sum(-1) / (near.sum(-1) + 0.05)
         return y
+
+    def height_at(self, x: float, z: float) -> float:
+        """y of the ground at one point."""
+        return float(self.height(np.array([x]), np.array([z]))[0])
+
+    def point(self, lateral: float, along: float) -> tuple[float, float]:
+        """x and z of one point in road coordinates."""
+        x, z = self.world(lateral, along)
+        return float(x), float(z)
 
     def free(self, x: float, z: float, radius: float, hide: bool = False) -> bool:
         """Whether something round fits at (x, z): clear of every object and, unless ``hide``, not in front of one."""
@@ -1127,121 +1126,123 @@ def _add_fence(
     b.add(meshes.merge(parts), (x, y, z), heading, wood)
 
 
-def _surround(b: _Builder, rng: np.random.Generator, street: _Street) -> None:
-    """Buildings, trees and everything else on both sides, clear of the labelled objects."""
-    road_heading = street.heading - math.pi / 2  # KITTI's heading of somebody who drives along +z
-    town = rng.uniform()
-    for side, edge in ((-1.0, street.left), (1.0, street.right)):
-        built = rng.uniform() < (0.75 if town < 0.7 else 0.3)
-        setback = rng.uniform(2.5, 12.0)
-        green = rng.uniform(0, 1.2) if built else rng.uniform(0.5, 1.6)
-        along = rng.uniform(-6, 12)
-        while along < 130:
-            length = rng.uniform(7, 24)
-            if built and rng.uniform() < 0.85:
-                for extra in (0.0, 4.0, 10.0, 20.0):
-                    lateral = edge + side * (setback + extra + rng.uniform(0, 1.5))
-                    a = np.arange(along, along + length + 0.1, 3.0)
-                    x, z = street.world(np.full_like(a, lateral), a)
-                    if street.wall_free(x, z, 1.2):
-                        depth = rng.uniform(7, 12)
-                        slope = road_heading + math.atan(street.bend * (along + length / 2))
-                        ground = float(street.height(x[:1], z[:1])[0])
-                        xs, zs = street.world(lateral, along)
-                        wall = rng.uniform(2.4, 3.2) if rng.uniform() < 0.15 else rng.uniform(4, 14)
-                        # The far side of the front wall is the house: to the left of somebody going along +z for
-                        # the left side of the road, mirrored on the right.
-                        if side < 0:
-                            _add_building(b, rng, (float(xs), float(zs)), slope, length, depth, wall, ground)
-                        else:
-                            xe, ze = street.world(lateral, along + length)
-                            _add_building(b, rng, (float(xe), float(ze)), slope + math.pi, length, depth, wall, ground)
-                        break
-                length += rng.choice([0.0, 0.0, rng.uniform(2, 10)])
-            along += length
-        if rng.uniform() < (0.25 if built else 0.65):
-            back = edge + side * rng.choice([rng.uniform(7, 16), rng.uniform(14, 45)])
-            a = np.arange(rng.uniform(-5, 25), rng.uniform(60, 140), 2.0)
-            x, z = street.world(back + rng.normal(0, 0.5, len(a)), a)
-            clear = np.array([street.free(float(p), float(q), 2.0) for p, q in zip(x, z, strict=True)])
-            # Gaps where somebody stands behind.
-            for run in np.split(np.arange(len(a)), np.nonzero(~clear)[0]):
-                run = run[clear[run]]
-                if len(run) > 3:
-                    _add_wood(
-                        b,
-                        rng,
-                        x[run],
-                        z[run],
-                        street.height(x[run], z[run]),
-                        rng.uniform(4, 14),
-                        (-side * street.c, side * street.s),
-                    )
-        for _ in range(int(rng.poisson(9 * green))):
-            a = rng.uniform(4, 110)
-            lateral = edge + side * rng.choice([rng.uniform(1.0, 6), rng.uniform(4, 35)])
-            x, z = (float(v) for v in street.world(lateral, a))
-            height = rng.uniform(4, 14)
-            radius = height * rng.uniform(0.22, 0.4)
-            if z > 3 and street.free(x, z, 0.4) and (street.free(x, z, radius * 0.8) or height > 7):
-                _add_tree(b, rng, x, z, float(street.height(np.array([x]), np.array([z]))[0]), height, radius, z)
-        for _ in range(int(rng.poisson(3 if built else 6))):
-            a = rng.uniform(4, 60)
-            lateral = edge + side * rng.uniform(1.0, 12)
-            x, z = (float(v) for v in street.world(lateral, a))
-            y = float(street.height(np.array([x]), np.array([z]))[0])
+def _houses(b: _Builder, rng: np.random.Generator, street: _Street, side: float, edge: float) -> None:
+    """A row of houses along one side, each as near to the road as the labelled objects allow."""
+    setback = rng.uniform(2.5, 12.0)
+    along = rng.uniform(-6, 12)
+    while along < 130:
+        length = rng.uniform(7, 24)
+        for extra in (0.0, 4.0, 10.0, 20.0) if rng.uniform() < 0.85 else ():
+            lateral = edge + side * (setback + extra + rng.uniform(0, 1.5))
+            a = np.arange(along, along + length + 0.1, 3.0)
+            x, z = street.world(np.full_like(a, lateral), a)
+            if street.wall_free(x, z, 1.2):
+                slope = street.heading - math.pi / 2 + math.atan(street.bend * (along + length / 2))
+                wall = rng.uniform(2.4, 3.2) if rng.uniform() < 0.15 else rng.uniform(4, 14)
+                # A house lies to the left of its front wall: walk it along +z on the left side, back on the right.
+                start = street.point(lateral, along if side < 0 else along + length)
+                turn = slope if side < 0 else slope + math.pi
+                ground = street.height_at(float(x[0]), float(z[0]))
+                _add_building(b, rng, start, turn, length, rng.uniform(7, 12), wall, ground)
+                break
+        along += length + rng.choice([0.0, 0.0, rng.uniform(2, 10)])
+
+
+def _woods(b: _Builder, rng: np.random.Generator, street: _Street, side: float, edge: float) -> None:
+    """The edge of a wood along one side, with gaps where somebody stands behind it."""
+    back = edge + side * rng.choice([rng.uniform(7, 16), rng.uniform(14, 45)])
+    a = np.arange(rng.uniform(-5, 25), rng.uniform(60, 140), 2.0)
+    x, z = street.world(back + rng.normal(0, 0.5, len(a)), a)
+    clear = np.array([street.free(float(p), float(q), 2.0) for p, q in zip(x, z, strict=True)])
+    inwards = (-side * street.c, side * street.s)
+    for stretch in np.split(np.arange(len(a)), np.nonzero(~clear)[0]):
+        run = stretch[clear[stretch]]
+        if len(run) > 3:
+            _add_wood(b, rng, x[run], z[run], street.height(x[run], z[run]), rng.uniform(4, 14), inwards)
+
+
+def _greenery(b: _Builder, rng: np.random.Generator, street: _Street, side: float, edge: float, built: bool) -> None:
+    """Trees, bushes, hedges and fences on one side."""
+    road_heading = street.heading - math.pi / 2
+    green = rng.uniform(0, 1.2) if built else rng.uniform(0.5, 1.6)
+    for _ in range(int(rng.poisson(9 * green))):
+        lateral = edge + side * rng.choice([rng.uniform(1.0, 6), rng.uniform(4, 35)])
+        x, z = street.point(lateral, rng.uniform(4, 110))
+        height = rng.uniform(4, 14)
+        radius = height * rng.uniform(0.22, 0.4)
+        if z > 3 and street.free(x, z, 0.4) and (street.free(x, z, radius * 0.8) or height > 7):
+            _add_tree(b, rng, x, z, street.height_at(x, z), height, radius, z)
+    for _ in range(int(rng.poisson(3 if built else 6))):
+        along, lateral = rng.uniform(4, 60), edge + side * rng.uniform(1.0, 12)
+        x, z = street.point(lateral, along)
+        y = street.height_at(x, z)
+        if rng.uniform() < 0.5:
+            radius = rng.uniform(0.4, 1.6)
+            if street.free(x, z, radius):
+                _add_bush(b, rng, x, z, y, radius)
+            continue
+        length = rng.uniform(2, 12)
+        a = np.arange(along - length / 2, along + length / 2 + 0.1, 1.0)
+        xs, zs = street.world(np.full(len(a), lateral), a)
+        if not street.wall_free(xs, zs, 0.6) or zs.min() < 2:
+            continue
+        if rng.uniform() < 0.6:
+            _add_hedge(b, rng, x, z, y, road_heading, length, rng.uniform(0.5, 1.1), rng.uniform(0.6, 2.2))
+        else:
+            _add_fence(b, rng, float(xs[0]), float(zs[0]), y, road_heading, length)
+
+
+def _furniture(b: _Builder, rng: np.random.Generator, street: _Street, side: float, edge: float) -> None:
+    """Lamps, signs and unlabelled things of a person's size on one side; a few may stand before a labelled object."""
+    road_heading = street.heading - math.pi / 2
+    for _ in range(int(rng.poisson(2.5))):
+        x, z = street.point(edge + side * rng.uniform(0.4, 1.5), rng.uniform(6, 60))
+        if street.free(x, z, 0.15, hide=rng.uniform() < 0.15) and z > 3:
             if rng.uniform() < 0.5:
-                radius = rng.uniform(0.4, 1.6)
-                if street.free(x, z, radius):
-                    _add_bush(b, rng, x, z, y, radius)
+                _add_pole(b, rng, x, z, street.height_at(x, z), -side, road_heading)
             else:
-                length = rng.uniform(2, 12)
-                aa = np.arange(a - length / 2, a + length / 2 + 0.1, 1.0)
-                xx, zz = street.world(np.full_like(aa, lateral), aa)
-                if street.wall_free(xx, zz, 0.6) and zz.min() > 2:
-                    if rng.uniform() < 0.6:
-                        _add_hedge(b, rng, x, z, y, road_heading, length, rng.uniform(0.5, 1.1), rng.uniform(0.6, 2.2))
-                    else:
-                        _add_fence(b, rng, float(xx[0]), float(zz[0]), y, road_heading, length)
-        for _ in range(int(rng.poisson(2.5))):
-            a = rng.uniform(6, 60)
-            x, z = (float(v) for v in street.world(edge + side * rng.uniform(0.4, 1.5), a))
-            if street.free(x, z, 0.15, hide=rng.uniform() < 0.15) and z > 3:
-                y = float(street.height(np.array([x]), np.array([z]))[0])
-                if rng.uniform() < 0.5:
-                    _add_pole(b, rng, x, z, y, -side, road_heading)
-                else:
-                    _add_sign(b, rng, x, z, y, rng.normal(0, 0.2))
-        for _ in range(int(rng.poisson(5))):
-            a = rng.uniform(4, 40)
-            x, z = (float(v) for v in street.world(edge + side * rng.uniform(0.3, 7), a))
-            if z > 3 and street.free(x, z, 0.9, hide=rng.uniform() < 0.08):
-                _add_clutter(b, rng, x, z, float(street.height(np.array([x]), np.array([z]))[0]), road_heading)
+                _add_sign(b, rng, x, z, street.height_at(x, z), rng.normal(0, 0.2))
+    for _ in range(int(rng.poisson(5))):
+        x, z = street.point(edge + side * rng.uniform(0.3, 7), rng.uniform(4, 40))
+        if z > 3 and street.free(x, z, 0.9, hide=rng.uniform() < 0.08):
+            _add_clutter(b, rng, x, z, street.height_at(x, z), road_heading)
+
+
+def _far_end(b: _Builder, rng: np.random.Generator, street: _Street) -> None:
+    """What closes the view: trees where the road disappears, and a ragged skyline of far trees or hills."""
     if rng.uniform() < 0.7:
-        # The road disappears between trees.
-        a = rng.uniform(75, 140)
         lateral = np.arange(-90, 90, 3.0)
         gap = rng.uniform(-15, 15) if rng.uniform() < 0.7 else 1e3
-        x, z = street.world(lateral, np.full_like(lateral, a) + rng.normal(0, 2, len(lateral)))
+        x, z = street.world(lateral, rng.uniform(75, 140) + rng.normal(0, 2, len(lateral)))
         for run in (np.nonzero(lateral < gap - 5)[0], np.nonzero(lateral > gap + 5)[0]):
-            if len(run) > 3 and all(street.free(float(p), float(q), 1.5) for p, q in zip(x[run], z[run], strict=True)):
-                _add_wood(
-                    b, rng, x[run], z[run], street.height(x[run], z[run]), rng.uniform(6, 16), (-street.s, -street.c)
-                )
-    # The end of the view: a ragged line of far trees or hills.
+            if len(run) > 3 and street.wall_free(x[run], z[run], 1.5):
+                ground = street.height(x[run], z[run])
+                _add_wood(b, rng, x[run], z[run], ground, rng.uniform(6, 16), (-street.s, -street.c))
     count = 90
     angle = np.linspace(-1.2, 1.2, count)
     for distance, low, high in ((rng.uniform(130, 170), 1.0, 10.0), (rng.uniform(230, 300), 6.0, 26.0)):
         tops = low + (high - low) * np.abs(np.cumsum(rng.normal(0, 0.16, count)) + rng.uniform(0, 1)) % 1.0
         x, z = distance * np.sin(angle), distance * np.cos(angle)
         y = street.height(x, z) + 3
-        points = np.stack([np.stack([x, y, z], -1), np.stack([x, y - 3 - tops, z], -1)])
-        mesh = meshes.grid_surface(points)
-        normals = np.tile([0.0, -0.6, -0.8], (len(mesh.vertices), 1))
+        # The builder's axes for heading 0 are (x, z, -y).
+        mesh = meshes.grid_surface(np.stack([np.stack([x, z, -y], -1), np.stack([x, z, tops + 3 - y], -1)]))
+        normals = np.tile([0.0, -0.8, 0.6], (len(mesh.vertices), 1))
         row = b.surface([kernels.FOLIAGE, *_pick(rng, _LEAVES, _LEAF_WEIGHTS), 6.0, 0.4, 3.0, 0.5])
-        # World axes: x right, y down, z forward, so undo the builder's axes for heading 0 (x, z, -y).
-        v = mesh.vertices[:, [0, 2, 1]] * [1, 1, -1]
-        b.add(Mesh(v, normals[:, [0, 2, 1]] * [1, 1, -1], mesh.triangles, mesh.part), (0, 0, 0), 0.0, row, casts=False)
+        b.add(Mesh(mesh.vertices, normals, mesh.triangles, mesh.part), (0, 0, 0), 0.0, row, casts=False)
+
+
+def _surround(b: _Builder, rng: np.random.Generator, street: _Street) -> None:
+    """Buildings, trees and everything else on both sides, clear of the labelled objects."""
+    town = rng.uniform() < 0.7
+    for side, edge in ((-1.0, street.left), (1.0, street.right)):
+        built = rng.uniform() < (0.75 if town else 0.3)
+        if built:
+            _houses(b, rng, street, side, edge)
+        if rng.uniform() < (0.25 if built else 0.65):
+            _woods(b, rng, street, side, edge)
+        _greenery(b, rng, street, side, edge, built)
+        _furniture(b, rng, street, side, edge)
+    _far_end(b, rng, street)
 
 
 def _light(rng: np.random.Generator) -> Light:

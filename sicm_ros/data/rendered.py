@@ -129,7 +129,7 @@ def _photograph(
     noise: float,
     blur: float,
 ) -> np.ndarray:
-    image = _blur(image, blur) * exposure.astype(np.float32)
+    image = np.asarray(_blur(image, blur) * exposure, np.float32)
     grain = rng.standard_normal(image.shape, dtype=np.float32)
     grain *= np.sqrt(np.float32(noise * noise) * (np.float32(0.08) + np.minimum(image, 1)))
     image += grain
@@ -152,8 +152,7 @@ def render_pair(layout: Sequence[Object3D], rig: StereoRig, width: int, height: 
     if width < 8 or height < 8:
         raise ValueError(f"width, height: expected at least 8 pixels each, got {width} x {height}")
     objects = [o for o in layout if o.label != "DontCare" and o.z > -5 and min(o.height, o.width, o.length) > 0.05]
-    rng = np.random.default_rng(np.random.SeedSequence(seed))
-    scene_rng, camera_rng, noise_rng = rng.spawn(3)
+    scene_rng, camera_rng, noise_rng = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3))
     scene = build_scene(objects, scene_rng)
     tex = kernels.texture_pyramids()
 
@@ -246,16 +245,16 @@ def _labels(
         hidden = 1 - visible[k] / max(totals[k], 1)
         seen = visible[k] / pixel
         state = int(np.searchsorted(OCCLUSION_STATES, hidden, side="right"))
-        box = tuple(round(float(c), 2) for c in box)
+        rounded = (round(float(box[0]), 2), round(float(box[1]), 2), round(float(box[2]), 2), round(float(box[3]), 2))
         if seen < LEAST_PIXELS or hidden > 1 - LEAST_SHARE:
             labels.append(
-                Object3D("DontCare", box, -1.0, -1.0, -1.0, -1000.0, -1000.0, -1000.0, -10.0, -10.0, -1.0, -1)
+                Object3D("DontCare", rounded, -1.0, -1.0, -1.0, -1000.0, -1000.0, -1000.0, -10.0, -10.0, -1.0, -1)
             )
             continue
         labels.append(
             replace(
                 o,
-                bbox=box,
+                bbox=rounded,
                 truncated=round(truncated, 2),
                 occluded=state,
                 score=None,
@@ -314,15 +313,17 @@ def random_layout(rng: np.random.Generator, rig: StereoRig, width: int, height: 
         uv, depth = project(rig.p_left, corners)
         if depth.min() < 0.8:
             return
-        low, high = uv.min(0), uv.max(0)
+        low, high = uv.min(0).tolist(), uv.max(0).tolist()
         shown = (max(0.0, low[0]), max(0.0, low[1]), min(width - 1.0, high[0]), min(height - 1.0, high[1]))
         if shown[2] - shown[0] < 0.3 * (high[0] - low[0]) or shown[3] <= shown[1]:
             return
         objects.append(
             Object3D(
                 label,
-                tuple(round(float(v), 2) for v in shown),
-                *(round(float(v), 2) for v in hwl),
+                (round(shown[0], 2), round(shown[1], 2), round(shown[2], 2), round(shown[3], 2)),
+                round(float(hwl[0]), 2),
+                round(float(hwl[1]), 2),
+                round(float(hwl[2]), 2),
                 round(x, 2),
                 round(float(y), 2),
                 round(z, 2),
