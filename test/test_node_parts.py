@@ -131,7 +131,7 @@ def test_message_fields_of_an_array():
 # ------------------------------------------------------------------------------------------------------ camera infos
 
 def info(side, rig=RIG, width=1242, height=375, stamp=(0, 0), **change):
-    fields = {"header": SimpleNamespace(stamp=SimpleNamespace(sec=stamp[0], nanosec=stamp[1])), 
+    fields = {"header": SimpleNamespace(stamp=SimpleNamespace(sec=stamp[0], nanosec=stamp[1])),
               "binning_x": 0, "binning_y": 0,
               "roi": SimpleNamespace(x_offset=0, y_offset=0, width=0, height=0),
               **camera_info_fields(rig, side, width, height), **change}
@@ -211,8 +211,13 @@ def test_a_late_camera_info_is_waited_for_but_not_again_and_again():
     begin = time.monotonic()
     assert cache.rig(1242, 375, 100, 100, wait_s=30) == other
     assert time.monotonic() - begin < 15
+    # One that comes later than its pair was asked for shows that waiting is worth it again.
+    assert cache.rig(1242, 375, 3 * 10**9, 3 * 10**9, wait_s=30) == other
     send(3, RIG)
-    assert cache.rig(1242, 375, 3 * 10**9, 3 * 10**9, wait_s=30) == RIG
+    timer = threading.Timer(0.1, send, (4, other))
+    timer.start()
+    assert cache.rig(1242, 375, 4 * 10**9, 4 * 10**9, wait_s=30) == other
+    timer.join()
 
 
 def test_baseline_parameter_stands_in_for_a_lost_translation():

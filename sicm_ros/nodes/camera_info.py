@@ -5,7 +5,7 @@ imported."""
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,8 +56,8 @@ class RigCache:
 
     A pair uses the messages that carry its own stamps, because a recording may change its calibration from one frame to
     the next (KITTI's object benchmark does), and else the latest ones, because many drivers send theirs once or with
-    stamps of their own. ``baseline`` (metres, 0 to take the messages' own) replaces the translation of the right view where a
-    driver loses it. ``depth`` limits how many messages are kept. Safe to call from any thread.
+    stamps of their own. ``baseline`` (metres, 0 to take the messages' own) replaces the translation of the right view
+    where a driver loses it. ``depth`` limits how many messages are kept. Safe to call from any thread.
     """
 
     def __init__(self, baseline: float = 0.0, depth: int | None = 100) -> None:
@@ -66,8 +66,9 @@ class RigCache:
         self._by_stamp: dict[Side, OrderedDict[int, _Camera]] = {"left": OrderedDict(), "right": OrderedDict()}
         self._latest: dict[Side, _Camera] = {}
         self._arrived = threading.Condition()
-        # Whether CameraInfos carry the stamps of images, as far as was seen.
+        # Whether CameraInfos carry the stamps of images, as far as was seen, and the stamps that were looked for.
         self._stamped = True
+        self._wanted: dict[Side, deque[int]] = {side: deque(maxlen=20) for side in SIDES}
         self._made: tuple[_Camera, _Camera, StereoRig] | None = None
 
     def update(self, side: Side, message: Any) -> None:
@@ -80,9 +81,11 @@ class RigCache:
         camera = _Camera(tuple(float(v) for v in message.p), message.width, message.height)
         stamp = message.header.stamp
         with self._arrived:
+            stamp_ns = stamp.sec * 1_000_000_000 + stamp.nanosec
             self.errors.pop(side, None)
             self._latest[side] = camera
-            self._by_stamp[side][stamp.sec * 1_000_000_000 + stamp.nanosec] = camera
+            self._by_stamp[side][stamp_ns] = camera
+            self._stamped = self._stamped or stamp_ns in self._wanted[side]
             if self.depth is not None and len(self._by_stamp[side]) > self.depth:
                 self._by_stamp[side].popitem(last=False)
             self._arrived.notify_all()
@@ -94,8 +97,8 @@ class RigCache:
     def rig(self, width: int, height: int, left_stamp_ns: int, right_stamp_ns: int, wait_s: float = 0.0) -> StereoRig:
         """The rig of a pair of images of this size and these stamps. Raises CameraInfoError, naming what is wrong.
 
-        Images and CameraInfos come on topics of their own, so a message may arrive after its image. It is waited for, up
-        to ``wait_s`` seconds; if it does not come, no more waiting is done until one with an image's stamp turns up.
+        Images and CameraInfos come on topics of their own, so a message may arrive after its image. It is waited for,
+        up to ``wait_s`` seconds; if it does not come, no more waiting is done until one with an image's stamp turns up.
         """
         stamps: dict[Side, int] = {"left": left_stamp_ns, "right": right_stamp_ns}
 
@@ -103,6 +106,8 @@ class RigCache:
             return all(stamps[side] in self._by_stamp[side] for side in SIDES)
 
         with self._arrived:
+            for side in SIDES:
+                self._wanted[side].append(stamps[side])
             if exact():
                 self._stamped = True
             elif wait_s > 0 and (self._stamped or self.missing()):

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""For process-level tests: a node of the test's own, and node processes whose end and last words are known."""
+
+import array
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.srv import SetParameters
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
+from rclpy.time import Time
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Header
+
+from sicm_ros.nodes.camera_info import camera_info_fields
+from sicm_ros.nodes.image_conversion import rgb_to_message_fields
+from sicm_ros.nodes.qos import boxes_qos, latched_qos
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TINY_MODEL = REPOSITORY / "test" / "data" / "models" / "tiny"
+
+
+class NodeProcess:
+    """``python -m sicm_ros.nodes.<module>`` with parameters; output is kept."""
+
+    def __init__(self, module, parameters, namespace="", folder=None):
+        arguments = [sys.executable, "-m", f"sicm_ros.nodes.{module}", "--ros-args"]
+        for name, value in parameters.items():
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            arguments += ["-p", f"{name}:={text}"]
+        if namespace:
+            arguments += ["-r", f"__ns:={namespace}"]
+        self.log = Path(folder) / f"{module}-{time.monotonic_ns()}.log"
+        # Where the tests import sicm_ros from, the node does, too.
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(arguments, stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+    @property
+    def output(self):
+        return self.log.read_text(errors="replace")
+
+    def signal(self, number=signal.SIGINT):
+        self.process.send_signal(number)
+
+    def wait(self, timeout=30):
+        return self.process.wait(timeout)
+
+    def stop(self):
+        """SIGINT, and the exit status."""
+        if self.process.poll() is None:
+            self.signal()
+        try:
+            return self.wait(15)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+
+
+class Graph:
+    """A node in a context of its own, spun by a thread; keeps what it receives on the topics it is told of."""
+
+    def __init__(self, name, namespace):
+        self.context = rclpy.Context()
+        rclpy.init(context=self.context)
+        self.node = rclpy.create_node(name, namespace=namespace, context=self.context)
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.executor.add_node(self.node)
+        self.received = defaultdict(list)
+        self.arrived = threading.Condition()
+        self.subscriptions = {}
+        self.publishers = {}
+        self.thread = threading.Thread(target=self._spin, daemon=True)
+        self.thread.start()
+
+    def _spin(self):
+        try:
+            self.executor.spin()
+        except Exception:  # noqa: BLE001 - the context was shut down while it waited
+            if self.context.ok():
+                raise
+
+    def close(self):
+        self.executor.shutdown(2.0)
+        self.context.try_shutdown()
+        self.thread.join(5)
+
+    def listen(self, kind, topic, qos=None):
+        def keep(message):
+            with self.arrived:
+                self.received[topic].append(message)
+                self.arrived.notify_all()
+
+        self.subscriptions[topic] = self.node.create_subscription(kind, topic, keep, qos or boxes_qos(100))
+        self.executor.wake()
+
+    def deafen(self, topic):
+        self.node.destroy_subscription(self.subscriptions.pop(topic))
+        self.received.pop(topic, None)
+
+    def wait(self, predicate, timeout=30.0, what="what was expected"):
+        """Wait until ``predicate()`` is true; its value."""
+        end = time.monotonic() + timeout
+        with self.arrived:
+            while not (value := predicate()):
+                assert time.monotonic() < end, f"{what} did not come within {timeout:g} s"
+                self.arrived.wait(0.05)
+        return value
+
+    def publisher(self, kind, topic, qos=None):
+        if topic not in self.publishers:
+            self.publishers[topic] = self.node.create_publisher(kind, topic, qos or boxes_qos(100))
+        return self.publishers[topic]
+
+    def wait_for_subscribers(self, *topics, timeout=30.0):
+        end = time.monotonic() + timeout
+        for topic in topics:
+            while self.publishers[topic].get_subscription_count() == 0:
+                assert time.monotonic() < end, f"nobody subscribes to {topic}"
+                time.sleep(0.02)
+
+    def set_parameter(self, node, name, value):
+        """Set a parameter of another node: (successful, reason)."""
+        client = self.node.create_client(SetParameters, f"{node}/set_parameters")
+        assert client.wait_for_service(10)
+        request = SetParameters.Request(parameters=[Parameter(name, value=value).to_parameter_msg()])
+        (result,) = self.call(client, request).results
+        return result.successful, result.reason
+
+    def call(self, client, request, timeout=30.0):
+        assert client.wait_for_service(timeout)
+        future = client.call_async(request)
+        end = time.monotonic() + timeout
+        while not future.done():
+            assert time.monotonic() < end, f"no answer from {client.srv_name}"
+            time.sleep(0.01)
+        self.node.destroy_client(client)
+        return future.result()
+
+    # ------------------------------------------------------------------------------------------------- diagnostics
+
+    def listen_to_diagnostics(self):
+        self.listen(DiagnosticArray, "/diagnostics")
+
+    def statuses(self, name, start=0):
+        """All statuses whose name ends with ``name``, latest first, as (level, message, values)."""
+        return [(status.level[0], status.message, {v.key: v.value for v in status.values})
+                for message in reversed(self.received["/diagnostics"][start:])
+                for status in message.status if status.name.endswith(name)]
+
+    def wait_for_status(self, name, predicate, timeout=20.0, start=0):
+        """Wait for a status of which ``predicate(level, message, values)`` is true. What came before message ``start``
+        does not count; what came since does, for under load two reports may arrive at once.
+        """
+        try:
+            return self.wait(lambda: next((s for s in self.statuses(name, start) if predicate(*s)), None), timeout)
+        except AssertionError:
+            raise AssertionError(f"diagnostics of {name!r}: {self.statuses(name, start)[:5]}") from None
+
+    # ------------------------------------------------------------------------------------------------------- camera
+
+    def open_camera(self):
+        for side in ("left", "right"):
+            self.publisher(Image, f"{side}/image_rect")
+            self.publisher(CameraInfo, f"{side}/camera_info")
+
+    def send_pair(self, stamp_ns, left, right, rig, frame_id="camera_0_optical", infos=None, **change):
+        """Publish camera infos and images of a pair; ``left`` and ``right`` are arrays or dicts of Image fields."""
+        header = Header(stamp=Time(nanoseconds=stamp_ns).to_msg(), frame_id=frame_id)
+        for side, image in (("left", left), ("right", right)):
+            fields = dict(image) if isinstance(image, dict) else rgb_to_message_fields(image)
+            info = (infos or {}).get(side) or camera_info_fields(rig, side, fields["width"], fields["height"])
+            self.publishers[f"{side}/camera_info"].publish(CameraInfo(header=header, **info))
+            fields["data"] = array.array("B", fields["data"])
+            self.publishers[f"{side}/image_rect"].publish(Image(header=header, **{**fields, **change}))
+
+
+def stamp_ns(message):
+    """Nanoseconds of a stamped message's header."""
+    return message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
+
+
+__all__ = ["TINY_MODEL", "Graph", "NodeProcess", "boxes_qos", "latched_qos", "stamp_ns"]

@@ -1,0 +1,469 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The nodes as separate processes over real ROS 2 topics: one box array for each pair, and nothing that stops them."""
+
+import array
+import signal
+import struct
+import time
+import zlib
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="no ROS 2 in this environment")
+pytest.importorskip("sicm_ros.msg", reason="the messages of sicm_ros are not built in this environment")
+pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not in this environment")
+
+from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
+from lifecycle_msgs.msg import Transition  # noqa: E402
+from lifecycle_msgs.srv import ChangeState, GetState  # noqa: E402
+from PIL import Image as PilImage  # noqa: E402
+from ros_graph import TINY_MODEL, Graph, NodeProcess, latched_qos, stamp_ns  # noqa: E402
+from sicm_ros.msg import CodecInfo, StereoBitstream  # noqa: E402
+from vision_msgs.msg import Detection3DArray, LabelInfo  # noqa: E402
+from visualization_msgs.msg import MarkerArray  # noqa: E402
+
+from sicm_ros.codec.decoder import StereoDecoder  # noqa: E402
+from sicm_ros.codec.encoder import StereoEncoder  # noqa: E402
+from sicm_ros.data.kitti import open_source, write_object_calib  # noqa: E402
+from sicm_ros.data.rendered import KITTI_RIG, KITTI_SIZE, random_layout, render_pair  # noqa: E402
+
+OK, WARN, ERROR, STALE = (level[0] for level in (
+    DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR, DiagnosticStatus.STALE))
+NAMESPACE = "/car"
+ENCODER = {"model": TINY_MODEL, "threads": 1, "image_reliability": "reliable", "queue_depth": 100, "lifespan": 0.0}
+DECODER = {"model": TINY_MODEL, "threads": 1, "bitstream_reliability": "reliable", "queue_depth": 100,
+           "bitstream_depth": 100, "timeout": 0.0}
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory):
+    return tmp_path_factory.mktemp("logs")
+
+
+@pytest.fixture(scope="module")
+def processes(logs):
+    """An encoder and a decoder node that every test of this module uses, one after another, bad input and all."""
+    nodes = {"encoder": NodeProcess("encoder", ENCODER, NAMESPACE, logs),
+             "decoder": NodeProcess("decoder", DECODER, NAMESPACE, logs)}
+    yield nodes
+    ends = {}
+    for name, node in nodes.items():
+        if node.process.poll() is None:
+            node.signal()
+            node.signal()       # a launch file's Ctrl-C comes twice
+        ends[name] = (node.wait(15), node.output)
+    for status, output in ends.values():
+        assert status == 0 and "Traceback" not in output, output
+
+
+@pytest.fixture(scope="module")
+def graph(processes):
+    graph = Graph("test_graph", NAMESPACE)
+    graph.listen_to_diagnostics()
+    graph.listen(Detection3DArray, "detections")
+    graph.listen(MarkerArray, "detection_markers")
+    graph.listen(StereoBitstream, "stereo_bitstream")
+    graph.listen(DiagnosticStatus, "decode_stats")
+    graph.listen(CodecInfo, "codec_info", latched_qos())
+    graph.listen(LabelInfo, "label_info", latched_qos())
+    graph.open_camera()
+    graph.publisher(StereoBitstream, "stereo_bitstream")
+    yield graph
+    graph.close()
+
+
+@pytest.fixture
+def ready(graph, processes):
+    """The graph, with both nodes up and nothing received yet."""
+    for name, node in processes.items():
+        assert node.process.poll() is None, f"the {name} has ended: {node.output}"
+    graph.wait_for_subscribers("left/camera_info", "right/camera_info", "left/image_rect", "right/image_rect",
+                               "stereo_bitstream")
+    graph.wait(lambda: graph.node.count_publishers("detections"))
+    # The encoder's packets must have found the decoder as well as this test; its next report tells.
+    graph.wait_for_status("encoder_node: encoding", lambda level, message, values: values.get("subscribers") == "2")
+    with graph.arrived:
+        for topic in ("detections", "detection_markers", "stereo_bitstream", "decode_stats", "/diagnostics"):
+            graph.received[topic].clear()
+    return graph
+
+
+@pytest.fixture(scope="module")
+def rendered():
+    """Two rendered stereo pairs of KITTI's size."""
+    width, height = KITTI_SIZE
+    layouts = {seed: random_layout(np.random.default_rng(seed), KITTI_RIG, width, height) for seed in (0, 2)}
+    return [render_pair(layout, KITTI_RIG, width, height, seed) for seed, layout in layouts.items()]
+
+
+@pytest.fixture(scope="module")
+def rendered_root(rendered, tmp_path_factory):
+    """The same as a KITTI object folder, each pair twice."""
+    root = tmp_path_factory.mktemp("rendered")
+    for folder in ("image_2", "image_3", "calib"):
+        (root / "training" / folder).mkdir(parents=True)
+    for i, pair in enumerate([*rendered, *rendered]):
+        PilImage.fromarray(pair.left).save(root / "training" / "image_2" / f"{i:06d}.png")
+        PilImage.fromarray(pair.right).save(root / "training" / "image_3" / f"{i:06d}.png")
+        write_object_calib(root / "training" / "calib" / f"{i:06d}.txt", pair.rig)
+    return root
+
+
+@pytest.fixture(scope="module")
+def codec():
+    return StereoEncoder(TINY_MODEL), StereoDecoder(TINY_MODEL)
+
+
+def play(source, logs, **parameters):
+    player = NodeProcess("kitti_player", {"path": source, **parameters}, NAMESPACE, logs)
+    try:
+        return player.wait(120), player.output
+    finally:
+        player.stop()
+
+
+def check_against_codec(graph, frames, codec):
+    """Every pair has one packet and one array, with its own stamp and the boxes that the codec gives without ROS."""
+    encoder, decoder = codec
+    packets = {stamp_ns(m): m for m in graph.received["stereo_bitstream"]}
+    arrays = {stamp_ns(m): m for m in graph.received["detections"]}
+    assert len(graph.received["detections"]) == len(arrays) == len(frames)
+    assert len(graph.received["stereo_bitstream"]) == len(packets) == len(frames)
+    assert sorted(arrays) == sorted(packets) == sorted(f.stamp_ns for f in frames)
+    assert len({m.session for m in packets.values()}) == 1
+    sequences = [packets[f.stamp_ns].sequence for f in frames]
+    assert sequences == list(range(sequences[0], sequences[0] + len(frames)))
+    for frame in frames:
+        packet, boxes = packets[frame.stamp_ns], arrays[frame.stamp_ns]
+        expected = encoder.encode(frame.left, frame.right, frame.rig)
+        assert packet.data.tobytes() == expected.packet
+        assert packet.header == boxes.header and boxes.header.frame_id == "camera_0_optical"
+        assert packet.right_stamp.sec * 10**9 + packet.right_stamp.nanosec == frame.right_stamp_ns
+        assert min(packet.preprocess_ms, packet.backbone_ms, packet.smfc_ms, packet.entropy_ms) > 0
+        objects = decoder.decode(expected.packet).objects
+        assert len(boxes.detections) == len(objects) > 0
+        for detection, box in zip(boxes.detections, objects, strict=True):
+            assert detection.results[0].hypothesis.class_id == box.label.lower()
+            assert detection.results[0].hypothesis.score == pytest.approx(box.score, rel=1e-5)
+            assert detection.bbox.size.x == pytest.approx(box.length, rel=1e-4)
+            assert detection.bbox.center.position.z == pytest.approx(box.z, rel=1e-4)
+    assert len({tuple(m.data) for m in packets.values()}) > 1
+
+
+# ------------------------------------------------------------------------------------------------------ the main job
+
+def test_lockstep_play_of_rendered_pairs(ready, rendered_root, codec, logs):
+    status, output = play(rendered_root, logs, lockstep=True)
+    assert status == 0, output
+    assert "sent 4 pairs" in output and "boxes of 4 came back, 0 pairs without an answer" in output
+    source = open_source(rendered_root)
+    ready.wait(lambda: len(ready.received["detection_markers"]) >= 4 and len(ready.received["decode_stats"]) >= 4)
+    check_against_codec(ready, [source[i] for i in range(4)], codec)
+    stats = {s.hardware_id.split("/")[1]: {v.key: v.value for v in s.values} for s in ready.received["decode_stats"]}
+    assert len(stats) == 4
+    stages = ("entropy", "smfc", "analysis", "total")
+    assert all(float(s[f"{stage}_ms"]) > 0 for s in stats.values() for stage in stages)
+
+
+def test_lockstep_play_of_a_real_sequence(ready, kitti_root, codec, logs):
+    status, output = play(kitti_root / "sequence_02", logs, lockstep=True, count=6)
+    assert status == 0, output
+    source = open_source(kitti_root / "sequence_02")
+    check_against_codec(ready, [source[i] for i in range(6)], codec)
+
+
+def test_lockstep_play_of_the_object_benchmark(ready, kitti_root, codec, logs):
+    status, output = play(kitti_root / "object", logs, lockstep=True)
+    assert status == 0, output
+    source = open_source(kitti_root / "object")
+    check_against_codec(ready, [source[i] for i in range(2)], codec)
+
+
+def test_free_play_keeps_its_rate_and_loops_with_increasing_stamps(ready, rendered_root, logs):
+    status, output = play(rendered_root, logs, rate=4.0, loop=True, count=6)
+    assert status == 0 and "sent 6 pairs" in output, output
+    ready.wait(lambda: len(ready.received["detections"]) == 6)
+    assert [stamp_ns(m) // 10**6 for m in ready.received["detections"]] == [0, 100, 200, 300, 400, 500]
+
+
+def test_latched_information_reaches_a_late_subscriber(ready, codec):
+    model = codec[0].model
+    late = Graph("late", NAMESPACE)
+    try:
+        late.listen(CodecInfo, "codec_info", latched_qos())
+        late.listen(LabelInfo, "label_info", latched_qos())
+        (info,) = late.wait(lambda: late.received["codec_info"])
+        (labels,) = late.wait(lambda: late.received["label_info"])
+    finally:
+        late.close()
+    assert (info.model_name, info.fingerprint) == (model.name, model.fingerprint)
+    assert list(info.class_names) == ["Car", "Pedestrian"] and list(info.rates) == list(model.rates)
+    assert info.default_rate == model.config.default_rate and info.packet_version == 1
+    assert [c.class_name for c in labels.class_map] == ["car", "pedestrian"]
+    assert labels.threshold == pytest.approx(model.config.analysis.score_threshold)
+
+
+# ------------------------------------------------------------------------------------------------------- bad input
+
+def expect_answer(graph, stamp, pair):
+    """A good pair is answered, whatever came before."""
+    graph.send_pair(stamp, pair.left, pair.right, pair.rig)
+    graph.wait(lambda: [m for m in graph.received["detections"] if stamp_ns(m) == stamp], what=f"boxes of {stamp}")
+
+
+def fields(image, **change):
+    height, width = image.shape[:2]
+    return {"height": height, "width": width, "encoding": "rgb8", "step": 3 * width, "is_bigendian": 0,
+            "data": image.tobytes(), **change}
+
+
+@pytest.mark.parametrize(("name", "left", "right", "words"), [
+    ("sizes", lambda i: i, lambda i: i[:-1], "the images differ in size: left 1242x375, right 1242x374"),
+    ("encoding", lambda i: fields(i, encoding="32FC1"), lambda i: i, "left/image_rect: image: encoding: expected"),
+    ("data", lambda i: i, lambda i: fields(i, data=i.tobytes()[:1000]),
+     "right/image_rect: image: data: expected 1397250 bytes (375 rows of 3726), got 1000"),
+    ("step", lambda i: fields(i, step=7), lambda i: i, "left/image_rect: image: step: expected at least 3726"),
+    ("empty", lambda i: fields(i, width=0, height=0, data=b""), lambda i: i, "left/image_rect: image: expected width"),
+    ("tiny", lambda i: i[:10], lambda i: i[:10], "crop_top: expected 0 <= crop_top < image height 10"),
+])
+def test_bad_images_are_dropped_with_words(ready, rendered, processes, name, left, right, words):
+    pair, start = rendered[0], time.time_ns()
+    ready.send_pair(start, left(pair.left), right(pair.right), pair.rig)
+    # Each kind of problem is logged at most every five seconds; the diagnostics always show the latest.
+    ready.wait_for_status("encoder_node: stereo input",
+                          lambda level, message, values: level == ERROR and words in message)
+    expect_answer(ready, time.time_ns(), pair)
+    assert len(ready.received["stereo_bitstream"]) == len(ready.received["detections"]) == 1
+    assert "pair dropped: " in processes["encoder"].output
+
+
+def test_mono_images_are_as_good_as_colour_ones(ready, rendered):
+    grey = rendered[0].left.mean(2).astype(np.uint8)
+    message = fields(grey, encoding="mono8", step=grey.shape[1])
+    ready.send_pair(time.time_ns(), message, message, rendered[0].rig)
+    ready.wait(lambda: len(ready.received["detections"]) == 1)
+
+
+def test_a_wrong_camera_info_is_refused_and_the_last_one_kept(ready, rendered):
+    pair = rendered[0]
+    from sicm_ros.nodes.camera_info import camera_info_fields
+    bad = {**camera_info_fields(pair.rig, "right", 1242, 375), "p": [0.0] * 12}
+    ready.send_pair(time.time_ns(), pair.left, pair.right, pair.rig, infos={"right": bad})
+    ready.wait(lambda: len(ready.received["detections"]) == 1)
+    swapped = {side: camera_info_fields(pair.rig, other, 1242, 375)
+               for side, other in (("left", "right"), ("right", "left"))}
+    ready.send_pair(time.time_ns(), pair.left, pair.right, pair.rig, infos=swapped)
+    ready.wait_for_status("encoder_node: stereo input", lambda level, message, values:
+                          level == ERROR and "baseline" in message and "are the views swapped" in message)
+    expect_answer(ready, time.time_ns(), pair)
+    assert len(ready.received["detections"]) == 2
+
+
+def test_images_that_cannot_be_paired_are_counted_and_explained(ready, rendered):
+    pair = rendered[0]
+    start = time.time_ns()
+    for i in range(15):
+        ready.publishers["left/image_rect"].publish(image_message(pair.left, start + i * 10**8))
+        ready.publishers["right/image_rect"].publish(image_message(pair.right, start + i * 10**8 + 40_000_000))
+        time.sleep(0.1)
+    status = ready.wait_for_status("encoder_node: stereo input", lambda level, message, values:
+                                   level == ERROR and "none can be paired" in message)
+    assert "40.0 ms apart" in status[1] and "sync_tolerance" in status[1]
+    expect_answer(ready, start + 10**10, pair)
+    ready.wait_for_status("encoder_node: stereo input", lambda level, message, values:
+                          int(values.get("dropped_left_unmatched", 0)) >= 5)
+
+
+def image_message(image, stamp):
+    from rclpy.time import Time
+    from sensor_msgs.msg import Image
+    from std_msgs.msg import Header
+    header = Header(stamp=Time(nanoseconds=stamp).to_msg(), frame_id="camera_0_optical")
+    return Image(header=header, **{**fields(image), "data": array.array("B", image.tobytes())})
+
+
+def packet_message(data, sequence, session=77):
+    message = StereoBitstream(session=session, sequence=sequence, data=array.array("B", data))
+    message.header.frame_id = "camera_0_optical"
+    message.header.stamp.sec = sequence
+    return message
+
+
+def resealed(packet, offset, value):
+    """The packet with other bytes at ``offset`` and a right check sum."""
+    body = bytearray(packet[:-4])
+    body[offset:offset + len(value)] = value
+    return bytes(body) + struct.pack("<I", zlib.crc32(bytes(body)))
+
+
+def test_bad_packets_are_dropped_with_words_and_the_decoder_goes_on(ready, rendered, codec, processes):
+    pair = rendered[0]
+    good = codec[0].encode(pair.left, pair.right, pair.rig).packet
+    flipped = bytearray(good)
+    flipped[len(good) // 2] ^= 16
+    bad = {
+        "NotAPacketError": b"\x00" * 500,
+        "TruncatedPacketError": good[:-20],
+        "DamagedPacketError": bytes(flipped),
+        "WrongVersionError": resealed(good, 4, b"\x63"),
+        "WrongModelError": resealed(good, 5, b"\x01\x02\x03\x04\x05\x06\x07\x08"),
+        "ImplausiblePacketError": resealed(good, 15, b"\x00\x00"),
+        "SymbolMismatchError": resealed(good, len(good) - 40, b"\xff\x00\xff\x00"),
+        "size": b"",
+    }
+    publish = ready.publishers["stereo_bitstream"].publish
+    sequence = 0
+    for data in [*bad.values(), np.random.default_rng(0).bytes(100_000)]:
+        publish(packet_message(data, sequence))
+        sequence += 1
+    publish(packet_message(good, sequence))
+    ready.wait(lambda: ready.received["detections"])
+    assert [m.header.stamp.sec for m in ready.received["detections"]] == [sequence]
+    expected = {f"refused_{kind}": "1" for kind in bad} | {"refused_NotAPacketError": "2"}
+    ready.wait_for_status("decoder_node: link", lambda level, message, values:
+                          {k: v for k, v in values.items() if k.startswith("refused_")} == expected)
+    for words in ("not a packet: expected it to start with", "packet cut off: expected",
+                  "packet damaged: expected CRC-32", "packet version: expected 1, got 99",
+                  "packet of another model: expected fingerprint",
+                  "expected 1 to 4194304 bytes, got 0"):
+        assert processes["decoder"].output.count(words) == 1, words
+
+
+def test_gaps_and_repetitions_are_counted_and_a_recording_may_start_over(ready, rendered, codec):
+    pair = rendered[0]
+    good = codec[0].encode(pair.left, pair.right, pair.rig).packet
+    before = {k: int(v) for k, v in ready.wait_for_status("decoder_node: link", lambda *_: True)[2].items()
+              if k in ("lost", "refused_duplicate")}
+    for sequence in (0, 1, 4, 4, 5, 0, 1):
+        ready.publishers["stereo_bitstream"].publish(packet_message(good, sequence, session=99))
+    ready.wait(lambda: len(ready.received["detections"]) == 6)
+    assert [m.header.stamp.sec for m in ready.received["detections"]] == [0, 1, 4, 5, 0, 1]
+    ready.wait_for_status("decoder_node: link", lambda level, message, values:
+                          int(values["lost"]) == before["lost"] + 2 and
+                          int(values["refused_duplicate"]) == before.get("refused_duplicate", 0) + 1)
+
+
+# ------------------------------------------------------------------------------------- parameters, silence, demand
+
+def test_rate_and_threshold_change_while_running(ready, rendered, codec):
+    pair = rendered[0]
+    assert ready.set_parameter("encoder_node", "rate", 5.0) == (True, "")
+    try:
+        expect_answer(ready, time.time_ns(), pair)
+        assert ready.received["stereo_bitstream"][-1].data.tobytes() == codec[0].encode(
+            pair.left, pair.right, pair.rig, rate=5.0).packet
+        successful, reason = ready.set_parameter("encoder_node", "rate", 5.5)
+        assert not successful and "rate: expected 0 to 5 (or -1) for model tiny, got 5.5" in reason
+        assert not ready.set_parameter("encoder_node", "rate", 99.0)[0]
+        assert not ready.set_parameter("encoder_node", "model", "other")[0]
+        count = len(ready.received["detections"][-1].detections)
+        assert count > 0
+        ready.set_parameter("decoder_node", "score_threshold", 1.0)
+        expect_answer(ready, time.time_ns(), pair)
+        strict = len(ready.received["detections"][-1].detections)
+        assert strict < count
+        assert ready.wait(lambda: [m for m in ready.received["label_info"] if m.threshold == 1.0])
+    finally:
+        ready.set_parameter("encoder_node", "rate", -1.0)
+        ready.set_parameter("decoder_node", "score_threshold", -1.0)
+
+
+def test_silence_clears_the_boxes_once_and_is_told(ready, rendered):
+    expect_answer(ready, time.time_ns(), rendered[0])
+    ready.set_parameter("decoder_node", "timeout", 0.4)
+    try:
+        ready.wait(lambda: len(ready.received["detections"]) == 2)
+        boxes, empty = ready.received["detections"]
+        assert len(boxes.detections) > 0 and len(empty.detections) == 0
+        assert empty.header.frame_id == boxes.header.frame_id and stamp_ns(empty) >= stamp_ns(boxes) + 4 * 10**8
+        ready.wait(lambda: [len(m.markers) for m in ready.received["detection_markers"]] == [
+            1 + 2 * len(boxes.detections), 1])
+        level, message, _ = ready.wait_for_status("decoder_node: link", lambda level, *_: level == STALE)
+        assert "no packet on /car/stereo_bitstream for" in message
+        time.sleep(1.0)
+        assert len(ready.received["detections"]) == 2
+    finally:
+        ready.set_parameter("decoder_node", "timeout", 0.0)
+    expect_answer(ready, time.time_ns(), rendered[0])
+
+
+def test_dead_cameras_are_told(ready):
+    level, message, _ = ready.wait_for_status("encoder_node: stereo input", lambda level, *_: level == STALE)
+    assert "no image on /car/left/image_rect for" in message and "no image on /car/right/image_rect for" in message
+
+
+# --------------------------------------------------------------------------------------------- lifecycle and endings
+
+def change(graph, node, transition):
+    client = graph.node.create_client(ChangeState, f"{node}/change_state")
+    return graph.call(client, ChangeState.Request(transition=Transition(id=transition))).success
+
+
+def state(graph, node):
+    client = graph.node.create_client(GetState, f"{node}/get_state")
+    return graph.call(client, GetState.Request()).current_state.label
+
+
+def test_lifecycle_and_nothing_is_subscribed_while_nobody_listens(logs):
+    """Configured and activated from outside; the images are taken only while somebody takes the packets."""
+    namespace = "/managed"
+    graph = Graph("manager", namespace)
+    encoder = NodeProcess("encoder", {**ENCODER, "autostart": False}, namespace, logs)
+    try:
+        graph.open_camera()
+        assert state(graph, "encoder_node") == "unconfigured"
+        assert change(graph, "encoder_node", Transition.TRANSITION_CONFIGURE)
+        assert state(graph, "encoder_node") == "inactive"
+        assert change(graph, "encoder_node", Transition.TRANSITION_ACTIVATE)
+        assert state(graph, "encoder_node") == "active"
+        left = graph.publishers["left/image_rect"]
+        time.sleep(1.0)
+        assert left.get_subscription_count() == 0
+        graph.listen(StereoBitstream, "stereo_bitstream")
+        graph.wait_for_subscribers("left/image_rect", "right/image_rect", "left/camera_info", "right/camera_info")
+        graph.deafen("stereo_bitstream")
+        end = time.monotonic() + 10
+        while left.get_subscription_count():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert change(graph, "encoder_node", Transition.TRANSITION_DEACTIVATE)
+        assert change(graph, "encoder_node", Transition.TRANSITION_CLEANUP)
+        assert state(graph, "encoder_node") == "unconfigured"
+        assert change(graph, "encoder_node", Transition.TRANSITION_CONFIGURE)
+        assert change(graph, "encoder_node", Transition.TRANSITION_ACTIVATE)
+        encoder.signal(signal.SIGTERM)
+        assert encoder.wait(15) == 0, encoder.output
+    finally:
+        encoder.stop()
+        graph.close()
+
+
+@pytest.mark.parametrize(("module", "parameters", "words"), [
+    ("encoder", {"model": "no-such-model"}, "encoder_node: cannot configure: model 'no-such-model' not found"),
+    ("decoder", {"model": TINY_MODEL, "device": "quantum"}, "decoder_node: cannot configure: device 'quantum'"),
+    ("encoder", {"sync": "sometimes"}, "parameter sync: expected one of exact, approximate, got 'sometimes'"),
+    ("encoder", {"rate": 3}, "parameter rate: expected a number with a decimal point in [-1, 15]"),
+    ("encoder", {"model": TINY_MODEL, "rate": 9.0}, "rate: expected 0 to 5 (or -1) for model tiny, got 9"),
+    ("decoder", {"queue_depth": 0}, "parameter queue_depth: expected an integer in [1, 1000]"),
+    ("kitti_player", {}, "parameter path: expected a KITTI folder or a bag, got nothing"),
+    ("kitti_player", {"path": "/no/such/folder"}, "/no/such/folder: expected a KITTI folder"),
+    ("kitti_player", {"path": "/no/such.mcap"}, "/no/such.mcap: no such bag"),
+])
+def test_bad_configuration_is_one_line_and_status_2(logs, module, parameters, words):
+    node = NodeProcess(module, parameters, "/bad", logs)
+    try:
+        assert node.wait(60) == 2, node.output
+    finally:
+        node.stop()
+    (line,) = [line for line in node.output.splitlines() if line.startswith("error: ")]
+    assert words in line and "Traceback" not in node.output
+
+
+def test_lockstep_without_nodes_gives_up_with_words(logs, rendered_root):
+    player = NodeProcess("kitti_player", {"path": rendered_root, "lockstep": True, "wait_timeout": 0.5}, "/alone", logs)
+    try:
+        assert player.wait(30) == 1
+    finally:
+        player.stop()
+    assert "no subscriber of /alone/left/camera_info within 0.5 s: are the encoder and the deco" in player.output
