@@ -113,7 +113,7 @@ def texture_pyramids() -> np.ndarray:
     return np.ascontiguousarray(np.stack(rows).astype(np.float32))
 
 
-@njit(cache=True, fastmath=True)
+@njit(cache=True, fastmath=True, error_model="numpy")
 def _texel(tex, kind, level, u, v):
     """Bilinear look-up in one level; ``u, v`` in texels of the finest level."""
     n = TEXTURE_SIZE >> level
@@ -135,7 +135,7 @@ def _texel(tex, kind, level, u, v):
     return top * (1 - ay) + bottom * ay
 
 
-@njit(cache=True, fastmath=True)
+@njit(cache=True, fastmath=True, error_model="numpy")
 def _texture(tex, kind, u, v, footprint):
     """Texture at (u, v) texels, averaged over about ``footprint`` texels."""
     if kind == PLAIN or footprint > 90 or (kind == GRAIN and footprint > 14):
@@ -151,7 +151,7 @@ def _texture(tex, kind, u, v, footprint):
     return _texel(tex, kind, low, u, v) * (1 - f) + _texel(tex, kind, low + 1, u, v) * f
 
 
-@njit(cache=True, fastmath=True)
+@njit(cache=True, fastmath=True, error_model="numpy")
 def _texture_long(tex, kind, u, v, fu, fv):
     """The same with different footprints along both axes: up to four look-ups along the longer one."""
     if fv > fu:
@@ -167,13 +167,13 @@ def _texture_long(tex, kind, u, v, fu, fv):
     return total / taps
 
 
-@njit(cache=True, fastmath=True)
+@njit(cache=True, fastmath=True, error_model="numpy")
 def _step(x, edge, footprint):
     """A unit step averaged over the footprint."""
     return min(1.0, max(0.0, (x - edge) / max(footprint, 1e-6) + 0.5))
 
 
-@njit(cache=True, fastmath=True)
+@njit(cache=True, fastmath=True, error_model="numpy")
 def _band(x, low, high, footprint):
     """1 between ``low`` and ``high``, averaged over the footprint."""
     f = max(footprint, 1e-6)
@@ -182,7 +182,7 @@ def _band(x, low, high, footprint):
     return min(1.0, max(0.0, (b - a) / f))
 
 
-@njit(cache=True, fastmath=True)
+@njit(cache=True, fastmath=True, error_model="numpy")
 def _comb(x, period, duty, footprint):
     """A square wave (1 on the first ``duty`` of each period), averaged over the footprint."""
     f = max(footprint, 1e-6) / period
@@ -195,7 +195,7 @@ def _comb(x, period, duty, footprint):
     return (fb * duty + min(b - fb, duty) - fa * duty - min(a - fa, duty)) / f
 
 
-@njit(cache=True, fastmath=True)
+@njit(cache=True, fastmath=True, error_model="numpy")
 def _hash(a, b, c):
     """A number in [0, 1) from three integers."""
     h = (a * 374761393 + b * 668265263 + c * 1274126177) & 0xFFFFFFFF
@@ -204,7 +204,7 @@ def _hash(a, b, c):
     return ((h ^ (h >> 15)) & 0xFFFFFF) / 16777216.0
 
 
-@njit(cache=True, fastmath=True)
+@njit(cache=True, fastmath=True, error_model="numpy")
 def rasterise(v, world, tris, cutout, tex, q_buffer, id_buffer):
     """Draw triangles into an inverse-depth buffer.
 
@@ -298,30 +298,30 @@ def rasterise(v, world, tris, cutout, tex, q_buffer, id_buffer):
                     id_buffer[y, x] = t
 
 
-@njit(cache=True, fastmath=True)
+@njit(cache=True, fastmath=True, error_model="numpy")
 def _leaf_u(px, py, pz, scale):
     return (px * 0.83 + pz * 0.55 + py * 0.27) * scale
 
 
-@njit(cache=True, fastmath=True)
+@njit(cache=True, fastmath=True, error_model="numpy")
 def _leaf_v(px, py, pz, scale):
     return (py * 0.9 + pz * 0.35 - px * 0.25) * scale
 
 
-@njit(cache=True, fastmath=True)
+@njit(cache=True, fastmath=True, error_model="numpy")
 def _leaf_hole(tex, u, v, hole):
     """Whether a leafy surface has a hole at (u, v) texels."""
     # The offset makes both positive, so that truncation rounds down.
     return tex[HOLES, (int(v + 1048576.0) & 255) * 256 + (int(u + 1048576.0) & 255)] < hole
 
 
-@njit(cache=True, fastmath=True)
+@njit(cache=True, fastmath=True, error_model="numpy")
 def _leaf_scale(z):
     """Leaves are drawn no finer than can be seen at a distance; the same in both views."""
     return 160.0 if z < 10 else (90.0 if z < 20 else (50.0 if z < 40 else 26.0))
 
 
-@njit(cache=True, fastmath=True)
+@njit(cache=True, fastmath=True, error_model="numpy")
 def light_height_map(vertices, tris, casts, cutout, tex, sun, x0, z0, cell, height_map):
     """What the sun sees: for each cell of the plane y = 0, along the sun's direction, the smallest y (highest point).
 
@@ -391,7 +391,7 @@ def light_height_map(vertices, tris, casts, cutout, tex, sun, x0, z0, cell, heig
                     height_map[y, x] = h
 
 
-@njit(cache=True, fastmath=True)
+@njit(cache=True, fastmath=True, error_model="numpy")
 def darken_under_box(ambient, x0, z0, cell, x, z, ry, half_length, half_width, strength, reach):
     """Multiply the ground's ambient light by the occlusion of a box that stands on it (contact shadow)."""
     rows, columns = ambient.shape
@@ -411,7 +411,7 @@ def darken_under_box(ambient, x0, z0, cell, x, z, ry, half_length, half_width, s
             ambient[r, k] *= 1 - strength * min(1.0, 1.25 * cover)
 
 
-@njit(cache=True, fastmath=True)
+@njit(cache=True, fastmath=True, error_model="numpy")
 def count_silhouettes(v, tris, first, last, stamp, counts):
     """Samples that each labelled object would cover if nothing stood in front of it.
 
@@ -446,7 +446,7 @@ def count_silhouettes(v, tris, first, last, stamp, counts):
         counts[k] = total
 
 
-@njit(cache=True, fastmath=True)
+@njit(cache=True, fastmath=True, error_model="numpy")
 def disparity_at_centres(q_buffer, fx, cx, left_t, right_t, disparity):
     """Disparity u_left - u_right at the sample nearest above-left of each pixel's centre line; 0 for the sky.
 
@@ -480,7 +480,7 @@ def disparity_at_centres(q_buffer, fx, cx, left_t, right_t, disparity):
             disparity[y, x] = x - (fx * px + cx * z + right_t[0]) / wr
 
 
-@njit(cache=True, fastmath=True)
+@njit(cache=True, fastmath=True, error_model="numpy")
 def _map(grid, x, z, x0, z0, cell, outside):
     rows, columns = grid.shape
     u = (x - x0) / cell - 0.5
@@ -494,7 +494,7 @@ def _map(grid, x, z, x0, z0, cell, outside):
     ) * b
 
 
-@njit(cache=True, fastmath=True)
+@njit(cache=True, fastmath=True, error_model="numpy")
 def _lit(height_map, px, py, pz, sun, x0, z0, cell):
     """Fraction of the sun that reaches a point: four depth tests of a height map, weighted bilinearly."""
     rows, columns = height_map.shape
@@ -513,7 +513,7 @@ def _lit(height_map, px, py, pz, sun, x0, z0, cell):
     return (s00 * (1 - a) + s01 * a) * (1 - b) + (s10 * (1 - a) + s11 * a) * b
 
 
-@njit(cache=True, fastmath=True)
+@njit(cache=True, fastmath=True, error_model="numpy")
 def _sky(tex, dx, dy, dz, env, out):
     """Radiance of the sky in a direction (unit vector, y down)."""
     up = max(-dy, 0.0)
@@ -536,7 +536,7 @@ def _sky(tex, dx, dy, dz, env, out):
 MIRRORED_SKY = 0.5
 
 
-@njit(cache=True, fastmath=True)
+@njit(cache=True, fastmath=True, error_model="numpy")
 def _mirror(tex, dx, dy, dz, env, out):
     """What a glossy surface reflects: sky, a ragged dark horizon, ground."""
     azimuth = math.atan2(dx, dz) * 90
@@ -550,14 +550,14 @@ def _mirror(tex, dx, dy, dz, env, out):
         out[c] = MIRRORED_SKY * out[c] * a + dark * (1 - a)
 
 
-@njit(cache=True, fastmath=True)
+@njit(cache=True, fastmath=True, error_model="numpy")
 def _mix(albedo, r, g, b, a):
     albedo[0] += (r - albedo[0]) * a
     albedo[1] += (g - albedo[1]) * a
     albedo[2] += (b - albedo[2]) * a
 
 
-@njit(cache=True, fastmath=True)
+@njit(cache=True, fastmath=True, error_model="numpy")
 def _ground(tex, px, pz, fx, fz, g, albedo):
     """Road, marks, kerbs, pavement and verge. ``g``: see ``render_scene.ground_parameters``."""
     c, s = g[0], g[1]
@@ -567,9 +567,9 @@ def _ground(tex, px, pz, fx, fz, g, albedo):
     fa = abs(s) * fx + abs(c) * fz
     fl = max(fl, 1e-4)
     fa = max(fa, 1e-4)
-    fine = _texture_long(tex, GRAIN, lateral * 90, along * 90, fl * 90, fa * 90)
+    fine = _texture_long(tex, GRAIN, lateral * 90, along * 90, fl * 90, fa * 90) if fl < 0.15 else 0.0
     mid = _texture_long(tex, FBM, lateral * 22 + 17, along * 22 + g[26], fl * 22, fa * 22)
-    broad = _texture_long(tex, FBM, lateral * 4 + g[26], along * 2.0 + 40, fl * 4, fa * 2.0)
+    broad = _texture(tex, FBM, lateral * 4 + g[26], along * 2.0 + 40, max(fl * 4, fa))
     left, right = g[4], g[5]
     if left < lateral < right:
         tone = g[6] * max(0.3, 1 + g[7] * 0.5 * fine + 0.07 * mid + 0.10 * broad)
@@ -633,7 +633,7 @@ def _ground(tex, px, pz, fx, fz, g, albedo):
         albedo[c] = (g[base + 4 + c] * (1 - dry) + g[27 + c] * dry) * tone
 
 
-@njit(cache=True, fastmath=True)
+@njit(cache=True, fastmath=True, error_model="numpy")
 def _car_body(tex, s, y, h, ns, ny, nh, fs, fy, fh, m, albedo, wall):
     """Painted body: lights, plates, grille, doors. ``s`` 0 front .. 1 rear, ``y`` in [-0.5, 0.5], ``h`` 0..1.
 
@@ -713,7 +713,7 @@ def _car_body(tex, s, y, h, ns, ny, nh, fs, fy, fh, m, albedo, wall):
     return gloss
 
 
-@njit(cache=True, fastmath=True)
+@njit(cache=True, fastmath=True, error_model="numpy")
 def _plate(tex, u, v, footprint, m, albedo, amount):
     if amount <= 0:
         return
@@ -724,7 +724,7 @@ def _plate(tex, u, v, footprint, m, albedo, amount):
     _mix(albedo, 0.05, 0.08, 0.35, amount * _band(u, 0.21, 0.26, footprint))
 
 
-@njit(cache=True, fastmath=True)
+@njit(cache=True, fastmath=True, error_model="numpy")
 def _car_glasshouse(tex, s, y, h, fs, fy, fh, m, albedo, wall):
     """Cabin above the belt line. Returns gloss; glass is dark and mirrors."""
     albedo[0], albedo[1], albedo[2] = m[1], m[2], m[3]
@@ -765,7 +765,7 @@ def _car_glasshouse(tex, s, y, h, fs, fy, fh, m, albedo, wall):
     return gloss * (1 - glass) + 1.9 * glass
 
 
-@njit(cache=True, fastmath=True)
+@njit(cache=True, fastmath=True, error_model="numpy")
 def _facade(tex, along, up, fa, fu, m, albedo):
     """A wall with rows of windows, doors or garages. Returns gloss."""
     kind = int(m[4])
@@ -826,7 +826,7 @@ def _facade(tex, along, up, fa, fu, m, albedo):
     return gloss
 
 
-@njit(cache=True, fastmath=True)
+@njit(cache=True, fastmath=True, error_model="numpy")
 def _sign(u, v, fu, fv, m, albedo):
     """A traffic sign or poster in [-1, 1]^2: border colour, ground colour, a dark device."""
     kind = int(m[4])
@@ -852,7 +852,7 @@ def _sign(u, v, fu, fv, m, albedo):
                 _mix(albedo, m[8], m[9], m[10], ink * _band(v - (row / 3.0 - 1), 0.08, 0.26, fv))
 
 
-@njit(cache=True, fastmath=True)
+@njit(cache=True, fastmath=True, error_model="numpy")
 def shade_view(
     q_buffer,
     id_buffer,

@@ -65,7 +65,8 @@ def _draw(
     height_map: np.ndarray,
     ambient: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    v = scene.vertices @ p[:, :3].T + p[:, 3]
+    # Not a matrix product: that would wake as many threads as there are cores.
+    v = np.einsum("ij,kj->ik", scene.vertices, p[:, :3]) + p[:, 3]
     q = np.zeros((height * kernels.SUPER_Y, width * kernels.SUPER_X), np.float32)
     ids = np.full(q.shape, -1, np.int32)
     kernels.rasterise(v, scene.vertices, scene.triangles, scene.cutout, tex, q, ids)
