@@ -539,6 +539,31 @@ def bench(model: Model = DEFAULT_MODEL,
 
 # ------------------------------------------------------------------------------------------------------------------ ROS
 
+@app.command(epilog=_example("sicm demo", "sicm demo --kitti KITTI/object --out out/kitti --rate 3"))
+def demo(kitti: Annotated[Path | None, typer.Option("--kitti", metavar="ROOT", show_default=False,
+                                                    help="Object folder, raw drive or odometry sequence. Default: a "
+                                                         "few rendered pairs.")] = None,
+         out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR",
+                                           help="Where pictures, a bag, logs and summary.json go.")] = Path("out/demo"),
+         model: Model = DEFAULT_MODEL,
+         frames: Annotated[int | None, typer.Option("--frames", "-n", min=1, metavar="N", show_default=False,
+                                                    help="At most so many pairs.")] = None,
+         rate: Rate = None, device: Device = "auto", threshold: Threshold = None) -> None:
+    """Show the whole way over real ROS 2 topics: player, encoder node and decoder node as three processes.
+
+    Writes a picture of each pair with its boxes, an overview, a bag and a summary of bytes and times.
+    """
+    _in_range("--threshold", threshold, 0, 1)
+    from .nodes.demo import DemoError, run
+    try:
+        status = run(kitti, out, model, frames=frames, rate=rate, device=_device(device), score_threshold=threshold)
+    except DemoError as error:
+        # Not the input's fault: a node's last words are worth more than one line.
+        print(f"error: {error}", file=sys.stderr)
+        status = 1
+    raise typer.Exit(status)
+
+
 @bag.command("from-kitti", epilog=_example("sicm bag from-kitti KITTI/object out/kitti_bag",
                                            "sicm bag from-kitti 2011_09_26_drive_0001_sync out/drive --storage mcap"))
 def bag_from_kitti(source: Annotated[Path, typer.Argument(metavar="KITTI", show_default=False,

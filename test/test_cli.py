@@ -24,7 +24,7 @@ TINY = str(MODELS / "tiny")
 RIG = StereoRig(721.5377, 721.5377, 609.5593, 172.854, (44.85728, 0.2163791, 0.002745884),
                 (-339.5242, 2.199936, 0.002729905)).scaled(320 / 1242, 120 / 375)
 COMMANDS = ["encode", "decode", "inspect", "detect", "render", "score", "train", "bench", "bag", "bag from-kitti",
-            "bag play"]
+            "bag play", "demo"]
 
 
 @pytest.fixture
@@ -348,6 +348,13 @@ def test_bad_bench_and_train(fails, tmp_path):
     assert "expected a model folder" in fails("train", "--config", tmp_path / "none", "--out", tmp_path)
     assert "safetensors" in fails("train", "--config", TINY, "--out", tmp_path, "--start-from", tmp_path / "none")
     assert f"{TINY}/train.yaml: expected" in fails("train", "--config", TINY, "--out", tmp_path / "run")
+
+
+def test_bad_demo(fails, tmp_path):
+    pytest.importorskip("rclpy")
+    assert "expected a KITTI folder" in fails("demo", "-m", TINY, "--kitti", tmp_path / "none", "--out", tmp_path)
+    assert "nowhere" in fails("demo", "-m", "nowhere", "--out", tmp_path / "out")
+    assert fails("demo", "-m", TINY, "--threshold", "-1").startswith("--threshold: expected 0 to 1")
 
 
 def test_bag_from_kitti(sicm, fails, tmp_path):
