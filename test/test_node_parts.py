@@ -248,7 +248,7 @@ def test_boxes_of_messages_are_the_labels_boxes(kitti_root):
     pytest.importorskip("vision_msgs")
     from std_msgs.msg import Header
 
-    from sicm_ros.nodes.detections import detection_array
+    from sicm_ros.nodes.detections import boxes_of, detection_array
     training = kitti_root / "object" / "training"
     labels = [label for label in read_labels(training / "label_2" / "000107.txt") if label.label != "DontCare"]
     rig = read_object_calib(training / "calib" / "000107.txt")
@@ -273,6 +273,9 @@ def test_boxes_of_messages_are_the_labels_boxes(kitti_root):
         assert {int(i) % 4 for i in distance.argmin(1)[[0, 1, 4, 5]]} == {0, 3}   # y = +1: the left side
         pixels, depth = project(rig.p_left, centre)
         assert depth > 0 and label.bbox[0] - 5 < pixels[0] < label.bbox[2] + 5
+    for box, label in zip(boxes_of(array, ("Car", "Misc")), labels, strict=True):
+        assert box.label == label.label and np.allclose(box.corners(), label.corners(), atol=1e-9)
+        assert box.alpha == pytest.approx(label.alpha, abs=0.05) and box.score == 0.0
 
 
 BOX = Object3D("Car", (0, 0, 1, 1), 1.5, 1.6, 4.0, 2.0, 1.7, 20.0, 0.3, 0.2, score=0.87)

@@ -7,9 +7,9 @@ import importlib
 import os
 import re
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -276,13 +276,15 @@ class BagWriter:
         if storage not in plugins:
             raise BagError(f"storage: expected one of {', '.join(plugins)}, got {storage!r}")
         self.path, self.store, self.messages = Path(path), typestore(), 0
+        # SQLite's objects may be used by one thread only, so one thread does all the writing.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="bag")
+        self._connections: dict[str, Connection] = {}
         try:
             self._writer = Writer(self.path, version=8, storage_plugin=plugins[storage])
-            self._writer.open()
+            self._thread.submit(self._writer.open).result()
         except (WriterError, OSError) as error:
+            self._thread.shutdown()
             raise BagError(f"{path}: cannot write the bag: {error}") from None
-        self._connections: dict[str, Connection] = {}
-        self._lock = threading.Lock()
 
     def __enter__(self) -> BagWriter:
         return self
@@ -293,13 +295,15 @@ class BagWriter:
     def write(self, topic: str, msgtype: str, stamp_ns: int, message: Any) -> None:
         """Write one message: serialised CDR bytes, or an object of ``self.store``'s types."""
         raw = message if isinstance(message, bytes) else self.store.serialize_cdr(message, msgtype)
-        with self._lock:
-            if topic not in self._connections:
-                qos = [_latched_qos()] if topic.rsplit("/", 1)[-1] in LATCHED else []
-                self._connections[topic] = self._writer.add_connection(topic, msgtype, typestore=self.store,
-                                                                       offered_qos_profiles=qos)
-            self._writer.write(self._connections[topic], stamp_ns, raw)
-            self.messages += 1
+        self._thread.submit(self._write, topic, msgtype, stamp_ns, raw).result()
+
+    def _write(self, topic: str, msgtype: str, stamp_ns: int, raw: bytes | memoryview) -> None:
+        if topic not in self._connections:
+            qos = [_latched_qos()] if topic.rsplit("/", 1)[-1] in LATCHED else []
+            self._connections[topic] = self._writer.add_connection(topic, msgtype, typestore=self.store,
+                                                                   offered_qos_profiles=qos)
+        self._writer.write(self._connections[topic], stamp_ns, raw)
+        self.messages += 1
 
     def write_static_transforms(self, rig: StereoRig, stamp_ns: int, camera_frame: str = CAMERA_FRAME) -> None:
         """Write ``/tf_static`` with the frames of a played camera."""
@@ -321,8 +325,8 @@ class BagWriter:
 
     def close(self) -> None:
         """Finish the bag."""
-        with self._lock:
-            self._writer.close()
+        self._thread.submit(self._writer.close).result()
+        self._thread.shutdown()
 
 
 def from_kitti(source: str | Path, out: str | Path, storage: Storage = "sqlite3", frames: int | None = None,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from geometry_msgs.msg import Point, Pose, Quaternion, Vector3
@@ -18,9 +19,9 @@ from vision_msgs.msg import (
 )
 from visualization_msgs.msg import Marker, MarkerArray
 
-from sicm_ros.geometry import Object3D, box_orientation_quaternion
+from sicm_ros.geometry import Object3D, box_orientation_quaternion, rotation_y_to_alpha, wrap_angle
 
-__all__ = ["box_pose", "class_id", "detection_array", "label_info", "marker_array"]
+__all__ = ["box_pose", "boxes_of", "class_id", "detection_array", "label_info", "marker_array"]
 
 # Those of RViz's own display of Detection3DArray, so that both pictures agree; others are grey.
 _COLOURS = {"car": (1.0, 0.65, 0.0), "pedestrian": (0.0, 0.4, 1.0), "cyclist": (0.0, 0.8, 0.2), "van": (0.9, 0.9, 0.0),
@@ -63,6 +64,25 @@ def detection_array(header: Header, boxes: Sequence[Object3D], prefix: str) -> D
         detections.append(Detection3D(header=header, results=[hypothesis], bbox=BoundingBox3D(center=pose, size=size),
                                       id=f"{prefix}-{index}"))
     return Detection3DArray(header=header, detections=detections)
+
+
+def boxes_of(message: Detection3DArray, class_names: Sequence[str]) -> list[Object3D]:
+    """The boxes of an array as KITTI's objects: the inverse of ``detection_array``.
+
+    ``class_names`` gives class ids their spelling back. A message holds no 2D boxes; they are zero.
+    """
+    names = {class_id(name): name for name in class_names}
+    boxes = []
+    for detection in message.detections:
+        centre, q, size = detection.bbox.center.position, detection.bbox.center.orientation, detection.bbox.size
+        hypothesis = detection.results[0].hypothesis
+        # box_orientation_quaternion has w = r cos(ry / 2) and y = r sin(ry / 2).
+        rotation_y = float(wrap_angle(2 * math.atan2(q.y, q.w)))
+        boxes.append(Object3D(
+            names.get(hypothesis.class_id, hypothesis.class_id), (0.0, 0.0, 0.0, 0.0), size.z, size.y, size.x, centre.x,
+            centre.y + size.z / 2, centre.z, rotation_y,
+            float(rotation_y_to_alpha(rotation_y, centre.x, centre.z)), score=hypothesis.score))
+    return boxes
 
 
 def marker_array(header: Header, boxes: Sequence[Object3D]) -> MarkerArray:
