@@ -24,6 +24,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from sicm_ros.codec.encoder import InputError
 from sicm_ros.data.kitti import KittiError, StereoFrame, open_source
 from sicm_ros.data.rendered import render_dataset
 from sicm_ros.geometry import Object3D
@@ -244,12 +245,14 @@ def run(kitti: str | Path | None = None, out: str | Path = "out/demo", model: st
     """Play stereo pairs through the encoder and decoder nodes; pictures, a bag and ``summary.json`` go to ``out``.
 
     ``kitti`` is any KITTI folder; without it a few pairs are rendered. ``rate`` is the codec's. The result is an exit
-    status: 0 if boxes came back for every pair. Raises KittiError, ModelError or DemoError.
+    status: 0 if boxes came back for every pair. Raises KittiError, ModelError, InputError or DemoError.
     """
     console = console or Console()
     out = Path(out)
     # What can be wrong is found out before anything is started.
     stored = load_model(model, "vehicle", "cpu")
+    if rate is not None and not 0 <= rate <= len(stored.rates) - 1:
+        raise InputError(f"rate: expected 0 to {len(stored.rates) - 1} for model {stored.name}, got {rate:g}")
     if frames is not None and frames < 1:
         raise DemoError(f"frames: expected at least 1, got {frames}")
     source_path = Path(kitti) if kitti is not None else _render(out, frames or RENDERED_FRAMES, console)
@@ -307,7 +310,8 @@ def _exchange(source: Path, count: int, results: list[FrameResult], out: Path, m
                           "rate": float(-1 if rate is None else rate)}
     decoder_parameters = {**common, "bitstream_reliability": "reliable", "queue_depth": 10, "timeout": 0.0,
                           "score_threshold": float(-1 if score_threshold is None else score_threshold)}
-    player_parameters = {"path": source.resolve(), "count": count, "lockstep": True, "lockstep_timeout": 30.0}
+    player_parameters = {"path": source.resolve(), "count": count, "lockstep": True, "lockstep_timeout": 30.0,
+                         "subscribers": 3}
     profile = image_profile()
     images = dict(environment)
     if profile is not None:
@@ -320,7 +324,8 @@ def _exchange(source: Path, count: int, results: list[FrameResult], out: Path, m
             for module, parameters in (("encoder", encoder_parameters), ("decoder", decoder_parameters)):
                 nodes.append(_Process(module, parameters, out / "log" / f"{module}.log", environment))
             watcher = _Watcher(out / "bag", environment)
-            # The decoder, the watcher and its recorder must all be known to the encoder, or they could miss a packet.
+            # The decoder, the watcher and its recorder must all be known to the encoder, or they could miss a packet;
+            # and the encoder, the watcher and its recorder to the player.
             if not watcher.wait(lambda: watcher.subscribers >= 3, START_TIMEOUT_S, nodes):
                 raise DemoError(f"the nodes did not find each other within {START_TIMEOUT_S:g} s, see {out / 'log'}")
             player = _Process("kitti_player", player_parameters, out / "log" / "kitti_player.log", images)
@@ -402,7 +407,7 @@ def _number(value: float | None, digits: int = 0) -> str:
 
 
 def _print_tables(results: Sequence[FrameResult], console: Console) -> None:
-    table = Table(title="stereo pairs", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title="stereo pairs", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("frame", "packet\nbytes", "bits /\npixel", "raw\nkB", "raw /\npacket", "encode\nms", "ROS 2\nms",
                  "decode\nms", "total\nms", "boxes"):
         table.add_column(name, justify="left" if name == "frame" else "right", no_wrap=True)
@@ -414,7 +419,7 @@ def _print_tables(results: Sequence[FrameResult], console: Console) -> None:
                       "lost" if r.boxes is None else str(len(r.boxes)))
     console.print(table)
 
-    stages = Table(title="stages, milliseconds", box=SIMPLE_HEAD, pad_edge=False)
+    stages = Table(title="stages, milliseconds", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     stages.add_column("stage")
     for name in ("median", "least", "most"):
         stages.add_column(name, justify="right")

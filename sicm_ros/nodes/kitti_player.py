@@ -8,6 +8,7 @@ import array
 import sys
 import threading
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -52,6 +53,8 @@ PARAMETERS = (
     ParameterSpec("wait_timeout", 30.0,
                   "seconds to wait for the first subscriber before playing (in lock-step: before giving "
                   "up); 0 not to wait", 0.0, 3600.0),
+    ParameterSpec("subscribers", 1, "subscribers that left/camera_info (of a bag of packets: stereo_bitstream) must "
+                  "have before playing; more than one so that a recorder misses nothing", 1, 100),
     ParameterSpec("stamps", "source",
                   "header stamps: the source's own, or the time of sending", choices=("source", "now")),
     ParameterSpec("frame_id", "",
@@ -91,9 +94,9 @@ class KittiPlayerNode(Node):
         self.exit_status: int | None = None
         self.sent = self.unanswered = 0
         self._recorded: dict[str, Any] = {}
-        self._answers: set[int] = set()
+        self._answers: Counter[int] = Counter()
         self._answered = threading.Condition()
-        self._awaited: list[int] = []
+        self._awaited: deque[tuple[int, float]] = deque()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._rig: StereoRig | None = None
@@ -217,15 +220,18 @@ class KittiPlayerNode(Node):
         """Wait until somebody takes the images and, in lock-step, somebody publishes boxes; False to give up."""
         lockstep, timeout = self.value("lockstep"), self.value("wait_timeout")
         end = time.monotonic() + timeout
+        wanted = [self.value("subscribers"), *[1] * (len(self._gates) - 1)]
         while True:
-            silent = [gate.topic_name for gate in self._gates if gate.get_subscription_count() == 0]
+            silent = [gate.topic_name for gate, count in zip(self._gates, wanted, strict=True)
+                      if gate.get_subscription_count() < count]
             boxes = not lockstep or self.count_publishers("detections") > 0
             if (not silent and boxes) or self._stop.is_set() or time.monotonic() >= end:
                 break
             time.sleep(0.02)
         if self._stop.is_set() or not timeout or (not silent and boxes):
             return not self._stop.is_set()
-        missing = f"no subscriber of {silent[0]}" if silent else \
+        number = "no" if self.value("subscribers") == 1 else "too few"
+        missing = f"{number} subscriber{'s' * (number != 'no')} of {silent[0]}" if silent else \
             f"no publisher of {self.resolve_topic_name('detections')}"
         if lockstep:
             self.get_logger().error(f"{missing} within {timeout:g} s: are the encoder and the decoder active, in this "
@@ -261,14 +267,14 @@ class KittiPlayerNode(Node):
                     continue
                 pairs += 1
                 self.sent += 1
-                self._awaited.append(key)
+                self._awaited.append((key, time.monotonic()))
                 if lockstep:
                     self._await(key, pairs)
             if not self.value("loop") or first_ns is None:
                 return
             offset_ns += last_ns - first_ns + (period_ns or DEFAULT_PERIOD_NS)
-            # Only the count matters over many passes.
-            self._settle()
+            # Only the counts matter over many passes.
+            self._settle(self.value("lockstep_timeout"))
 
     def _sleep_until(self, wall: float, source_ns: int) -> None:
         while not self._stop.is_set():
@@ -323,7 +329,7 @@ class KittiPlayerNode(Node):
 
     def _on_boxes(self, message: Detection3DArray) -> None:
         with self._answered:
-            self._answers.add(_nanoseconds(message.header.stamp))
+            self._answers[_nanoseconds(message.header.stamp)] += 1
             self._answered.notify_all()
 
     def _await(self, key: int, number: int) -> None:
@@ -335,22 +341,32 @@ class KittiPlayerNode(Node):
             if key not in self._answers and not self._stop.is_set():
                 self.get_logger().warning(f"pair {number}: no boxes within {timeout:g} s")
 
-    def _settle(self) -> None:
-        """Count what was not answered among the pairs so far, and forget them."""
+    def _settle(self, patience_s: float) -> None:
+        """Forget the answered pairs, and count those that were sent longer ago than ``patience_s`` as unanswered."""
+        now = time.monotonic()
         with self._answered:
-            self.unanswered += sum(key not in self._answers for key in self._awaited)
-            self._answers -= set(self._awaited)
-            self._awaited = []
+            waiting: deque[tuple[int, float]] = deque()
+            for key, sent in self._awaited:
+                if self._answers[key] > 0:
+                    self._answers[key] -= 1
+                elif now - sent < patience_s:
+                    waiting.append((key, sent))
+                else:
+                    self.unanswered += 1
+            self._awaited = waiting
+            # A pass of a bag repeats the stamps of the last one: an answer counts once.
+            self._answers = +self._answers
 
     def _report(self, seconds: float) -> int:
         """Say how it went; the exit status."""
         end = time.monotonic() + 2.0
         with self._answered:
             # The last boxes of a free-running play are still on their way; without a decoder there are none.
-            while (self._answers and time.monotonic() < end and not self._stop.is_set()
-                   and not self._answers.issuperset(self._awaited[-1:])):
+            last = self._awaited[-1][0] if self._awaited else None
+            while (self._answers and last is not None and last not in self._answers and time.monotonic() < end
+                   and not self._stop.is_set()):
                 self._answered.wait(0.1)
-        self._settle()
+        self._settle(0.0)
         logger = self.get_logger()
         summary = f"sent {self.sent} pairs in {seconds:.1f} s ({self.sent / max(seconds, 1e-9):.1f} Hz)"
         answered = self.sent - self.unanswered
