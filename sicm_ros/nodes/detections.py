@@ -23,9 +23,9 @@ from sicm_ros.geometry import Object3D, box_orientation_quaternion, rotation_y_t
 
 __all__ = ["box_pose", "boxes_of", "class_id", "detection_array", "label_info", "marker_array"]
 
-# Those of RViz's own display of Detection3DArray, so that both pictures agree; others are grey.
-_COLOURS = {"car": (1.0, 0.65, 0.0), "pedestrian": (0.0, 0.4, 1.0), "cyclist": (0.0, 0.8, 0.2), "van": (0.9, 0.9, 0.0),
-            "truck": (0.8, 0.2, 0.2)}
+# Cars and cyclists as in RViz's own display of Detection3DArray; whatever is not listed is grey in both.
+_COLOURS = {"car": (1.0, 0.65, 0.0), "cyclist": (1.0, 1.0, 0.0), "pedestrian": (0.1, 0.45, 1.0), "van": (0.6, 0.9, 0.3),
+            "truck": (0.9, 0.3, 0.3)}
 _GREY = (0.7, 0.7, 0.7)
 
 # The twelve edges, and a triangle on the front face that shows the heading; in units of half the size, along the box's
