@@ -50,7 +50,11 @@ def run_node(make: Callable[[], Node], args: list[str] | None = None) -> int:
     ``exit_status`` that becomes a number, the process ends with it.
     """
     signals = StopSignals()
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    except Exception as error:  # noqa: BLE001 - arguments and variables of ROS 2; its exceptions have no common base
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
     node: Node | None = None
     executor = SingleThreadedExecutor()
     try:

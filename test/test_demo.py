@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo: three processes over real topics, and what is left afterwards."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("rclpy", reason="no ROS 2 in this environment")
+pytest.importorskip("sicm_ros.msg", reason="the messages of sicm_ros are not built in this environment")
+
+from ros_graph import REPOSITORY, TINY_MODEL, NodeProcess  # noqa: E402
+from rosbags.rosbag2 import Reader  # noqa: E402
+
+from sicm_ros.codec.decoder import StereoDecoder  # noqa: E402
+from sicm_ros.codec.encoder import InputError  # noqa: E402
+from sicm_ros.nodes.bag import typestore  # noqa: E402
+from sicm_ros.nodes.demo import DemoError, run  # noqa: E402
+
+
+def nodes_running(namespace="/sicm_demo"):
+    """Command lines of node processes of a demo."""
+    found = []
+    for process in os.listdir("/proc"):
+        if process.isdigit():
+            try:
+                with open(f"/proc/{process}/cmdline", "rb") as file:
+                    line = file.read().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+            if f"__ns:={namespace}" in line:
+                found.append(line)
+    return found
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A demo of three rendered pairs as ``sicm demo`` runs it; its folder and what it printed."""
+    out = tmp_path_factory.mktemp("demo")
+    code = f"import sys; from sicm_ros.nodes.demo import run; sys.exit(run(None, {str(out)!r}, {str(TINY_MODEL)!r}, 3))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return out, result.stdout
+
+
+def test_every_pair_comes_back_and_is_drawn(demo):
+    out, printed = demo
+    assert "3 pairs sent, 3 box arrays received, 0 lost" in printed
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["pairs_sent"], summary["arrays_received"], summary["lost"]) == (3, 3, 0)
+    for frame in summary["frames"]:
+        assert frame["raw_bytes"] == 2 * 3 * 1242 * 375
+        assert frame["bits_per_pixel"] == pytest.approx(8 * frame["packet_bytes"] / (2 * 1242 * 375))
+        stages = sum(frame["encoder_ms"].values()) + sum(frame["decoder_ms"].values())
+        assert 0 < stages < frame["total_ms"] and len(frame["encoder_ms"]) == 4 and len(frame["decoder_ms"]) == 3
+    for name in ("frame_000000", "frame_000001", "frame_000002", "overview"):
+        picture = np.asarray(Image.open(out / f"{name}.png"))
+        assert picture.shape[1] > 900 and picture.std() > 10
+    assert nodes_running() == []
+
+
+def test_the_bag_holds_packets_and_boxes_and_a_decoder_can_use_it(demo, tmp_path):
+    out, _ = demo
+    store, decoder = typestore(), StereoDecoder(TINY_MODEL)
+    with Reader(out / "bag") as bag:
+        counts = {c.topic: c.msgcount for c in bag.connections}
+        messages = [(c.topic.rsplit("/", 1)[1], store.deserialize_cdr(raw, c.msgtype)) for c, _, raw in bag.messages()]
+    assert counts == {"/sicm_demo/stereo_bitstream": 3, "/sicm_demo/codec_info": 1, "/sicm_demo/detections": 3,
+                      "/sicm_demo/detection_markers": 3, "/sicm_demo/label_info": 1, "/sicm_demo/left/camera_info": 3,
+                      "/sicm_demo/right/camera_info": 3, "/tf_static": 1}
+    arrays = {(m.header.stamp.sec, m.header.stamp.nanosec): m for kind, m in messages if kind == "detections"}
+    packets = [m for kind, m in messages if kind == "stereo_bitstream"]
+    assert [p.sequence for p in packets] == [0, 1, 2]
+    for packet in packets:
+        boxes = arrays[packet.header.stamp.sec, packet.header.stamp.nanosec].detections
+        assert len(boxes) == len(decoder.decode(packet.data.tobytes()).objects) > 0
+
+
+def test_the_bag_can_be_played_to_a_decoder(demo, tmp_path):
+    """Packets alone, without images: what a recorder at the far end of a link would keep."""
+    out, _ = demo
+    decoder = NodeProcess("decoder", {"model": TINY_MODEL, "threads": 1, "bitstream_reliability": "reliable"},
+                          "/replay", tmp_path)
+    player = NodeProcess("kitti_player", {"path": out / "bag", "lockstep": True}, "/replay", tmp_path)
+    try:
+        assert player.wait(60) == 0, player.output
+        assert "sent 3 pairs" in player.output and "boxes of 3 came back" in player.output
+    finally:
+        player.stop()
+        assert decoder.stop() == 0
+
+
+def test_a_node_that_dies_is_named_with_its_last_words(tmp_path):
+    with pytest.raises(DemoError, match=r"(?s)the (en|de)coder ended with status 2; its last words.*device 'quantum'"):
+        run(None, tmp_path, TINY_MODEL, frames=1, device="quantum")
+    assert nodes_running() == []
+
+
+def test_bad_arguments_are_found_before_anything_starts(tmp_path):
+    with pytest.raises(InputError, match="rate: expected 0 to 5 for model tiny, got 7"):
+        run(None, tmp_path / "out", TINY_MODEL, rate=7.0)
+    with pytest.raises(DemoError, match="frames: expected at least 1, got 0"):
+        run(None, tmp_path / "out", TINY_MODEL, frames=0)
+    with pytest.raises(ValueError, match="nowhere: expected a KITTI folder"):
+        run(tmp_path / "nowhere", tmp_path / "out", TINY_MODEL)
+    assert not (tmp_path / "out").exists()
