@@ -58,7 +58,8 @@ class _CrossViewAttention(nn.Module):
             def rows(x: Tensor) -> Tensor:                                  # (B, heads, h, w, d)
                 return x.reshape(b, self.heads, d, h, w).permute(0, 1, 3, 4, 2)
 
-            out = F.scaled_dot_product_attention(rows(query), rows(key), rows(value))
+            weights = (rows(query) * d ** -0.5 @ rows(key).transpose(3, 4)).softmax(4)      # (B, heads, h, w, w)
+            out = weights @ rows(value)
             out = out.permute(0, 1, 4, 2, 3).reshape(b, c, h, w)
         return target + self.reproject(out)
 

@@ -20,6 +20,7 @@ SMOOTH_L1_BETA = 0.04
 # dx, dy, dw, dh, cx, cy, z, sin2a, cos2a, w, h, l: depth decides whether a box counts.
 REGRESSION_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 12.0, 2.0, 2.0, 0.5, 0.5, 0.5)
 DIRECTION_WEIGHT = 1.0
+SOFT_ARGMAX_WEIGHT = 0.3    # of the error of the expected disparity, beside the cross-entropy
 LAPLACE_SCALE = 0.5         # bins: spread of the soft label of the disparity
 
 
@@ -48,7 +49,7 @@ def disparity_loss(logits: Tensor, disparity: Tensor) -> Tensor:
     # The soft argmax is what depth is made of, so it is pulled towards the truth itself too.
     expected = (log_probability.exp() * bins).sum(1)
     error = F.smooth_l1_loss(expected, disparity, beta=0.5, reduction="none")
-    return ((entropy + error) * valid).sum() / valid.sum().clamp(min=1)
+    return ((entropy + SOFT_ARGMAX_WEIGHT * error) * valid).sum() / valid.sum().clamp(min=1)
 
 
 def task_loss(output: AnalysisOutput, batch: Batch, anchors: Anchors) -> TaskLoss:

@@ -1,0 +1,379 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training command: detector, codec, both together (paper, section IV-A), one stage after another.
+
+A run can be killed at any moment: it goes on from its last checkpoint with the same order of samples.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import lightning_fabric
+import numpy as np
+import torch
+import yaml
+from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.utilities.seed import seed_everything
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked_dataclass
+from torch import Tensor, nn
+
+from ..data.kitti import read_split
+from ..model_store import load_config, save_model
+from ..networks.config import MvsfcConfig
+from ..networks.mvsfc_net import MvsfcNet
+from .augmentation import augment
+from .losses import task_loss
+from .samples import SampleStore, build_store
+from .targets import Batch, anchor_priors, collate
+from .validation import validate
+
+__all__ = ["STAGES", "TrainConfig", "TrainError", "run"]
+
+STAGES = ("detector", "codec", "joint")
+REPORT_STEPS = 20
+
+
+class TrainError(ValueError):
+    """A training that cannot start; the message names the file or the option, and what was expected."""
+
+
+@checked_dataclass(frozen=True, config={"extra": "forbid"})
+class TrainConfig:
+    """``train.yaml`` beside a model's ``config.yaml``. Three values stand for the three stages."""
+
+    epochs: tuple[int, int, int] = (80, 20, 80)
+    batch_size: Annotated[int, Field(ge=1)] = 4                 # of each process
+    learning_rate: tuple[float, float, float] = (1e-4, 1e-4, 1e-4)
+    final_learning_rate: float = 5e-6
+    warmup_steps: int = 0
+    gradient_clip: float = 0.1
+    weight_decay: float = 0.0
+    feature_loss: float = 0.0           # weight of the relative squared error of the reconstructed features
+    uncompressed_share: float = 0.0     # of the joint stage's steps that train the detector without the codec
+    samples: int = 3712                 # rendered where there are no images
+    validation_samples: int = 200
+    checkpoint_minutes: float = 5.0
+    validation_minutes: float = 10.0
+    rate: int = 0                       # index into lambdas, for a model of a single rate
+    seed: int = 1
+
+
+class _Trainee(nn.Module):
+    """The network with its losses, so that distributed training sees one forward pass."""
+
+    def __init__(self, net: MvsfcNet, config: TrainConfig) -> None:
+        super().__init__()
+        self.net, self.config = net, config
+
+    def forward(self, batch: Batch, stage: str, rate: int | None) -> dict[str, Tensor]:
+        """The loss and its terms; ``rate`` None trains without the codec."""
+        net = self.net
+        features = net.features(batch.left, batch.right)
+        if rate is None:
+            task = task_loss(net.detect(features), batch, net.analysis.anchors)
+            return {"loss": task.total, "class": task.classification, "box": task.regression, "disparity": task.disparity}
+        reconstruction, bits_left, bits_right = net.compress(features, float(rate) if net.config.variable_rate else 0.0)
+        task = task_loss(net.detect(reconstruction), batch, net.analysis.anchors)
+        pixels = net.config.height * net.config.width
+        bits = (bits_left + bits_right).mean() / pixels
+        # Equation 8 over lambda: the same optimum, and steps of one size at every rate.
+        loss = task.total + bits / net.config.lambdas[rate]
+        terms = {"class": task.classification, "box": task.regression, "disparity": task.disparity, "bpp": bits}
+        if self.config.feature_loss:
+            error = sum(((a - b.detach()) ** 2).mean() / (b.detach() ** 2).mean().clamp(min=1e-6)
+                        for scale, original in zip(reconstruction, features) for a, b in zip(scale, original)) / 6
+            loss, terms["feature"] = loss + self.config.feature_loss * error, error
+        return {"loss": loss, **terms}
+
+
+def _trained(net: MvsfcNet, stage: str) -> list[str]:
+    """State-dict prefixes of what a stage trains; parameters of batch norms belong to the first stage alone."""
+    return {"detector": ["backbone.", "analysis."], "codec": ["smfc_encoder.", "entropy_model.", "smfc_decoder."],
+            "joint": [""]}[stage]
+
+
+def _prepare(net: MvsfcNet, stage: str) -> None:
+    """Set what is trained in ``stage``: gradients, and batch norms frozen after the first stage."""
+    prefixes = _trained(net, stage)
+    for name, p in net.named_parameters():
+        p.requires_grad_(any(name.startswith(prefix) for prefix in prefixes))
+    net.train()
+    if stage != "detector":
+        for module in net.modules():
+            if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
+                module.eval()
+                for p in module.parameters():
+                    p.requires_grad_(False)
+
+
+@dataclass
+class _Progress:
+    """How far a run is. The schedule follows the steps, or the minutes where those run out first."""
+
+    total_steps: tuple[int, int, int]
+    max_minutes: float | None
+    step: int = 0
+    stage_step: int = 0
+    minutes: float = 0.0
+    stage: int = 0
+
+    def stage_fraction(self) -> float:
+        """How much of the present stage is done, 0 to 1."""
+        share = self.total_steps[self.stage] / sum(self.total_steps)
+        by_steps = self.stage_step / max(self.total_steps[self.stage], 1)
+        if self.max_minutes is None or share == 0:
+            return by_steps if share else 1.0
+        start = sum(self.total_steps[:self.stage]) / sum(self.total_steps)
+        return max(by_steps, (self.minutes / self.max_minutes - start) / share)
+
+
+def _learning_rate(config: TrainConfig, progress: _Progress) -> float:
+    """Cosine from the stage's learning rate to the final one, after a linear warm-up."""
+    top = config.learning_rate[progress.stage]
+    cosine = (1 + math.cos(math.pi * min(progress.stage_fraction(), 1.0))) / 2
+    warm = min(1.0, (progress.stage_step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    return warm * (config.final_learning_rate + (top - config.final_learning_rate) * cosine)
+
+
+def _batches(store: SampleStore, config: TrainConfig, net: MvsfcNet, rank: int, world: int, start: int,
+             device: torch.device) -> Iterator[Batch]:
+    """Endless batches of this process, from step ``start`` on; the order depends on the seed and the step alone."""
+    per_step = config.batch_size * world
+    epoch_steps = max(1, len(store) // per_step)
+    step, order, epoch = start, np.zeros(0, np.int64), -1
+    while True:
+        if step // epoch_steps != epoch:
+            epoch = step // epoch_steps
+            order = np.random.default_rng((config.seed, epoch)).permutation(len(store))
+        first = (step % epoch_steps) * per_step + rank * config.batch_size
+        chosen = [int(order[i % len(store)]) for i in range(first, first + config.batch_size)]
+        rng = np.random.default_rng((config.seed, 7, step, rank))
+        yield collate([augment(store[i], rng) for i in chosen], net.config.classes, device)
+        step += 1
+
+
+def _channels_last(net: MvsfcNet) -> None:
+    """2D convolutions in channels-last order: a third faster on a CPU, more on a GPU."""
+    for module in net.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            module.to(memory_format=torch.channels_last)    # type: ignore[call-overload]
+
+
+def load_train_config(folder: Path) -> TrainConfig:
+    """``train.yaml`` of a model folder. Raises TrainError in one line."""
+    path = folder / "train.yaml"
+    try:
+        return TypeAdapter(TrainConfig).validate_python(yaml.safe_load(path.read_text()) or {})
+    except FileNotFoundError:
+        raise TrainError(f"{path}: expected a file with the training's settings") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise TrainError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except yaml.YAMLError as error:
+        raise TrainError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
+
+
+def _stores(config: MvsfcConfig, train: TrainConfig, data: Path | None, splits: Path | None, out: Path, workers: int,
+            say: Callable[[str], None]) -> tuple[SampleStore, SampleStore]:
+    """Training and validation samples; made once and kept in ``out``."""
+    ids: dict[str, list[str]] = {"train": [], "val": []}
+    if data is not None:
+        labels = Path(data) / "training" / "label_2"
+        if not labels.is_dir():
+            raise TrainError(f"{labels}: expected a folder of KITTI labels (with calib, and image_2 and image_3 if there are images)")
+        every = sorted(p.stem for p in labels.glob("*.txt"))
+        for part, remainder in (("train", range(0, 9)), ("val", range(9, 10))):
+            split = Path(splits) / f"{part}.txt" if splits else None
+            ids[part] = read_split(split) if split else [e for i, e in enumerate(every) if i % 10 in remainder]
+    stores = []
+    for part, count, seed in (("train", train.samples, train.seed), ("val", train.validation_samples, train.seed + 1000)):
+        began = time.monotonic()
+
+        def report(done: int, total: int, part: str = part, began: float = began) -> None:
+            if done % 100 == 0 or done == total:
+                rate = done / (time.monotonic() - began)
+                say(f"{part} samples: {done}/{total}, {rate:.1f}/s, {(total - done) / rate:.0f} s left")
+
+        chosen = ids[part][:count] if part == "val" else ids[part]
+        stores.append(build_store(out / "samples" / part, config, data, chosen, count, seed, workers, report))
+    return stores[0], stores[1]
+
+
+def run(config_path: str | Path, data: str | Path | None, out: str | Path, max_minutes: float | None = None,
+        resume: bool = False, device: str = "auto", seed: int | None = None, processes: int = 1, workers: int = 1,
+        splits: str | Path | None = None, start_from: str | Path | None = None, stages: str | None = None,
+        say: Callable[[str], None] = print) -> Path:
+    """Train the model whose folder (with config.yaml and train.yaml) is ``config_path``; weights go to ``out/model``.
+
+    ``data`` is a KITTI root; None draws layouts at random and renders them. ``processes`` train data-parallel (under
+    torchrun its own number counts). ``stages`` limits the run, e.g. "codec,joint"; ``start_from`` is a state dict in
+    safetensors to begin with. Raises TrainError on bad settings.
+    """
+    folder, out = Path(config_path), Path(out)
+    model_config, train = load_config(folder / "config.yaml"), load_train_config(folder)
+    if seed is not None:
+        train = TrainConfig(**{**train.__dict__, "seed": seed})
+    chosen = tuple(stages.split(",")) if stages else STAGES
+    if not set(chosen) <= set(STAGES):
+        raise TrainError(f"stages: expected some of {','.join(STAGES)}, got {stages}")
+    accelerator = {"auto": "auto", "cpu": "cpu"}.get(device, "cuda")
+    # Steps with and without the codec use different parameters, which data-parallel training has to be told.
+    strategy = DDPStrategy(find_unused_parameters=True) if processes > 1 or "TORCHELASTIC_RUN_ID" in os.environ else "auto"
+    fabric = lightning_fabric.Fabric(accelerator=accelerator, devices=processes, strategy=strategy)
+    fabric.launch()
+    out.mkdir(parents=True, exist_ok=True)
+    talk = say if fabric.is_global_zero else (lambda _: None)
+    if processes > 1 and fabric.device.type == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+    seed_everything(train.seed, verbose=False)
+    if fabric.is_global_zero:
+        _stores(model_config, train, Path(data) if data else None, Path(splits) if splits else None, out, workers, talk)
+    fabric.barrier()
+    store, validation = SampleStore(out / "samples" / "train"), SampleStore(out / "samples" / "val")
+
+    net = MvsfcNet(model_config)
+    anchor_priors(net.analysis.anchors, model_config.classes, ((store.labels(i), store.rig(i)) for i in range(len(store))))
+    if start_from:
+        from safetensors.torch import load_file
+        net.load_state_dict({k: v for k, v in load_file(start_from).items()}, strict=False)
+    _channels_last(net)
+    trainee = _Trainee(net, train)
+    steps = tuple(e * max(1, len(store) // (train.batch_size * fabric.world_size)) if name in chosen else 0
+                  for e, name in zip(train.epochs, STAGES))
+    progress = _Progress(steps, max_minutes)    # type: ignore[arg-type]
+    checkpoint = out / "checkpoint.pt"
+    loaded: dict[str, Any] | None = None
+    if resume and checkpoint.is_file():
+        # weights_only: a checkpoint is tensors and numbers, nothing that could run code.
+        loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        net.load_state_dict(loaded["net"])
+        progress = _Progress(steps, max_minutes, **loaded["progress"])   # type: ignore[arg-type]
+        talk(f"resumed: stage {STAGES[progress.stage]}, step {progress.step}, minute {progress.minutes:.1f}")
+
+    log = _Log(out / "metrics.csv", fabric.is_global_zero)
+    while progress.stage < len(STAGES):
+        if steps[progress.stage]:
+            _train_stage(fabric, trainee, train, progress, store, validation, checkpoint, loaded, talk, log)
+        loaded = None
+        progress.stage, progress.stage_step = progress.stage + 1, 0
+        if fabric.is_global_zero:
+            _export(net, folder, out)
+    fabric.barrier()
+    return out / "model"
+
+
+def _train_stage(fabric: lightning_fabric.Fabric, trainee: _Trainee, config: TrainConfig, progress: _Progress,
+                 store: SampleStore, validation: SampleStore, checkpoint: Path, loaded: dict[str, Any] | None,
+                 say: Callable[[str], None], log: _Log) -> None:
+    stage, net = STAGES[progress.stage], trainee.net
+    _prepare(net, stage)
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    optimizer: torch.optim.Optimizer = torch.optim.Adam(parameters, lr=config.learning_rate[progress.stage],
+                                                        weight_decay=config.weight_decay)
+    if loaded is not None:
+        optimizer.load_state_dict(loaded["optimizer"])
+    wrapped, optimizer = fabric.setup(trainee, optimizer)
+    batches = _batches(store, config, net, fabric.global_rank, fabric.world_size, progress.step, fabric.device)
+    sums: dict[str, float] = {}
+    last_time = last_save = last_validation = time.monotonic()
+    while progress.stage_fraction() < 1:
+        rate = _rate_of_step(stage, config, net.config, progress.step)
+        for group in optimizer.param_groups:
+            group["lr"] = _learning_rate(config, progress)
+        terms = wrapped(next(batches), stage, rate)
+        fabric.backward(terms["loss"])
+        fabric.clip_gradients(wrapped, optimizer, max_norm=config.gradient_clip, error_if_nonfinite=False)
+        optimizer.step()
+        optimizer.zero_grad()
+        now = time.monotonic()
+        # Every process takes the first one's clock, so that all end a stage at the same step.
+        minutes = torch.tensor(progress.minutes + (now - last_time) / 60, dtype=torch.float64)
+        progress.minutes = float(fabric.broadcast(minutes)) if fabric.world_size > 1 else float(minutes)
+        last_time = now
+        progress.step += 1
+        progress.stage_step += 1
+        for name, value in terms.items():
+            sums[name] = sums.get(name, 0.0) + float(value.detach()) / REPORT_STEPS
+        if progress.step % REPORT_STEPS == 0:
+            left = (1 - progress.stage_fraction()) / max(progress.stage_fraction(), 1e-6) * progress.minutes
+            log.write(progress, stage, optimizer.param_groups[0]["lr"], sums)
+            say(f"{stage} step {progress.stage_step} ({100 * progress.stage_fraction():.0f} %, {progress.minutes:.1f} min, about "
+                f"{left:.0f} min of the stage left) " + " ".join(f"{k} {v:.3f}" for k, v in sums.items()))
+            sums = {}
+        if not math.isfinite(float(terms["loss"].detach())):
+            raise TrainError(f"loss: expected a finite value, got {float(terms['loss'])} at step {progress.step}; resume with a lower learning rate")
+        if fabric.is_global_zero and (now - last_save) / 60 > config.checkpoint_minutes:
+            _save(checkpoint, net, optimizer, progress)
+            last_save = time.monotonic()
+        if (now - last_validation) / 60 > config.validation_minutes and fabric.world_size == 1:
+            _report(net, validation, stage, fabric.device, say)
+            last_validation = time.monotonic()
+    if fabric.is_global_zero:
+        _save(checkpoint, net, optimizer, progress)
+        _report(net, validation, stage, fabric.device, say)
+    fabric.barrier()
+
+
+def _rate_of_step(stage: str, config: TrainConfig, model: MvsfcConfig, step: int) -> int | None:
+    """Which rate a step trains: none in the detector stage; drawn at random where one model covers all rates.
+
+    Every process draws the same, so that all use the same parameters in a step.
+    """
+    if stage == "detector":
+        return None
+    rng = np.random.default_rng((config.seed, 11, step))
+    if stage == "joint" and rng.random() < config.uncompressed_share:
+        return None
+    return int(rng.integers(model.rates)) if model.variable_rate else config.rate
+
+
+def _report(net: MvsfcNet, validation: SampleStore, stage: str, device: torch.device, say: Callable[[str], None]) -> None:
+    rates = [None] if stage == "detector" else [None, net.config.default_rate if net.config.variable_rate else 0.0]
+    for rate in rates:
+        figures = validate(net, validation, rate, device)
+        say(f"validation {'uncompressed' if rate is None else f'rate {rate:g}'}: "
+            + ", ".join(f"{k} {v:.2f}" for k, v in figures.items()))
+    _prepare(net, stage)
+
+
+def _save(path: Path, net: MvsfcNet, optimizer: Any, progress: _Progress) -> None:
+    """Write a checkpoint so that a kill at any moment leaves the old one or the new one."""
+    state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(),
+             "progress": {"step": progress.step, "stage_step": progress.stage_step, "minutes": progress.minutes,
+                          "stage": progress.stage}}
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    temporary.replace(path)
+
+
+def _export(net: MvsfcNet, folder: Path, out: Path) -> None:
+    """Weights and configuration as a model folder that every command takes."""
+    save_model(out / "model", net.config, {k: v.contiguous() for k, v in net.state_dict().items()})
+
+
+class _Log:
+    """Loss terms to a CSV file, a row every REPORT_STEPS steps."""
+
+    FIELDS = ("step", "stage", "minutes", "learning_rate", "loss", "class", "box", "disparity", "bpp", "feature")
+
+    def __init__(self, path: Path, active: bool) -> None:
+        self.path, self.active = path, active
+
+    def write(self, progress: _Progress, stage: str, learning_rate: float, terms: dict[str, float]) -> None:
+        if not self.active:
+            return
+        new = not self.path.is_file()
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, self.FIELDS)
+            if new:
+                writer.writeheader()
+            writer.writerow({"step": progress.step, "stage": stage, "minutes": round(progress.minutes, 2),
+                             "learning_rate": learning_rate, **{k: round(v, 5) for k, v in terms.items()}})

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Boxes of a network in training on held-out samples, scored by KITTI's rules."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from ..data.rendered import KITTI_SIZE
+from ..evaluation.kitti_ap import evaluate
+from ..evaluation.recall import count_found
+from ..geometry import InputTransform, Object3D
+from ..networks.detection import to_objects
+from ..networks.mvsfc_net import MvsfcNet
+from .samples import SampleStore
+from .targets import collate
+
+__all__ = ["detect_store", "source_labels", "validate"]
+
+LOW_SCORE = 0.05            # precision over all recalls needs weak detections too
+
+
+def _transform(net: MvsfcNet) -> InputTransform:
+    """Every stored sample counts as one of a KITTI image, in whose pixels the benchmark's size limits are."""
+    return InputTransform(*KITTI_SIZE, net.config.crop_top, net.config.width, net.config.height)
+
+
+def source_labels(store: SampleStore, net: MvsfcNet) -> list[list[Object3D]]:
+    """The labels of a store with their 2D boxes in pixels of the KITTI image."""
+    transform = _transform(net)
+
+    def moved(o: Object3D) -> Object3D:
+        return replace(o, bbox=tuple(map(float, transform.to_source(np.array(o.bbox).reshape(2, 2)).reshape(-1))))
+
+    return [[moved(o) for o in store.labels(i)] for i in range(len(store))]
+
+
+@torch.no_grad()
+def detect_store(net: MvsfcNet, store: SampleStore, rate: float | None, device: torch.device, batch_size: int = 8,
+                 score_threshold: float = LOW_SCORE) -> tuple[list[list[Object3D]], float]:
+    """Detections of every sample, uncompressed (``rate`` None) or through the codec, and the mean bits of a pair."""
+    was_training = net.training
+    net.eval()
+    found: list[list[Object3D]] = []
+    bits = 0.0
+    for start in range(0, len(store), batch_size):
+        samples = [store[i] for i in range(start, min(start + batch_size, len(store)))]
+        batch = collate(samples, net.config.classes, device)
+        features = net.features(batch.left, batch.right)
+        if rate is not None:
+            features, bits_left, bits_right = net.compress(features, rate)
+            bits += float((bits_left + bits_right).sum())
+        boxes = net.analysis.decode(net.detect(features), batch.rigs, score_threshold, net.config.analysis.nms_iou)
+        found += [to_objects(b, _transform(net), net.config.classes) for b in boxes]
+    net.train(was_training)
+    return found, bits / max(len(store), 1)
+
+
+def validate(net: MvsfcNet, store: SampleStore, rate: float | None, device: torch.device) -> dict[str, float]:
+    """Car AP (R40, moderate), recall and false cars at the model's threshold, and bytes of a pair (before headers)."""
+    labels = source_labels(store, net)
+    results, bits = detect_store(net, store, rate, device)
+    table = evaluate(labels, results, net.config.classes)["R40"]
+    near = count_found(labels, results, threshold=net.config.analysis.score_threshold)
+    figures = {f"{name} {metric}": table[metric][name][1] for name in net.config.classes
+               for metric in ("2D", "BEV loose", "3D loose", "BEV", "3D")}
+    return {**figures, "found": near.recall, "false": near.false_per_frame, "bytes": bits / 8}
