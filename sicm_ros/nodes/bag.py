@@ -25,10 +25,10 @@ from rosbags.interfaces import (
     QosLiveliness,
     QosReliability,
     QosTime,
-    Typestore,
 )
 from rosbags.rosbag2 import ReaderError, StoragePlugin, Writer, WriterError
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+from rosbags.typesys.store import Typestore
 
 from sicm_ros.data.kitti import KittiError, StereoFrame, open_source, read_calib
 from sicm_ros.geometry import StereoRig

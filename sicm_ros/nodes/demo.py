@@ -190,7 +190,7 @@ class _Watcher:
     def _on_camera_info(self, message: Any) -> None:
         # The player sends this immediately before the images.
         now = time.monotonic()
-        self._keep(lambda: self.sent_at.setdefault(_stamp(message), now) and None)
+        self._keep(lambda: self.sent_at.update({_stamp(message): now}))
 
     def _on_packet(self, message: Any) -> None:
         self._keep(lambda: self.packets.update({_stamp(message): message}))
@@ -212,7 +212,9 @@ class _Watcher:
         for status in message.status:
             if status.name.endswith("encoder_node: encoding"):
                 values = {value.key: value.value for value in status.values}
-                self._keep(lambda values=values: setattr(self, "subscribers", int(values["subscribers"])))
+                with self.arrived:
+                    self.subscribers = int(values["subscribers"])
+                    self.arrived.notify_all()
 
     def wait(self, condition: Callable[[], bool], timeout_s: float, alive: Sequence[_Process]) -> bool:
         """Wait for ``condition``; False after ``timeout_s``. Raises DemoError if one of ``alive`` ends."""

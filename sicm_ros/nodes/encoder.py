@@ -79,7 +79,7 @@ class EncoderNode(ManagedNode):
 
     def __init__(self) -> None:
         self._encoder: Any = None
-        self._model: StoredModel | None = None
+        self._model: StoredModel | None = None    # loaded by configure
         self._images: list[Any] = []
         self._worker: Worker[_Pair] | None = None
         self._sync: StereoSync[Image] = StereoSync()
@@ -245,7 +245,7 @@ class EncoderNode(ManagedNode):
 
     def _check_geometry(self, rig: StereoRig, width: int, height: int) -> None:
         """Warn once about a camera for which the model's depth priors do not fit."""
-        if rig == self._checked_rig:
+        if rig == self._checked_rig or self._model is None:
             return
         self._checked_rig = rig
         warning = geometry_warning(self._model, rig, width, height)
@@ -260,12 +260,12 @@ class EncoderNode(ManagedNode):
 
     def _publish_codec_info(self) -> None:
         from sicm_ros.codec.packet import VERSION
-        config = self._model.config
+        model = self._encoder.model
         header = Header(stamp=self.get_clock().now().to_msg())
         self._info_publisher.publish(CodecInfo(
-            header=header, model_name=self._model.name, fingerprint=self._model.fingerprint, packet_version=VERSION,
-            class_names=list(config.classes), rates=[float(v) for v in self._model.rates],
-            default_rate=float(config.default_rate)))
+            header=header, model_name=model.name, fingerprint=model.fingerprint, packet_version=VERSION,
+            class_names=list(model.classes), rates=[float(v) for v in model.rates],
+            default_rate=float(model.config.default_rate)))
 
     def _on_change(self, changed: dict[str, Any]) -> str | None:
         return self._check_rate(changed["rate"]) if "rate" in changed else None

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+import numpy as np
 from geometry_msgs.msg import Quaternion, Transform, TransformStamped, Vector3
 from rclpy.node import Node
 from rclpy.time import Time
@@ -200,7 +201,7 @@ class KittiPlayerNode(Node):
     def _play_and_report(self) -> None:
         try:
             if not self._wait_for_subscribers():
-                self.exit_status = 1
+                self.exit_status = 0 if self._stop.is_set() else 1
                 return
             started = time.monotonic()
             self._play()
@@ -242,9 +243,12 @@ class KittiPlayerNode(Node):
 
     def _play(self) -> None:
         lockstep, rate, limit = self.value("lockstep"), self.value("rate"), self.value("count")
-        offset_ns, begin_wall, begin_ns, pairs = 0, time.monotonic(), None, 0
+        offset_ns, begin_wall, pairs = 0, time.monotonic(), 0
+        begin_ns: int | None = None
         while not self._stop.is_set():
-            first_ns = last_ns = period_ns = None
+            first_ns: int | None = None
+            last_ns: int | None = None
+            period_ns = DEFAULT_PERIOD_NS
             for step in _prefetched(self._passes()):
                 if self._stop.is_set() or (limit and pairs >= limit):
                     return
@@ -262,6 +266,7 @@ class KittiPlayerNode(Node):
                     if late > 0.5:
                         begin_wall += late
                     self._sleep_until(begin_wall + due, source_ns)
+                self._publish_clock(source_ns)
                 key = step.send(offset_ns)
                 if not step.answered:
                     continue
@@ -270,21 +275,23 @@ class KittiPlayerNode(Node):
                 self._awaited.append((key, time.monotonic()))
                 if lockstep:
                     self._await(key, pairs)
-            if not self.value("loop") or first_ns is None:
+            if not self.value("loop") or first_ns is None or last_ns is None:
                 return
-            offset_ns += last_ns - first_ns + (period_ns or DEFAULT_PERIOD_NS)
+            offset_ns += last_ns - first_ns + period_ns
             # Only the counts matter over many passes.
             self._settle(self.value("lockstep_timeout"))
 
     def _sleep_until(self, wall: float, source_ns: int) -> None:
         while not self._stop.is_set():
             left = wall - time.monotonic()
-            if self._clock_publisher is not None:
-                now_ns = max(0, source_ns - round(max(left, 0) * 1e9))
-                self._clock_publisher.publish(Clock(clock=Time(nanoseconds=now_ns).to_msg()))
             if left <= 0:
                 return
+            self._publish_clock(source_ns - round(left * 1e9))
             self._stop.wait(min(left, 0.02) if self._clock_publisher is not None else left)
+
+    def _publish_clock(self, source_ns: int) -> None:
+        if self._clock_publisher is not None:
+            self._clock_publisher.publish(Clock(clock=Time(nanoseconds=max(0, source_ns)).to_msg()))
 
     def _send_pair(self, frame: StereoFrame, frame_id: str, offset_ns: int) -> int:
         left_ns, right_ns = frame.stamp_ns + offset_ns, frame.right_stamp_ns + offset_ns
@@ -295,7 +302,9 @@ class KittiPlayerNode(Node):
         if frame.rig != self._rig and self.value("publish_tf"):
             self._publish_transforms(frame.rig, frame_id, left_ns)
         self._rig = frame.rig
-        for side, image, stamp_ns in (("left", frame.left, left_ns), ("right", frame.right, right_ns)):
+        views: tuple[tuple[Side, np.ndarray, int], ...] = (("left", frame.left, left_ns),
+                                                           ("right", frame.right, right_ns))
+        for side, image, stamp_ns in views:
             header = Header(stamp=Time(nanoseconds=stamp_ns).to_msg(), frame_id=frame_id)
             height, width, _ = image.shape
             self._infos[side].publish(CameraInfo(header=header, **camera_info_fields(frame.rig, side, width, height)))

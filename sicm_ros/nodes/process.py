@@ -35,6 +35,11 @@ class StopSignals:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
 
+    def ignore(self) -> None:
+        """For the very end: Python takes its handlers away before the process ends, and a late signal would kill it."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.stop.set()
         self._count += 1
@@ -80,3 +85,4 @@ def run_node(make: Callable[[], Node], args: list[str] | None = None) -> int:
             node.destroy_node()
         executor.shutdown(timeout_sec=1.0)
         rclpy.try_shutdown()
+        signals.ignore()
