@@ -71,9 +71,10 @@ def test_the_budget_may_change_while_running():
     assert sum(rates[50:100]) / 50 > sum(rates[150:]) / 50 + 0.5
 
 
-def test_wire_bytes_count_the_datagrams():
-    assert wire_bytes(1000) == 1000 + 120 + 150
-    assert wire_bytes(3000) == 3000 + 120 + 3 * 150
+@pytest.mark.parametrize(("packet", "measured"), [(500, 742), (1000, 1242), (3000, 3626), (6000, 7184), (12000, 14100)])
+def test_wire_bytes_are_those_that_were_captured(packet, measured):
+    """Ethernet bytes of one StereoBitstream with config/fastdds_lossy.xml, Fast DDS 2.14, captured on an interface."""
+    assert measured <= wire_bytes(packet) <= 1.05 * measured
 
 
 @settings(max_examples=60, deadline=None)
