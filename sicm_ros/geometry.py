@@ -18,8 +18,18 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-__all__ = ["GeometryError", "InputTransform", "Object3D", "StereoRig", "alpha_to_rotation_y", "box_corners",
-           "box_orientation_quaternion", "project", "rotation_y_to_alpha", "wrap_angle"]
+__all__ = [
+    "GeometryError",
+    "InputTransform",
+    "Object3D",
+    "StereoRig",
+    "alpha_to_rotation_y",
+    "box_corners",
+    "box_orientation_quaternion",
+    "project",
+    "rotation_y_to_alpha",
+    "wrap_angle",
+]
 
 # Two projection matrices belong to one rectified rig if their intrinsics agree to this many pixels.
 INTRINSICS_TOLERANCE = 0.01
@@ -31,10 +41,10 @@ class GeometryError(ValueError):
 
 @dataclass(frozen=True)
 class StereoRig:
-    """Intrinsics (pixels) shared by both rectified views, and the fourth columns of both projection matrices.
+    """Intrinsics (pixels) of both rectified views, and the fourth columns of both projection matrices.
 
-    ``left_translation`` and ``right_translation`` are ``P[:, 3]``. KITTI's left P has a non-zero one, so the baseline is
-    the difference of both, not ``-P_right[0, 3] / fx``.
+    ``left_translation`` and ``right_translation`` are ``P[:, 3]``. KITTI's left P has a non-zero one, so the baseline
+    is the difference of both, not ``-P_right[0, 3] / fx``.
     """
 
     fx: float
@@ -53,7 +63,8 @@ class StereoRig:
         if self.baseline <= 0:
             raise GeometryError(
                 f"rig: baseline (P_left[0,3] - P_right[0,3]) / fx must be positive, got {self.baseline:.4f} m; "
-                "are the views swapped, or does the right projection lack its translation?")
+                "are the views swapped, or does the right projection lack its translation?"
+            )
 
     @classmethod
     def from_projections(cls, p_left: np.ndarray, p_right: np.ndarray) -> StereoRig:
@@ -63,18 +74,30 @@ class StereoRig:
             if p.shape != (3, 4):
                 raise GeometryError(f"P_{side}: expected a 3x4 matrix, got shape {p.shape}")
             if abs(p[0, 1]) > INTRINSICS_TOLERANCE or abs(p[1, 0]) > INTRINSICS_TOLERANCE or abs(p[2, 2] - 1) > 1e-6:
-                raise GeometryError(f"P_{side}: expected zero skew and P[2,2] = 1 (a rectified camera), got {p.tolist()}")
+                raise GeometryError(
+                    f"P_{side}: expected zero skew and P[2,2] = 1 (a rectified camera), got {p.tolist()}"
+                )
         difference = np.abs(p_left[:, :3] - p_right[:, :3]).max()
         if difference > INTRINSICS_TOLERANCE:
             raise GeometryError(
-                f"P_left and P_right: expected equal intrinsics (a rectified pair), they differ by {difference:.3f} pixels")
+                f"P_left and P_right: expected equal intrinsics (a rectified pair), "
+                f"they differ by {difference:.3f} pixels"
+            )
         left, right = p_left[:, 3].tolist(), p_right[:, 3].tolist()
-        return cls(float(p_left[0, 0]), float(p_left[1, 1]), float(p_left[0, 2]), float(p_left[1, 2]),
-                   (left[0], left[1], left[2]), (right[0], right[1], right[2]))
+        return cls(
+            float(p_left[0, 0]),
+            float(p_left[1, 1]),
+            float(p_left[0, 2]),
+            float(p_left[1, 2]),
+            (left[0], left[1], left[2]),
+            (right[0], right[1], right[2]),
+        )
 
     def _projection(self, translation: tuple[float, float, float]) -> np.ndarray:
-        return np.array([[self.fx, 0, self.cx, translation[0]], [0, self.fy, self.cy, translation[1]],
-                         [0, 0, 1, translation[2]]], np.float64)
+        return np.array(
+            [[self.fx, 0, self.cx, translation[0]], [0, self.fy, self.cy, translation[1]], [0, 0, 1, translation[2]]],
+            np.float64,
+        )
 
     @property
     def p_left(self) -> np.ndarray:
@@ -89,8 +112,11 @@ class StereoRig:
     @property
     def baseline(self) -> float:
         """Distance of the two optical centres along x, metres."""
-        return (self.left_translation[0] - self.right_translation[0]
-                - self.cx * (self.left_translation[2] - self.right_translation[2])) / self.fx
+        return (
+            self.left_translation[0]
+            - self.right_translation[0]
+            - self.cx * (self.left_translation[2] - self.right_translation[2])
+        ) / self.fx
 
     @property
     def focal_baseline(self) -> float:
@@ -115,8 +141,15 @@ class StereoRig:
             dx, dy = cx - self.cx * sx, cy - self.cy * sy
             return (t[0] * sx + dx * t[2], t[1] * sy + dy * t[2], t[2])
 
-        return replace(self, fx=self.fx * sx, fy=self.fy * sy, cx=cx, cy=cy,
-                       left_translation=column(self.left_translation), right_translation=column(self.right_translation))
+        return replace(
+            self,
+            fx=self.fx * sx,
+            fy=self.fy * sy,
+            cx=cx,
+            cy=cy,
+            left_translation=column(self.left_translation),
+            right_translation=column(self.right_translation),
+        )
 
 
 @dataclass(frozen=True)
@@ -135,7 +168,9 @@ class InputTransform:
 
     def __post_init__(self) -> None:
         if not 0 <= self.crop_top < self.source_height:
-            raise GeometryError(f"crop_top: expected 0 <= crop_top < image height {self.source_height}, got {self.crop_top}")
+            raise GeometryError(
+                f"crop_top: expected 0 <= crop_top < image height {self.source_height}, got {self.crop_top}"
+            )
         object.__setattr__(self, "scale", self.height / (self.source_height - self.crop_top))
 
     @property
@@ -185,8 +220,9 @@ class Object3D:
 
     def corners(self) -> np.ndarray:
         """The eight corners, (8, 3), metres; see ``box_corners``."""
-        return box_corners(np.array([self.height, self.width, self.length]), np.array([self.x, self.y, self.z]),
-                           self.rotation_y)
+        return box_corners(
+            np.array([self.height, self.width, self.length]), np.array([self.x, self.y, self.z]), self.rotation_y
+        )
 
 
 def wrap_angle(angle: float | np.ndarray) -> float | np.ndarray:
@@ -199,7 +235,9 @@ def alpha_to_rotation_y(alpha: float | np.ndarray, x: float | np.ndarray, z: flo
     return wrap_angle(alpha + np.arctan2(x, z))
 
 
-def rotation_y_to_alpha(rotation_y: float | np.ndarray, x: float | np.ndarray, z: float | np.ndarray) -> float | np.ndarray:
+def rotation_y_to_alpha(
+    rotation_y: float | np.ndarray, x: float | np.ndarray, z: float | np.ndarray
+) -> float | np.ndarray:
     """Observation angle from heading, for an object at (x, z) metres."""
     return wrap_angle(rotation_y - np.arctan2(x, z))
 
@@ -210,7 +248,11 @@ def box_corners(hwl: np.ndarray, location: np.ndarray, rotation_y: float | np.nd
     Corners 0-3 are the bottom face (front-left, front-right, rear-right, rear-left as the object sees it), 4-7 the top
     face in the same order.
     """
-    hwl, location, ry = np.asarray(hwl, np.float64), np.asarray(location, np.float64), np.asarray(rotation_y, np.float64)
+    hwl, location, ry = (
+        np.asarray(hwl, np.float64),
+        np.asarray(location, np.float64),
+        np.asarray(rotation_y, np.float64),
+    )
     h, w, length = hwl[..., 0:1], hwl[..., 1:2], hwl[..., 2:3]
     # Forward is +x at rotation_y = 0; the object's left is then +z.
     forward = np.array([1, 1, -1, -1, 1, 1, -1, -1]) * length / 2

@@ -35,8 +35,14 @@ def _ground(objects: Sequence[Object3D]) -> np.ndarray:
     return np.array([[o.x, o.z, o.length, o.width, o.rotation_y] for o in objects], np.float64).reshape(-1, 5)
 
 
-def count_found(labels: Sequence[Sequence[Object3D]], results: Sequence[Sequence[Object3D]], name: str = "Car",
-                iou: float = 0.5, max_depth: float = 30.0, threshold: float = 0.0) -> Found:
+def count_found(
+    labels: Sequence[Sequence[Object3D]],
+    results: Sequence[Sequence[Object3D]],
+    name: str = "Car",
+    iou: float = 0.5,
+    max_depth: float = 30.0,
+    threshold: float = 0.0,
+) -> Found:
     """Count the unoccluded (occluded 0, truncated below 0.15) objects within ``max_depth`` metres that a detection
     overlaps on the ground by ``iou``, and the detections that overlap no object of the class (for cars, no van either)
     by that much. Detections below ``threshold`` do not count."""
@@ -44,7 +50,9 @@ def count_found(labels: Sequence[Sequence[Object3D]], results: Sequence[Sequence
     found = wanted = false = 0
     for truth, result in zip(labels, results, strict=True):
         detections = _ground([o for o in result if o.label == name and (o.score or 0.0) >= threshold])
-        targets = [o for o in truth if o.label == name and o.occluded == 0 and o.truncated < 0.15 and 0 < o.z <= max_depth]
+        targets = [
+            o for o in truth if o.label == name and o.occluded == 0 and o.truncated < 0.15 and 0 < o.z <= max_depth
+        ]
         wanted += len(targets)
         found += int((bev_iou(_ground(targets), detections) >= iou).any(1).sum()) if targets and len(detections) else 0
         if len(detections):

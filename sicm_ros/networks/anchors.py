@@ -26,8 +26,11 @@ RIG_FIELDS = ("fx", "fy", "cx", "cy", "tx", "ty", "tz", "focal_baseline")
 
 def rig_tensor(rigs: list[StereoRig], device: torch.device | str = "cpu") -> Tensor:
     """Rigs of the network's input as (B, 8) float64; the columns are ``RIG_FIELDS``."""
-    return torch.tensor([[r.fx, r.fy, r.cx, r.cy, *r.left_translation, r.focal_baseline] for r in rigs],
-                        dtype=torch.float64, device=device)
+    return torch.tensor(
+        [[r.fx, r.fy, r.cx, r.cy, *r.left_translation, r.focal_baseline] for r in rigs],
+        dtype=torch.float64,
+        device=device,
+    )
 
 
 class Anchors(nn.Module):
@@ -43,7 +46,9 @@ class Anchors(nn.Module):
         w = (sizes[:, None] / np.sqrt(ratios)).reshape(-1)
         h = (sizes[:, None] * np.sqrt(ratios)).reshape(-1)
         self.per_cell = len(w)
-        v, u = np.meshgrid((np.arange(rows) + 0.5) * stride - 0.5, (np.arange(columns) + 0.5) * stride - 0.5, indexing="ij")
+        v, u = np.meshgrid(
+            (np.arange(rows) + 0.5) * stride - 0.5, (np.arange(columns) + 0.5) * stride - 0.5, indexing="ij"
+        )
         boxes = np.stack(np.broadcast_arrays(u[..., None], v[..., None], w, h), -1).reshape(-1, 4)
         # Recomputed from the configuration, so not part of the weights: (N, 4) centre u, v, width, height.
         self.register_buffer("boxes", torch.tensor(boxes, dtype=torch.float32), persistent=False)
@@ -62,7 +67,7 @@ class Anchors(nn.Module):
         return self.prior_mean[class_index, shape], self.prior_std[class_index, shape]
 
     def near_road(self, rigs: Tensor) -> Tensor:
-        """(B, N) bool: anchors whose prior depth puts them where objects are, for any class. ``rigs`` (B, 8)."""
+        """(B, N) bool: anchors whose prior depth puts them where objects of some class are. ``rigs`` (B, 8)."""
         fx, fy, cx, cy, tx, ty, tz, fb = rigs.float()[:, :, None, None].unbind(1)
         z = self.prior_mean[:, self.shape_index, 0] * (fb / self.reference_focal_baseline.float().clamp(min=1e-6))
         u, v = self.boxes[:, 0], self.boxes[:, 1]
@@ -73,7 +78,8 @@ class Anchors(nn.Module):
     def encode(self, objects: Tensor, class_index: Tensor, anchor_index: Tensor, rig: Tensor) -> Tensor:
         """Regression targets (M, 12) of M objects at M anchors.
 
-        ``objects`` (M, 11): 2D box (left, top, right, bottom), projected centre (u, v), z, alpha, w, h, l. ``rig`` (8,).
+        ``objects`` (M, 11): 2D box (left, top, right, bottom), projected centre (u, v), z, alpha, w, h, l.
+        ``rig`` (8,).
         """
         box = self.boxes[anchor_index]
         mean, std = self.priors(class_index, anchor_index)
@@ -82,11 +88,22 @@ class Anchors(nn.Module):
         au, av, aw, ah = box.unbind(1)
         reference_z = z * (self.reference_focal_baseline / rig[7]).float()
         values = torch.stack([reference_z, torch.sin(2 * alpha), torch.cos(2 * alpha), *objects[:, 8:11].unbind(1)], 1)
-        image = torch.stack([((left + right) / 2 - au) / aw, ((top + bottom) / 2 - av) / ah, torch.log(w / aw),
-                             torch.log(h / ah), (u - au) / aw, (v - av) / ah], 1)
+        image = torch.stack(
+            [
+                ((left + right) / 2 - au) / aw,
+                ((top + bottom) / 2 - av) / ah,
+                torch.log(w / aw),
+                torch.log(h / ah),
+                (u - au) / aw,
+                (v - av) / ah,
+            ],
+            1,
+        )
         return torch.cat([image, (values - mean) / std], 1) / self._divisors
 
-    def decode(self, targets: Tensor, sin_positive: Tensor, class_index: Tensor, anchor_index: Tensor, rig: Tensor) -> Tensor:
+    def decode(
+        self, targets: Tensor, sin_positive: Tensor, class_index: Tensor, anchor_index: Tensor, rig: Tensor
+    ) -> Tensor:
         """Inverse of ``encode``: (M, 12), and whether sin(alpha) > 0 (M,) -> (M, 14).
 
         Columns: 2D box (left, top, right, bottom) in network pixels; h, w, l; x, y (bottom), z in metres; rotation_y;
@@ -109,5 +126,6 @@ class Anchors(nn.Module):
         alpha = torch.remainder(torch.atan2(sin2a, cos2a) / 2, torch.pi)
         alpha = torch.where(sin_positive, alpha, alpha - torch.pi)
         rotation_y = torch.remainder(alpha + torch.atan2(x, z) + torch.pi, 2 * torch.pi) - torch.pi
-        return torch.stack([u2 - half_w, v2 - half_h, u2 + half_w, v2 + half_h, h, w, length, x, y, z, rotation_y, alpha,
-                            u, v], 1)
+        return torch.stack(
+            [u2 - half_w, v2 - half_h, u2 + half_w, v2 + half_h, h, w, length, x, y, z, rotation_y, alpha, u, v], 1
+        )

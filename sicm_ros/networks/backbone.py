@@ -14,12 +14,14 @@ __all__ = ["Backbone", "BasicBlock", "StereoFeatures", "conv_bn"]
 StereoFeatures = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def conv_bn(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1, groups: int = 1,
-            relu: bool = True) -> nn.Sequential:
+def conv_bn(
+    in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1, groups: int = 1, relu: bool = True
+) -> nn.Sequential:
     """Convolution that keeps the size (over the stride), batch norm and, by default, ReLU."""
     layers: list[nn.Module] = [
         nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False),
-        nn.BatchNorm2d(out_channels)]
+        nn.BatchNorm2d(out_channels),
+    ]
     if relu:
         layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)
@@ -50,10 +52,15 @@ class Backbone(nn.Module):
         self.pool = nn.MaxPool2d(3, 2, 1)
         self.stages = nn.ModuleList()
         in_channels = config.stem_channels
-        for stage, (blocks, channels) in enumerate(zip(config.blocks, config.channels)):
-            self.stages.append(nn.Sequential(*(
-                BasicBlock(in_channels if i == 0 else channels, channels, 2 if stage > 0 and i == 0 else 1)
-                for i in range(blocks))))
+        for stage, (blocks, channels) in enumerate(zip(config.blocks, config.channels, strict=True)):
+            self.stages.append(
+                nn.Sequential(
+                    *(
+                        BasicBlock(in_channels if i == 0 else channels, channels, 2 if stage > 0 and i == 0 else 1)
+                        for i in range(blocks)
+                    )
+                )
+            )
             in_channels = channels
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

@@ -14,9 +14,9 @@ class AnchorConfig:
     """2D anchors of the detection head, in pixels of the network's input (YOLOStereo3D)."""
 
     base_size: float = 24.0
-    scales: int = 16                 # sizes base_size * 2 ** (i / scales_per_octave)
+    scales: int = 16  # sizes base_size * 2 ** (i / scales_per_octave)
     scales_per_octave: float = 4.0
-    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)   # height / width
+    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # height / width
 
 
 @dataclass(frozen=True)
@@ -24,17 +24,17 @@ class AnalysisConfig:
     """The visual analysis network: cost volumes, fusion, heads."""
 
     correlation_bins: tuple[int, int] = (24, 24)  # shifts at strides 4 and 8
-    correlations_per_pixel: int = 1               # shifts in each pixel of those maps; 2 adds half-pixel shifts
-    concat_bins: int = 12                         # shifts of the stride 16 concatenation volume
+    correlations_per_pixel: int = 1  # shifts in each pixel of those maps; 2 adds half-pixel shifts
+    concat_bins: int = 12  # shifts of the stride 16 concatenation volume
     concat_channels: int = 8
     fusion_channels: tuple[int, int, int] = (72, 288, 1152)
     head_stride: Literal[8, 16] = 16
     head_channels: tuple[int, int] = (256, 1408)  # of the classification and the regression branch
     head_output_kernel: int = 3
-    dropout: float = 0.3                          # of whole channels in the classification branch
-    disparity_bins: int = 96                      # logits of the disparity head: 0, 1, ... pixels of the network's input
+    dropout: float = 0.3  # of whole channels in the classification branch
+    disparity_bins: int = 96  # logits of the disparity head: 0, 1, ... pixels of the network's input
     disparity_channels: tuple[int, ...] = (576, 288)
-    depth_feedback: bool = False                  # the disparity estimate is an input of the regression branch
+    depth_feedback: bool = False  # the disparity estimate is an input of the regression branch
     anchors: AnchorConfig = AnchorConfig()
     score_threshold: float = 0.75
     nms_iou: float = 0.4
@@ -44,22 +44,22 @@ class AnalysisConfig:
 class MvsfcConfig:
     """Everything that fixes the shape of an MVSFC-Net. The defaults are the paper's network."""
 
-    height: int = 288                             # network input, rows and columns of one view
+    height: int = 288  # network input, rows and columns of one view
     width: int = 1280
-    crop_top: int = 100                           # rows cut from the camera image before it is scaled
+    crop_top: int = 100  # rows cut from the camera image before it is scaled
     classes: tuple[str, ...] = ("Car", "Pedestrian")
-    blocks: tuple[int, int, int] = (3, 4, 6)      # residual blocks of each stage (ResNet-34 without its last stage)
+    blocks: tuple[int, int, int] = (3, 4, 6)  # residual blocks of each stage (ResNet-34 without its last stage)
     stem_channels: int = 64
-    channels: tuple[int, int, int] = (64, 128, 256)   # of f0, f1, f2 at strides 4, 8, 16
+    channels: tuple[int, int, int] = (64, 128, 256)  # of f0, f1, f2 at strides 4, 8, 16
     joint_channels: tuple[int, int] = (128, 256)  # of c0 and c0-1, the compact representations between the units
-    latent_channels: int = 192                    # of c0-2, for each view
+    latent_channels: int = 192  # of c0-2, for each view
     hyper_channels: int = 128
-    attention: Literal["efficient", "epipolar"] = "efficient"   # in the bi-directional contextual transform
-    decoder_feedback: bool = True                 # what a decoder unit has decoded goes into the next one
-    pad_features: bool = True                     # zero-pad so that the latent is a multiple of 4; else pad nothing
+    attention: Literal["efficient", "epipolar"] = "efficient"  # in the bi-directional contextual transform
+    decoder_feedback: bool = True  # what a decoder unit has decoded goes into the next one
+    pad_features: bool = True  # zero-pad so that the latent is a multiple of 4; else pad nothing
     context: Literal["raster", "checkerboard"] = "raster"
-    lambdas: tuple[float, ...] = (0.5, 1.0, 4.0, 16.0, 64.0, 256.0)   # the loss's weight at each rate
-    variable_rate: bool = False                   # one set of weights for every rate: learned gains
+    lambdas: tuple[float, ...] = (0.5, 1.0, 4.0, 16.0, 64.0, 256.0)  # the loss's weight at each rate
+    variable_rate: bool = False  # one set of weights for every rate: learned gains
     default_rate: float = 0.0
     analysis: AnalysisConfig = AnalysisConfig()
 
@@ -73,7 +73,7 @@ class MvsfcConfig:
         stride = 4 << level
         height, width = -(-self.height // stride), -(-self.width // stride)
         if self.pad_features:
-            multiple = 32 >> level                # f2 to a multiple of 8, so that the latent is one of 4
+            multiple = 32 >> level  # f2 to a multiple of 8, so that the latent is one of 4
             height, width = -(-height // multiple) * multiple, -(-width // multiple) * multiple
         return height, width
 

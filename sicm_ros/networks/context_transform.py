@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 __all__ = ["BiDirectionalContextualTransform"]
 
-SLOPE = 0.01    # of every leaky ReLU here
+SLOPE = 0.01  # of every leaky ReLU here
 
 
 class _ResidualBlock(nn.Module):
@@ -52,13 +52,14 @@ class _CrossViewAttention(nn.Module):
             query = query.reshape(b, self.heads, d, h * w).softmax(2)
             key = key.reshape(b, self.heads, d, h * w).softmax(3)
             value = value.reshape(b, self.heads, d, h * w)
-            context = key @ value.transpose(2, 3)                           # (B, heads, d, d)
+            context = key @ value.transpose(2, 3)  # (B, heads, d, d)
             out = (context.transpose(2, 3) @ query).reshape(b, c, h, w)
         else:
-            def rows(x: Tensor) -> Tensor:                                  # (B, heads, h, w, d)
+
+            def rows(x: Tensor) -> Tensor:  # (B, heads, h, w, d)
                 return x.reshape(b, self.heads, d, h, w).permute(0, 1, 3, 4, 2)
 
-            weights = (rows(query) * d ** -0.5 @ rows(key).transpose(3, 4)).softmax(4)      # (B, heads, h, w, w)
+            weights = (rows(query) * d**-0.5 @ rows(key).transpose(3, 4)).softmax(4)  # (B, heads, h, w, w)
             out = weights @ rows(value)
             out = out.permute(0, 1, 4, 2, 3).reshape(b, c, h, w)
         return target + self.reproject(out)
@@ -73,8 +74,11 @@ class _ViewTransform(nn.Module):
         self.attention = _CrossViewAttention(channels, kind, heads)
 
         def two_convolutions() -> nn.Sequential:
-            return nn.Sequential(nn.Conv2d(2 * channels, channels, 3, padding=1), nn.LeakyReLU(SLOPE),
-                                 nn.Conv2d(channels, channels, 3, padding=1))
+            return nn.Sequential(
+                nn.Conv2d(2 * channels, channels, 3, padding=1),
+                nn.LeakyReLU(SLOPE),
+                nn.Conv2d(channels, channels, 3, padding=1),
+            )
 
         self.gate, self.fuse = two_convolutions(), two_convolutions()
 
@@ -97,5 +101,7 @@ class BiDirectionalContextualTransform(nn.Module):
     def forward(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         """Two maps (B, C, h, w) -> two maps of the same shape."""
         base_left, base_right = self.left.base(left), self.right.base(right)
-        return (left - self.left.correction(base_left, base_right),
-                right - self.right.correction(base_right, base_left))
+        return (
+            left - self.left.correction(base_left, base_right),
+            right - self.right.correction(base_right, base_left),
+        )

@@ -27,7 +27,7 @@ def correlation_volume(left: Tensor, right: Tensor, bins: int, per_pixel: int = 
         following = torch.cat([right[..., 1:], right[..., -1:]], 3)
         right = torch.stack([torch.lerp(right, following, i / per_pixel) for i in range(per_pixel)], -1)
         right = right.reshape(b, c, h, w * per_pixel)
-    products = left.permute(0, 2, 3, 1) @ right.permute(0, 2, 1, 3) / c         # (B, H, W, W * per_pixel)
+    products = left.permute(0, 2, 3, 1) @ right.permute(0, 2, 1, 3) / c  # (B, H, W, W * per_pixel)
     index = torch.arange(w, device=left.device)[:, None] * per_pixel - torch.arange(bins, device=left.device)
     band = products.gather(3, index.clamp(min=0).expand(b, h, w, bins))
     return torch.where(index >= 0, band, torch.zeros((), dtype=band.dtype, device=band.device)).permute(0, 3, 1, 2)
@@ -50,8 +50,9 @@ class ConcatenationVolume(nn.Module):
         """Two maps (B, C, H, W) -> (B, channels * bins, H, W)."""
         left, right = self.reduce(left), self.reduce(right)
         w = left.shape[3]
-        shifted = [torch.cat([F.pad(left[..., i:], (i, 0)), F.pad(right[..., :w - i], (i, 0))], 1)
-                   for i in range(self.bins)]
+        shifted = [
+            torch.cat([F.pad(left[..., i:], (i, 0)), F.pad(right[..., : w - i], (i, 0))], 1) for i in range(self.bins)
+        ]
         return self.aggregate(torch.stack(shifted, 2)).flatten(1, 2)
 
 
@@ -70,7 +71,7 @@ class GhostExpansion(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H, W), whose first C channels are ``x``."""
         primary = self.primary(x)
-        return torch.cat([x, torch.cat([primary, self.cheap(primary)], 1)[:, :self.added]], 1)
+        return torch.cat([x, torch.cat([primary, self.cheap(primary)], 1)[:, : self.added]], 1)
 
 
 class CostVolumePyramid(nn.Module):
@@ -110,7 +111,7 @@ class CostVolumePyramid(nn.Module):
         x = torch.cat([x16, l2], 1)
         if self.head_stride == 16:
             return x, x16, x4
-        x = F.interpolate(self.lateral(x), scale_factor=2.0, mode="nearest")[:, :, :l1.shape[2], :l1.shape[3]]
+        x = F.interpolate(self.lateral(x), scale_factor=2.0, mode="nearest")[:, :, : l1.shape[2], : l1.shape[3]]
         x = torch.cat([x, x8, l1], 1)
         return x, x, x4
 

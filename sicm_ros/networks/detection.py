@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -20,16 +21,16 @@ from .cost_volume import CostVolumePyramid
 
 __all__ = ["AnalysisOutput", "Detections", "VisualAnalysis", "to_objects"]
 
-MAX_CANDIDATES = 1000       # anchors of one image that go into non-maximum suppression, best first
+MAX_CANDIDATES = 1000  # anchors of one image that go into non-maximum suppression, best first
 
 
 class AnalysisOutput(NamedTuple):
     """Raw outputs for N anchors and K classes."""
 
-    class_logits: Tensor                # (B, N, K)
-    direction_logits: Tensor            # (B, N): sin(alpha) > 0
-    regression: Tensor                  # (B, N, 12), see anchors.TARGETS
-    disparity_logits: Tensor | None     # (B, bins, H/4, W/4); None where the model does without it outside training
+    class_logits: Tensor  # (B, N, K)
+    direction_logits: Tensor  # (B, N): sin(alpha) > 0
+    regression: Tensor  # (B, N, 12), see anchors.TARGETS
+    disparity_logits: Tensor | None  # (B, bins, H/4, W/4); None where the model does without it outside training
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Detections:
     """The boxes found in one image, best first; see ``Anchors.decode`` for the columns of ``boxes`` (M, 14)."""
 
     boxes: np.ndarray
-    scores: np.ndarray                  # (M,)
-    classes: np.ndarray                 # (M,) index into the model's classes
+    scores: np.ndarray  # (M,)
+    classes: np.ndarray  # (M,) index into the model's classes
 
 
 class DisparityHead(nn.Module):
@@ -47,16 +48,16 @@ class DisparityHead(nn.Module):
     def __init__(self, in_channels: int, skip_channels: int, channels: tuple[int, ...], bins: int) -> None:
         super().__init__()
         widths = [in_channels, *channels]
-        self.steps = nn.ModuleList(conv_bn(i, o) for i, o in zip(widths, widths[1:]))
+        self.steps = nn.ModuleList(conv_bn(i, o) for i, o in pairwise(widths))
         self.skip = conv_bn(widths[-1] + skip_channels, widths[-1]) if skip_channels else None
         self.logits = nn.Conv2d(widths[-1], bins, 1)
 
     def forward(self, x: Tensor, stride4: Tensor) -> Tensor:
         """The fused volume, and the expanded volume at stride 4 -> (B, bins, H/4, W/4)."""
         size = stride4.shape[2:]
-        for step in self.steps:     # the convolution comes first, a quarter of the work at the same size
+        for step in self.steps:  # the convolution comes first, a quarter of the work at the same size
             x = F.interpolate(step(x), scale_factor=2.0, mode="bilinear", align_corners=False)
-        x = x[:, :, :size[0], :size[1]]
+        x = x[:, :, : size[0], : size[1]]
         if self.skip is not None:
             x = self.skip(torch.cat([x, stride4], 1))
         return self.logits(x)
@@ -72,8 +73,13 @@ class DetectionHead(nn.Module):
         classify, regress = a.head_channels
         kernel, pad = a.head_output_kernel, a.head_output_kernel // 2
         self.classification = nn.Sequential(
-            nn.Conv2d(in_channels, classify, 3, padding=1), nn.Dropout2d(a.dropout), nn.ReLU(inplace=True),
-            nn.Conv2d(classify, classify, 3, padding=1), nn.Dropout2d(a.dropout), nn.ReLU(inplace=True))
+            nn.Conv2d(in_channels, classify, 3, padding=1),
+            nn.Dropout2d(a.dropout),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(classify, classify, 3, padding=1),
+            nn.Dropout2d(a.dropout),
+            nn.ReLU(inplace=True),
+        )
         self.class_output = nn.Conv2d(classify, anchors_per_cell * self.outputs, kernel, padding=pad)
         self.regression = nn.Sequential(conv_bn(in_channels + depth_channels, regress), BasicBlock(regress, regress))
         self.box_output = nn.Conv2d(regress + depth_channels, anchors_per_cell * len(TARGETS), kernel, padding=pad)
@@ -85,13 +91,15 @@ class DetectionHead(nn.Module):
             self.class_output.bias.view(anchors_per_cell, self.outputs)[:, :-1] = -math.log(99.0)
 
     def forward(self, x: Tensor, depth: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The fused map (B, C, h, w), and depth in units of the regression (B, D, h, w) -> (B, N, K + 1), (B, N, 12)."""
+        """The fused map (B, C, h, w), and depth as ``_depth`` gives it (B, D, h, w) -> (B, N, K + 1), (B, N, 12)."""
         b = x.shape[0]
         classes = self.class_output(self.classification(x))
         boxes = self.regression(x if depth is None else torch.cat([x, depth], 1))
         boxes = self.box_output(boxes if depth is None else torch.cat([boxes, depth], 1))
-        return (classes.permute(0, 2, 3, 1).reshape(b, -1, self.outputs),
-                boxes.permute(0, 2, 3, 1).reshape(b, -1, len(TARGETS)))
+        return (
+            classes.permute(0, 2, 3, 1).reshape(b, -1, self.outputs),
+            boxes.permute(0, 2, 3, 1).reshape(b, -1, len(TARGETS)),
+        )
 
 
 class VisualAnalysis(nn.Module):
@@ -107,9 +115,13 @@ class VisualAnalysis(nn.Module):
         self.pyramid = CostVolumePyramid(config)
         self.depth_feedback = a.depth_feedback
         self.cell = a.head_stride // 4
-        self.disparity_head = DisparityHead(self.pyramid.fused_channels, a.fusion_channels[0] if a.depth_feedback else 0,
-                                            a.disparity_channels, a.disparity_bins)
-        depth_channels = self.cell ** 2 if a.depth_feedback else 0
+        self.disparity_head = DisparityHead(
+            self.pyramid.fused_channels,
+            a.fusion_channels[0] if a.depth_feedback else 0,
+            a.disparity_channels,
+            a.disparity_bins,
+        )
+        depth_channels = self.cell**2 if a.depth_feedback else 0
         self.head = DetectionHead(self.pyramid.out_channels, depth_channels, config, self.anchors.per_cell)
 
     def forward(self, features: StereoFeatures) -> AnalysisOutput:
@@ -148,8 +160,9 @@ class VisualAnalysis(nn.Module):
             index = (scores[b] > score_threshold).nonzero()[:, 0]
             if len(index) > MAX_CANDIDATES:
                 index = index[scores[b, index].topk(MAX_CANDIDATES).indices]
-            boxes = self.anchors.decode(output.regression[b, index], output.direction_logits[b, index] > 0,
-                                        classes[b, index], index, rigs[b])
+            boxes = self.anchors.decode(
+                output.regression[b, index], output.direction_logits[b, index] > 0, classes[b, index], index, rigs[b]
+            )
             boxes, score = boxes.double().cpu().numpy(), scores[b, index].cpu().numpy()
             keep = non_maximum_suppression(boxes[:, :4], score, nms_iou)
             found.append(Detections(boxes[keep], score[keep], classes[b, index].cpu().numpy()[keep]))
@@ -178,9 +191,22 @@ def to_objects(detections: Detections, transform: InputTransform, classes: tuple
     """Boxes of one image as objects: the 2D box in pixels of the camera image, clipped to it; the rest as it is."""
     objects = []
     limit = np.array([transform.source_width - 1, transform.source_height - 1])
-    for row, score, index in zip(detections.boxes, detections.scores, detections.classes):
+    for row, score, index in zip(detections.boxes, detections.scores, detections.classes, strict=True):
         corners = np.clip(transform.to_source(row[:4].reshape(2, 2)), 0, limit)
         h, w, length, x, y, z, rotation_y, alpha = map(float, row[4:12])
-        objects.append(Object3D(classes[index], tuple(map(float, corners.reshape(-1))), h, w, length, x, y, z,
-                                float(wrap_angle(rotation_y)), float(wrap_angle(alpha)), score=float(score)))
+        objects.append(
+            Object3D(
+                classes[index],
+                tuple(map(float, corners.reshape(-1))),
+                h,
+                w,
+                length,
+                x,
+                y,
+                z,
+                float(wrap_angle(rotation_y)),
+                float(wrap_angle(alpha)),
+                score=float(score),
+            )
+        )
     return objects

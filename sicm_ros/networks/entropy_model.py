@@ -27,16 +27,26 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from .integer_prior import IntegerPrior, QuantisedLatents
 
-__all__ = ["EntropyOutput", "HYPER_SYMBOL_LIMIT", "LEAK", "SCALES_PER_OCTAVE", "SCALE_LEVELS", "SCALE_LOG2_MIN",
-           "StereoEntropyModel", "checkerboard_anchors", "hyper_size", "scale_table"]
+__all__ = [
+    "EntropyOutput",
+    "HYPER_SYMBOL_LIMIT",
+    "LEAK",
+    "SCALES_PER_OCTAVE",
+    "SCALE_LEVELS",
+    "SCALE_LOG2_MIN",
+    "StereoEntropyModel",
+    "checkerboard_anchors",
+    "hyper_size",
+    "scale_table",
+]
 
-LEAK = 1 / 64                 # slope of the leaky units: a shift by six bits
-SCALE_LEVELS = 64             # standard deviations 2 ** (i / 7 - 3): from 1/8 to 64, seven to the octave
+LEAK = 1 / 64  # slope of the leaky units: a shift by six bits
+SCALE_LEVELS = 64  # standard deviations 2 ** (i / 7 - 3): from 1/8 to 64, seven to the octave
 SCALES_PER_OCTAVE = 7
 SCALE_LOG2_MIN = -3
-HYPER_SYMBOL_LIMIT = 63       # symbols of the hyper-latents are in [-63, 63]
-_MIXTURE = 3                  # logistic components in the density of each hyper-latent channel
-_GAIN_SPREAD = 2.25           # log2 of the gain at the highest rate over that at the lowest, before training
+HYPER_SYMBOL_LIMIT = 63  # symbols of the hyper-latents are in [-63, 63]
+_MIXTURE = 3  # logistic components in the density of each hyper-latent channel
+_GAIN_SPREAD = 2.25  # log2 of the gain at the highest rate over that at the lowest, before training
 
 View = Literal[0, 1]
 Pair = tuple[Tensor, Tensor]
@@ -77,13 +87,13 @@ class _Clamp(torch.autograd.Function):
     """Clamp whose gradient vanishes only where a step along it would leave the range further."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, low: float, high: float) -> Tensor:    # noqa: ANN001
+    def forward(ctx, x: Tensor, low: float, high: float) -> Tensor:  # noqa: ANN001
         ctx.save_for_backward(x)
         ctx.limits = (low, high)
         return x.clamp(low, high)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):    # noqa: ANN001, ANN205
+    def backward(ctx, grad: Tensor):  # noqa: ANN001, ANN205
         (x,) = ctx.saved_tensors
         low, high = ctx.limits
         outwards = ((x < low) & (grad > 0)) | ((x > high) & (grad < 0))
@@ -137,9 +147,12 @@ class HyperEncoder(nn.Sequential):
 
     def __init__(self, channels: int, hyper_channels: int) -> None:
         super().__init__(
-            nn.Conv2d(channels, hyper_channels, 3, padding=1), nn.LeakyReLU(LEAK),
-            nn.Conv2d(hyper_channels, hyper_channels, 5, 2, 2), nn.LeakyReLU(LEAK),
-            nn.Conv2d(hyper_channels, hyper_channels, 5, 2, 2))
+            nn.Conv2d(channels, hyper_channels, 3, padding=1),
+            nn.LeakyReLU(LEAK),
+            nn.Conv2d(hyper_channels, hyper_channels, 5, 2, 2),
+            nn.LeakyReLU(LEAK),
+            nn.Conv2d(hyper_channels, hyper_channels, 5, 2, 2),
+        )
 
 
 class HyperDecoder(nn.Module):
@@ -204,8 +217,13 @@ class StereoEntropyModel(nn.Module):
     above 1 the latents are scaled by learned gains for each channel, view and rate before they are quantised.
     """
 
-    def __init__(self, channels: int, hyper_channels: int, context: Literal["raster", "checkerboard"] = "checkerboard",
-                 rates: int = 1) -> None:
+    def __init__(
+        self,
+        channels: int,
+        hyper_channels: int,
+        context: Literal["raster", "checkerboard"] = "checkerboard",
+        rates: int = 1,
+    ) -> None:
         super().__init__()
         if context not in ("raster", "checkerboard"):
             raise ValueError(f"context: expected 'raster' or 'checkerboard', got {context!r}")
@@ -215,7 +233,7 @@ class StereoEntropyModel(nn.Module):
         self.channels, self.hyper_channels, self.context_kind, self.rates = channels, hyper_channels, context, rates
         raster = context == "raster"
 
-        def views(make):    # noqa: ANN001, ANN202
+        def views(make):  # noqa: ANN001, ANN202
             return nn.ModuleList([make(), make()])
 
         self.hyper_encoder = views(lambda: HyperEncoder(c, hyper_channels))
@@ -225,7 +243,8 @@ class StereoEntropyModel(nn.Module):
         self.view_features = views(lambda: _pointwise(4 * c, 2 * c, 2 * c))
         self.attention = views(lambda: _pointwise(4 * c, 2 * c, 2 * c))
         self.attention_gate = views(
-            lambda: MaskedConv2d(2 * c, 2 * c, 3, "B") if raster else nn.Conv2d(2 * c, 2 * c, 3, padding=1))
+            lambda: MaskedConv2d(2 * c, 2 * c, 3, "B") if raster else nn.Conv2d(2 * c, 2 * c, 3, padding=1)
+        )
         self.estimator = views(lambda: _pointwise(6 * c, round(10 * c / 3), round(8 * c / 3), 2 * c))
         if rates > 1:
             start = (torch.linspace(-_GAIN_SPREAD, 0, rates) * math.log(2)).view(1, rates, 1).repeat(2, 1, c)
@@ -270,8 +289,9 @@ class StereoEntropyModel(nn.Module):
             x = self.estimator[v][:-1](torch.cat([hyper[v], attention * other, context[v]], 1))
             with _float32(x):
                 log2_scale, mean = self.estimator[v][-1](x.float()).chunk(2, 1)
-            log2_scales.append(_Clamp.apply(log2_scale, float(SCALE_LOG2_MIN),
-                                            (SCALE_LEVELS - 1) / SCALES_PER_OCTAVE + SCALE_LOG2_MIN))
+            log2_scales.append(
+                _Clamp.apply(log2_scale, float(SCALE_LOG2_MIN), (SCALE_LEVELS - 1) / SCALES_PER_OCTAVE + SCALE_LOG2_MIN)
+            )
             means.append(mean)
         return (log2_scales[0], log2_scales[1]), (means[0], means[1])
 
@@ -295,8 +315,10 @@ class StereoEntropyModel(nn.Module):
         return merge(first_scales, scales), merge(first_means, means)
 
     def _hyper_latents(self, y: Pair) -> Pair:
-        return tuple(_Clamp.apply(net(x).float(), -float(HYPER_SYMBOL_LIMIT), float(HYPER_SYMBOL_LIMIT))
-                     for net, x in zip(self.hyper_encoder, y, strict=True))    # type: ignore[return-value]
+        return tuple(
+            _Clamp.apply(net(x).float(), -float(HYPER_SYMBOL_LIMIT), float(HYPER_SYMBOL_LIMIT))
+            for net, x in zip(self.hyper_encoder, y, strict=True)
+        )  # type: ignore[return-value]
 
     # ------------------------------------------------------------------------------------------------ both ways
 
@@ -319,8 +341,10 @@ class StereoEntropyModel(nn.Module):
             for v in (0, 1):
                 residual = y[v] - means[v]
                 decoded.append(_round_through(residual) + means[v])
-                bits.append(gaussian_bits(_noisy(residual), log2_scales[v]).sum((1, 2, 3))
-                            + self.hyper_density[v].bits(_noisy(z[v])).sum((1, 2, 3)))
+                bits.append(
+                    gaussian_bits(_noisy(residual), log2_scales[v]).sum((1, 2, 3))
+                    + self.hyper_density[v].bits(_noisy(z[v])).sum((1, 2, 3))
+                )
             out_left, out_right = self.inverse_gain(decoded[0], decoded[1], rate)
         return EntropyOutput(out_left, out_right, bits[0], bits[1])
 

@@ -38,10 +38,10 @@ __all__ = ["FRACTION_BITS", "IntegerPrior", "QuantisedLatents", "Step", "symbol_
 
 FRACTION_BITS = 10
 ONE = float(1 << FRACTION_BITS)
-WEIGHT_BITS = 15                        # and a sign
-_MAX_EXPONENT = 30                      # of a channel's scale 2 ** -exponent
-_LIMIT = float((1 << 21) - 1)           # activations saturate at about +-2048
-_INPUT_LIMIT = float(1 << 22)           # no input of a layer is larger: decoded latents are a symbol plus a mean
+WEIGHT_BITS = 15  # and a sign
+_MAX_EXPONENT = 30  # of a channel's scale 2 ** -exponent
+_LIMIT = float((1 << 21) - 1)  # activations saturate at about +-2048
+_INPUT_LIMIT = float(1 << 22)  # no input of a layer is larger: decoded latents are a symbol plus a mean
 
 
 def symbol_limits() -> Tensor:
@@ -110,7 +110,7 @@ class _Linear:
     """y = floor(x W + b + 1/2), saturated; ``weight`` (inputs, outputs), ``bias`` (outputs), real numbers."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, device: torch.device) -> None:
-        assert bias is not None                # every convolution of the entropy model has one
+        assert bias is not None  # every convolution of the entropy model has one
         weight, bias = weight.detach().cpu().double(), bias.detach().cpu().double()
         if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
             raise ValueError("entropy model: weights must be finite")
@@ -120,7 +120,7 @@ class _Linear:
         integer_weight = torch.round(weight * scale)
         integer_bias = torch.round(bias * ONE * scale)
         bound = integer_weight.abs().sum(0) * _INPUT_LIMIT + integer_bias.abs() + scale
-        if bound.max() >= 2.0 ** 52 or exponent.min() < 0:
+        if bound.max() >= 2.0**52 or exponent.min() < 0:
             raise ValueError("entropy model: weights are too large for exact integer evaluation")
         # Scaling by a power of two is exact, so the shift after the product is folded into the operands.
         self.weight = (integer_weight / scale).to(device).contiguous()
@@ -230,8 +230,8 @@ class _Plan:
     """All index tables for one size of the latent."""
 
     steps: list[Step]
-    context: list[tuple[Tensor, Tensor]]       # for each step, neighbours of the targets in the context convolution
-    attention: list[tuple[Tensor, Tensor]]     # and in the attention's convolution
+    context: list[tuple[Tensor, Tensor]]  # for each step, neighbours of the targets in the context convolution
+    attention: list[tuple[Tensor, Tensor]]  # and in the attention's convolution
     up1: tuple[list[Tensor], Tensor]
     up2: tuple[list[Tensor], Tensor]
     around: Tensor
@@ -277,17 +277,33 @@ class IntegerPrior:
             kinds = ("A", "B") if self.raster else ("full", "full")
 
             def around(kernel: int, kind: str) -> list[tuple[Tensor, Tensor]]:
-                return [(_neighbours(s.targets[0], size, kernel, kind).to(to),
-                         _neighbours(s.targets[1], size, kernel, kind).to(to)) for s in steps]
+                return [
+                    (
+                        _neighbours(s.targets[0], size, kernel, kind).to(to),
+                        _neighbours(s.targets[1], size, kernel, kind).to(to),
+                    )
+                    for s in steps
+                ]
 
             half = (-(-height // 2), -(-width // 2))
             up1, up2 = self._hyper[0].up1, self._hyper[0].up2
             plan = _Plan(
-                [Step((s.targets[0].to(to), s.targets[1].to(to)), (s.refreshed[0].to(to), s.refreshed[1].to(to)),
-                      s.attended.to(to), s.has_context) for s in steps],
-                around(5, kinds[0]), around(3, kinds[1]), up1.plan(hyper_size(height, width), half, to),
-                up2.plan(half, size, to), _neighbours(torch.arange(height * width), size, 3, "full").to(to))
-            self._plans = {size: plan}         # a model has one size; keep no more
+                [
+                    Step(
+                        (s.targets[0].to(to), s.targets[1].to(to)),
+                        (s.refreshed[0].to(to), s.refreshed[1].to(to)),
+                        s.attended.to(to),
+                        s.has_context,
+                    )
+                    for s in steps
+                ],
+                around(5, kinds[0]),
+                around(3, kinds[1]),
+                up1.plan(hyper_size(height, width), half, to),
+                up2.plan(half, size, to),
+                _neighbours(torch.arange(height * width), size, 3, "full").to(to),
+            )
+            self._plans = {size: plan}  # a model has one size; keep no more
         return self._plans[size]
 
     # ------------------------------------------------------------------------------------------------ evaluation
@@ -319,8 +335,9 @@ class IntegerPrior:
             seen = [f.index_select(1, step.attended) for f in features]
             outputs = []
             for v in (0, 1):
-                attention[v].index_copy_(1, step.attended,
-                                         _chain(self._attention[v], torch.cat([seen[v], seen[1 - v]], -1)))
+                attention[v].index_copy_(
+                    1, step.attended, _chain(self._attention[v], torch.cat([seen[v], seen[1 - v]], -1))
+                )
                 weight = _gate(self._gate[v](_gather(attention[v], reach[v])))
                 other = (weight * features[1 - v].index_select(1, step.targets[v]) / ONE).floor_()
                 parts = [base[v].index_select(1, step.targets[v]), other] + ([] if context is None else [context[v]])
@@ -354,4 +371,3 @@ class IntegerPrior:
 
         decoded = self.run(hyper, size, code)
         return QuantisedLatents(size, hyper, steps, all_symbols, all_indices, decoded)
-

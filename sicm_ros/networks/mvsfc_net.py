@@ -36,7 +36,9 @@ class MvsfcNet(nn.Module):
     def __init__(self, config: MvsfcConfig, half: Half = "both") -> None:
         super().__init__()
         self.config = config
-        self.entropy_model = StereoEntropyModel(config.latent_channels, config.hyper_channels, config.context, config.rates)
+        self.entropy_model = StereoEntropyModel(
+            config.latent_channels, config.hyper_channels, config.context, config.rates
+        )
         if half != "remote":
             self.backbone = Backbone(config)
             self.smfc_encoder = SmfcEncoder(config)
@@ -100,7 +102,9 @@ def count_complexity(config: MvsfcConfig) -> dict[str, tuple[int, int]]:
         counts["analysis"] = (parameters(net.analysis) - unused, macs(net.analysis, features)[0])
     # Not on meta tensors: it leaves autocast, which has no meta device. In training mode it is one pass.
     entropy_model = StereoEntropyModel(config.latent_channels, config.hyper_channels, config.context, 1).train()
-    counts["entropy_model"] = (counts["entropy_model"][0],
-                               macs(entropy_model, *(torch.zeros(x.shape) for x in latents), 0.0)[0])
+    counts["entropy_model"] = (
+        counts["entropy_model"][0],
+        macs(entropy_model, *(torch.zeros(x.shape) for x in latents), 0.0)[0],
+    )
     counts["total"] = (sum(c[0] for c in counts.values()), sum(c[1] for c in counts.values()))
     return counts

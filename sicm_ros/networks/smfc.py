@@ -30,7 +30,7 @@ class GeneralizedDivisiveNormalization(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> the same shape."""
-        norm = F.conv2d(x * x, (self.gamma_root ** 2)[:, :, None, None], self.beta_root ** 2 + 1e-6)
+        norm = F.conv2d(x * x, (self.gamma_root**2)[:, :, None, None], self.beta_root**2 + 1e-6)
         return x * (norm.sqrt() if self.inverse else norm.rsqrt())
 
 
@@ -61,7 +61,9 @@ class StereoDecoderUnit(nn.Module):
     transform (research code of the authors; the paper's equations have only the transformed representation).
     """
 
-    def __init__(self, channels: int, feedback_channels: int, out_channels: int, attention: str, normalize: bool) -> None:
+    def __init__(
+        self, channels: int, feedback_channels: int, out_channels: int, attention: str, normalize: bool
+    ) -> None:
         super().__init__()
         self.feedback = feedback_channels > 0
         self.transform = BiDirectionalContextualTransform(channels, attention)
@@ -75,7 +77,9 @@ class StereoDecoderUnit(nn.Module):
 
         self.left, self.right = upsample(), upsample()
 
-    def forward(self, left: Tensor, right: Tensor, decoded: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, left: Tensor, right: Tensor, decoded: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Two maps (B, C, h, w), and the features decoded last (B, F, h, w) -> two maps (B, C', 2h, 2w)."""
         t_left, t_right = self.transform(left, right)
         if self.feedback:
@@ -107,7 +111,9 @@ class SmfcEncoder(nn.Module):
 
     def forward(self, features: StereoFeatures) -> tuple[Tensor, Tensor]:
         """Features at strides 4, 8, 16 -> latents of both views (B, latent_channels, *latent_size), not quantised."""
-        (l0, r0), (l1, r1), (l2, r2) = [(_fit(left, s), _fit(right, s)) for (left, right), s in zip(features, self.sizes)]
+        (l0, r0), (l1, r1), (l2, r2) = [
+            (_fit(left, s), _fit(right, s)) for (left, right), s in zip(features, self.sizes, strict=True)
+        ]
         left, right = self.unit0(l0, r0)
         left, right = self.unit1(torch.cat([l1, left], 1), torch.cat([r1, right], 1))
         return self.unit2(torch.cat([l2, left], 1), torch.cat([r2, right], 1))
@@ -135,8 +141,10 @@ class SmfcDecoder(nn.Module):
 
     def forward(self, left: Tensor, right: Tensor) -> StereoFeatures:
         """Dequantised latents (B, C, *latent_size) -> features at strides 4, 8, 16, as the backbone gives them."""
-        def unit(module: StereoDecoderUnit, left: Tensor, right: Tensor, decoded: tuple[Tensor, Tensor] | None,
-                 level: int) -> list[Tensor]:
+
+        def unit(
+            module: StereoDecoderUnit, left: Tensor, right: Tensor, decoded: tuple[Tensor, Tensor] | None, level: int
+        ) -> list[Tensor]:
             return [_fit(x, self.sizes[level]) for x in module(left, right, decoded)]
 
         both = [x.split(self.split[0], 1) for x in unit(self.unit2, left, right, None, 2)]

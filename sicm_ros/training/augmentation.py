@@ -23,7 +23,7 @@ def photometric(left: np.ndarray, right: np.ndarray, rng: np.random.Generator) -
     for view in (left, right):
         if rng.random() < 0.7:
             hsv = cv2.cvtColor(view, cv2.COLOR_RGB2HSV).astype(np.float32)
-            hsv[..., 0] = (hsv[..., 0] + hue / 2) % 180         # OpenCV's hue is in half degrees
+            hsv[..., 0] = (hsv[..., 0] + hue / 2) % 180  # OpenCV's hue is in half degrees
             hsv[..., 1] = np.clip(hsv[..., 1] * saturation, 0, 255)
             view = cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB)
         values = view.astype(np.float32) * (contrast * rng.uniform(0.97, 1.03)) + (brightness + rng.uniform(-3, 3))
@@ -41,20 +41,27 @@ def mirror(sample: Sample) -> Sample:
     def translation(t: tuple[float, float, float]) -> tuple[float, float, float]:
         return ((w - 1) * t[2] - t[0], t[1], t[2])
 
-    mirrored_rig = StereoRig(rig.fx, rig.fy, w - 1 - rig.cx, rig.cy, translation(rig.right_translation),
-                             translation(rig.left_translation))
+    mirrored_rig = StereoRig(
+        rig.fx, rig.fy, w - 1 - rig.cx, rig.cy, translation(rig.right_translation), translation(rig.left_translation)
+    )
     labels = []
     for o in sample.labels:
         rotation_y = float(wrap_angle(math.pi - o.rotation_y))
         o = replace(o, x=-o.x, rotation_y=rotation_y, alpha=float(rotation_y_to_alpha(rotation_y, -o.x, o.z)))
         labels.append(replace(o, bbox=_box_in_other_view(o, sample, mirrored_rig, w, h)))
-    return Sample(np.ascontiguousarray(sample.right[:, ::-1]), np.ascontiguousarray(sample.left[:, ::-1]),
-                  np.ascontiguousarray(_right_disparity(sample.disparity)[:, ::-1]), mirrored_rig, labels)
+    return Sample(
+        np.ascontiguousarray(sample.right[:, ::-1]),
+        np.ascontiguousarray(sample.left[:, ::-1]),
+        np.ascontiguousarray(_right_disparity(sample.disparity)[:, ::-1]),
+        mirrored_rig,
+        labels,
+    )
 
 
-def _box_in_other_view(o: Object3D, sample: Sample, rig: StereoRig, width: int, height: int
-                       ) -> tuple[float, float, float, float]:
-    """The mirrored 2D box of ``o``: its 3D box projected, or the old box moved by its disparity where it is too near."""
+def _box_in_other_view(
+    o: Object3D, sample: Sample, rig: StereoRig, width: int, height: int
+) -> tuple[float, float, float, float]:
+    """The mirrored 2D box of ``o``: its 3D box projected, or, too near for that, the old box moved by its disparity."""
     corners, depth = project(rig.p_left, o.corners())
     if o.label != "DontCare" and depth.min() > 0.5:
         left, right = corners[:, 0].min(), corners[:, 0].max()

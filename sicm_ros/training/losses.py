@@ -20,8 +20,8 @@ SMOOTH_L1_BETA = 0.04
 # dx, dy, dw, dh, cx, cy, z, sin2a, cos2a, w, h, l: depth decides whether a box counts.
 REGRESSION_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 12.0, 2.0, 2.0, 0.5, 0.5, 0.5)
 DIRECTION_WEIGHT = 1.0
-SOFT_ARGMAX_WEIGHT = 0.3    # of the error of the expected disparity, beside the cross-entropy
-LAPLACE_SCALE = 0.5         # bins: spread of the soft label of the disparity
+SOFT_ARGMAX_WEIGHT = 0.3  # of the error of the expected disparity, beside the cross-entropy
+LAPLACE_SCALE = 0.5  # bins: spread of the soft label of the disparity
 
 
 class TaskLoss(NamedTuple):
@@ -58,26 +58,32 @@ def task_loss(output: AnalysisOutput, batch: Batch, anchors: Anchors) -> TaskLos
     weights = torch.tensor(REGRESSION_WEIGHTS, device=batch.left.device)
     zero = output.class_logits.sum() * 0
     classification, regression, total_weight = zero, zero, zero.detach()
-    for b, (objects, classes) in enumerate(zip(batch.objects, batch.classes)):
+    for b, (objects, classes) in enumerate(zip(batch.objects, batch.classes, strict=True)):
         a = assign(anchors, objects, classes, near_road[b])
         logits = output.class_logits[b].float()
         background = logits[a.background]
-        classification = classification + (1 - FOCAL_ALPHA) * (
-            background.sigmoid() ** FOCAL_GAMMA * F.softplus(background)).sum()
+        classification = (
+            classification + (1 - FOCAL_ALPHA) * (background.sigmoid() ** FOCAL_GAMMA * F.softplus(background)).sum()
+        )
         if len(a.anchor_index) == 0:
             continue
         k = classes[a.object_index]
         positive = logits[a.anchor_index]
         chosen = F.one_hot(k, positive.shape[1]).float()
         p = positive.sigmoid()
-        focal = (chosen * FOCAL_ALPHA * (1 - p) ** FOCAL_GAMMA * F.softplus(-positive)
-                 + (1 - chosen) * (1 - FOCAL_ALPHA) * p ** FOCAL_GAMMA * F.softplus(positive))
+        focal = chosen * FOCAL_ALPHA * (1 - p) ** FOCAL_GAMMA * F.softplus(-positive) + (1 - chosen) * (
+            1 - FOCAL_ALPHA
+        ) * p**FOCAL_GAMMA * F.softplus(positive)
         classification = classification + (focal * a.weight[:, None]).sum()
         target = anchors.encode(objects[a.object_index], k, a.anchor_index, batch.rigs[b])
-        error = F.smooth_l1_loss(output.regression[b, a.anchor_index].float(), target, beta=SMOOTH_L1_BETA, reduction="none")
+        error = F.smooth_l1_loss(
+            output.regression[b, a.anchor_index].float(), target, beta=SMOOTH_L1_BETA, reduction="none"
+        )
         direction = F.binary_cross_entropy_with_logits(
-            output.direction_logits[b, a.anchor_index].float(), (torch.sin(objects[a.object_index, 7]) > 0).float(),
-            reduction="none")
+            output.direction_logits[b, a.anchor_index].float(),
+            (torch.sin(objects[a.object_index, 7]) > 0).float(),
+            reduction="none",
+        )
         terms = (error * weights).sum(1) / len(weights) + DIRECTION_WEIGHT * direction
         regression = regression + (terms * a.weight).sum()
         total_weight = total_weight + a.weight.sum()

@@ -25,9 +25,9 @@ __all__ = ["Sample", "SampleStore", "build_store"]
 class Sample:
     """One stereo pair as the network sees it: ``labels``' 2D boxes and ``rig`` are those of the network's input."""
 
-    left: np.ndarray            # (h, w, 3) uint8 RGB
+    left: np.ndarray  # (h, w, 3) uint8 RGB
     right: np.ndarray
-    disparity: np.ndarray       # (h, w) float32, left view, pixels; 0 where unknown
+    disparity: np.ndarray  # (h, w) float32, left view, pixels; 0 where unknown
     rig: StereoRig
     labels: list[Object3D]
 
@@ -55,8 +55,13 @@ class SampleStore:
         return StereoRig(**{k: tuple(v) if isinstance(v, list) else v for k, v in r.items()})
 
     def __getitem__(self, i: int) -> Sample:
-        return Sample(np.asarray(self.images[i, 0]), np.asarray(self.images[i, 1]),
-                      np.asarray(self.disparity[i], np.float32), self.rig(i), self.labels(i))
+        return Sample(
+            np.asarray(self.images[i, 0]),
+            np.asarray(self.images[i, 1]),
+            np.asarray(self.disparity[i], np.float32),
+            self.rig(i),
+            self.labels(i),
+        )
 
 
 def _to_network(labels: Sequence[Object3D], transform: InputTransform) -> list[Object3D]:
@@ -73,8 +78,9 @@ def _to_network(labels: Sequence[Object3D], transform: InputTransform) -> list[O
 def _block_matching(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Disparity of the left view (h, w) float32 by semi-global matching; 0 where it finds none."""
     disparities = max(16, left.shape[1] // 8 // 16 * 16)
-    matcher = cv2.StereoSGBM_create(0, disparities, 5, P1=600, P2=2400, disp12MaxDiff=1, uniquenessRatio=5,
-                                    speckleWindowSize=50, speckleRange=2)
+    matcher = cv2.StereoSGBM_create(
+        0, disparities, 5, P1=600, P2=2400, disp12MaxDiff=1, uniquenessRatio=5, speckleWindowSize=50, speckleRange=2
+    )
     return np.maximum(matcher.compute(left, right).astype(np.float32) / 16, 0)
 
 
@@ -83,8 +89,9 @@ def _real_sample(frames: KittiObject, i: int, config: MvsfcConfig) -> Sample:
     h, w = frame.left.shape[:2]
     transform = InputTransform(w, h, config.crop_top, config.width, config.height)
     left, right = resize_view(frame.left, transform), resize_view(frame.right, transform)
-    return Sample(left, right, _block_matching(left, right), transform.rig(frame.rig),
-                  _to_network(frame.labels or [], transform))
+    return Sample(
+        left, right, _block_matching(left, right), transform.rig(frame.rig), _to_network(frame.labels or [], transform)
+    )
 
 
 def _rendered_sample(layout: Sequence[Object3D], rig: StereoRig, config: MvsfcConfig, seed: int) -> Sample:
@@ -108,19 +115,30 @@ class _Job:
         if self.root is None:
             rng = np.random.default_rng((self.seed, i))
             layout = random_layout(rng, KITTI_RIG, *KITTI_SIZE)
-            return _rendered_sample(layout, KITTI_RIG, self.config, int(rng.integers(2 ** 31)))
+            return _rendered_sample(layout, KITTI_RIG, self.config, int(rng.integers(2**31)))
         if self.real:
             return _real_sample(KittiObject(self.root, ids=list(self.ids)), i, self.config)
         folder = Path(self.root) / "training"
         name = self.ids[i % len(self.ids)]
         rng = np.random.default_rng((self.seed, int(name), i // len(self.ids)))
-        return _rendered_sample(read_labels(folder / "label_2" / f"{name}.txt"),
-                                read_object_calib(folder / "calib" / f"{name}.txt"), self.config,
-                                int(rng.integers(2 ** 31)))
+        return _rendered_sample(
+            read_labels(folder / "label_2" / f"{name}.txt"),
+            read_object_calib(folder / "calib" / f"{name}.txt"),
+            self.config,
+            int(rng.integers(2**31)),
+        )
 
 
-def build_store(out: str | Path, config: MvsfcConfig, root: str | Path | None, ids: Sequence[str], count: int, seed: int,
-                workers: int = 1, progress: Callable[[int, int], None] | None = None) -> SampleStore:
+def build_store(
+    out: str | Path,
+    config: MvsfcConfig,
+    root: str | Path | None,
+    ids: Sequence[str],
+    count: int,
+    seed: int,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> SampleStore:
     """Make ``count`` samples in ``out``, or take those that are there if they were made the same way.
 
     With ``root`` None the layouts are drawn at random. A KITTI folder with images gives the images; one with only
@@ -130,8 +148,14 @@ def build_store(out: str | Path, config: MvsfcConfig, root: str | Path | None, i
     real = root is not None and (Path(root) / "training" / "image_2").is_dir()
     if real:
         count = min(count, len(ids))
-    recipe = {"config": [config.height, config.width, config.crop_top], "real": real, "seed": seed, "count": count,
-              "ids": [ids[0], ids[-1], len(ids)] if ids else [], "layouts": "random" if root is None else "given"}
+    recipe = {
+        "config": [config.height, config.width, config.crop_top],
+        "real": real,
+        "seed": seed,
+        "count": count,
+        "ids": [ids[0], ids[-1], len(ids)] if ids else [],
+        "layouts": "random" if root is None else "given",
+    }
     if (out / "index.json").is_file() and json.loads((out / "index.json").read_text())["recipe"] == recipe:
         return SampleStore(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -149,5 +173,7 @@ def build_store(out: str | Path, config: MvsfcConfig, root: str | Path | None, i
                 progress(i + 1, count)
     images.flush()
     disparity.flush()
-    (out / "index.json").write_text(json.dumps({"recipe": recipe, "count": count, "height": h, "width": w, "samples": samples}))
+    (out / "index.json").write_text(
+        json.dumps({"recipe": recipe, "count": count, "height": h, "width": w, "samples": samples})
+    )
     return SampleStore(out)

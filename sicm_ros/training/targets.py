@@ -18,33 +18,33 @@ from .samples import Sample
 __all__ = ["Batch", "Assignment", "anchor_priors", "assign", "collate", "object_row"]
 
 POSITIVE_IOU, NEGATIVE_IOU = 0.5, 0.4
-IGNORED = -1                # class index of what is neither an object to find nor background
+IGNORED = -1  # class index of what is neither an object to find nor background
 # Labelled apart from the class next to them, and too like it to count as background.
 NEIGHBOURS = {"Van": "Car", "Person_sitting": "Pedestrian"}
-MIN_HEIGHT = 5.0            # pixels of the network's input below which an object is ignored
-MIN_MATCHES = 10            # anchors that an anchor shape must have matched for statistics of its own
+MIN_HEIGHT = 5.0  # pixels of the network's input below which an object is ignored
+MIN_MATCHES = 10  # anchors that an anchor shape must have matched for statistics of its own
 
 
 @dataclass
 class Batch:
     """A batch on its device. ``objects`` and ``classes`` are a list over images, rows as in ``object_row``."""
 
-    left: Tensor                # (B, 3, H, W) normalised
+    left: Tensor  # (B, 3, H, W) normalised
     right: Tensor
-    disparity: Tensor           # (B, H/4, W/4), 0 where unknown
-    rigs: Tensor                # (B, 8)
-    objects: list[Tensor]       # (M, 11)
-    classes: list[Tensor]       # (M,) class index, or IGNORED
+    disparity: Tensor  # (B, H/4, W/4), 0 where unknown
+    rigs: Tensor  # (B, 8)
+    objects: list[Tensor]  # (M, 11)
+    classes: list[Tensor]  # (M,) class index, or IGNORED
 
 
 @dataclass
 class Assignment:
     """Anchors of one image: which are some object's, and which are background."""
 
-    anchor_index: Tensor        # (P,) anchors that stand for an object
-    object_index: Tensor        # (P,) of which one
-    weight: Tensor              # (P,) 1 / sqrt(anchors of that object), so that near objects do not drown far ones
-    background: Tensor          # (N,) bool
+    anchor_index: Tensor  # (P,) anchors that stand for an object
+    object_index: Tensor  # (P,) of which one
+    weight: Tensor  # (P,) 1 / sqrt(anchors of that object), so that near objects do not drown far ones
+    background: Tensor  # (N,) bool
 
 
 def object_row(o: Object3D, rig: StereoRig) -> list[float]:
@@ -68,21 +68,29 @@ def collate(samples: list[Sample], classes: tuple[str, ...], device: torch.devic
     objects, indices = [], []
     for s in samples:
         chosen = [(o, i) for o in s.labels if (i := class_index(o, classes)) is not None]
-        objects.append(torch.tensor([object_row(o, s.rig) if o.label != "DontCare" else [*o.bbox, *[0.0] * 7]
-                                     for o, _ in chosen], dtype=torch.float32).reshape(-1, 11).to(device))
+        objects.append(
+            torch.tensor(
+                [object_row(o, s.rig) if o.label != "DontCare" else [*o.bbox, *[0.0] * 7] for o, _ in chosen],
+                dtype=torch.float32,
+            )
+            .reshape(-1, 11)
+            .to(device)
+        )
         indices.append(torch.tensor([i for _, i in chosen], dtype=torch.long, device=device))
 
     def views(side: str) -> Tensor:
         return torch.from_numpy(np.stack([normalise(getattr(s, side)) for s in samples])).to(device)
 
     disparity = torch.from_numpy(np.stack([stride4_disparity(s.disparity) for s in samples])).to(device)
-    return Batch(views("left"), views("right"), disparity, rig_tensor([s.rig for s in samples], device), objects, indices)
+    return Batch(
+        views("left"), views("right"), disparity, rig_tensor([s.rig for s in samples], device), objects, indices
+    )
 
 
 def stride4_disparity(disparity: np.ndarray) -> np.ndarray:
     """(h, w) -> (h/4, w/4): the middle of each 4x4 block, its nearest surface where an edge crosses it."""
     h, w = disparity.shape
-    blocks = disparity[:h // 4 * 4, :w // 4 * 4].reshape(h // 4, 4, w // 4, 4)[:, 1:3, :, 1:3]
+    blocks = disparity[: h // 4 * 4, : w // 4 * 4].reshape(h // 4, 4, w // 4, 4)[:, 1:3, :, 1:3]
     low, high, mean = blocks.min((1, 3)), blocks.max((1, 3)), blocks.mean((1, 3))
     return np.where(high - low < 0.5, mean, high).astype(np.float32)
 
@@ -131,13 +139,15 @@ def assign(anchors: Anchors, objects: Tensor, classes: Tensor, near_road: Tensor
     return Assignment(anchor_index, object_index, counts[object_index].rsqrt(), background)
 
 
-def anchor_priors(anchors: Anchors, classes: tuple[str, ...], labels: Iterable[tuple[list[Object3D], StereoRig]]) -> None:
+def anchor_priors(
+    anchors: Anchors, classes: tuple[str, ...], labels: Iterable[tuple[list[Object3D], StereoRig]]
+) -> None:
     """Fill the anchors' priors from training labels with 2D boxes in network pixels.
 
     Each anchor shape that overlaps an object (IoU above 0.5, wherever in the image it fits best) adds the object's
     depth, angle and size. Where a shape met fewer than MIN_MATCHES objects, depth follows from the class's mean height.
     """
-    shapes = anchors.boxes[:anchors.per_cell, 2:].double().numpy()                  # (A, 2) width, height
+    shapes = anchors.boxes[: anchors.per_cell, 2:].double().numpy()  # (A, 2) width, height
     rows: list[list[list[np.ndarray]]] = [[[] for _ in shapes] for _ in classes]
     sizes: list[list[list[float]]] = [[] for _ in classes]
     focal_baselines, focal = [], []
@@ -159,7 +169,9 @@ def anchor_priors(anchors: Anchors, classes: tuple[str, ...], labels: Iterable[t
     anchors.reference_focal_baseline.fill_(reference)
     for k, name in enumerate(classes):
         if len(sizes[k]) < 2:
-            raise ValueError(f"anchor priors: class {name}: expected at least 2 labelled objects to learn from, got {len(sizes[k])}")
+            raise ValueError(
+                f"anchor priors: class {name}: expected at least 2 labelled objects to learn from, got {len(sizes[k])}"
+            )
         size_mean, size_std = np.mean(sizes[k], 0), np.maximum(np.std(sizes[k], 0), 0.05)
         for a, shape in enumerate(shapes):
             values = np.array(rows[k][a]).reshape(-1, 3)

@@ -50,19 +50,19 @@ class TrainConfig:
     """``train.yaml`` beside a model's ``config.yaml``. Three values stand for the three stages."""
 
     epochs: tuple[int, int, int] = (80, 20, 80)
-    batch_size: Annotated[int, Field(ge=1)] = 4                 # of each process
+    batch_size: Annotated[int, Field(ge=1)] = 4  # of each process
     learning_rate: tuple[float, float, float] = (1e-4, 1e-4, 1e-4)
     final_learning_rate: float = 5e-6
     warmup_steps: int = 0
     gradient_clip: float = 0.1
     weight_decay: float = 0.0
-    feature_loss: float = 0.0           # weight of the relative squared error of the reconstructed features
-    uncompressed_share: float = 0.0     # of the joint stage's steps that train the detector without the codec
-    samples: int = 3712                 # rendered where there are no images
+    feature_loss: float = 0.0  # weight of the relative squared error of the reconstructed features
+    uncompressed_share: float = 0.0  # of the joint stage's steps that train the detector without the codec
+    samples: int = 3712  # rendered where there are no images
     validation_samples: int = 200
     checkpoint_minutes: float = 5.0
     validation_minutes: float = 10.0
-    rate: int = 0                       # index into lambdas, for a model of a single rate
+    rate: int = 0  # index into lambdas, for a model of a single rate
     seed: int = 1
 
 
@@ -79,7 +79,12 @@ class _Trainee(nn.Module):
         features = net.features(batch.left, batch.right)
         if rate is None:
             task = task_loss(net.detect(features), batch, net.analysis.anchors)
-            return {"loss": task.total, "class": task.classification, "box": task.regression, "disparity": task.disparity}
+            return {
+                "loss": task.total,
+                "class": task.classification,
+                "box": task.regression,
+                "disparity": task.disparity,
+            }
         reconstruction, bits_left, bits_right = net.compress(features, float(rate) if net.config.variable_rate else 0.0)
         task = task_loss(net.detect(reconstruction), batch, net.analysis.anchors)
         pixels = net.config.height * net.config.width
@@ -88,16 +93,25 @@ class _Trainee(nn.Module):
         loss = task.total + bits / net.config.lambdas[rate]
         terms = {"class": task.classification, "box": task.regression, "disparity": task.disparity, "bpp": bits}
         if self.config.feature_loss:
-            error = sum(((a - b.detach()) ** 2).mean() / (b.detach() ** 2).mean().clamp(min=1e-6)
-                        for scale, original in zip(reconstruction, features) for a, b in zip(scale, original)) / 6
+            error = (
+                sum(
+                    ((a - b.detach()) ** 2).mean() / (b.detach() ** 2).mean().clamp(min=1e-6)
+                    for scale, original in zip(reconstruction, features, strict=True)
+                    for a, b in zip(scale, original, strict=False)
+                )
+                / 6
+            )
             loss, terms["feature"] = loss + self.config.feature_loss * error, error
         return {"loss": loss, **terms}
 
 
 def _trained(net: MvsfcNet, stage: str) -> list[str]:
     """State-dict prefixes of what a stage trains; parameters of batch norms belong to the first stage alone."""
-    return {"detector": ["backbone.", "analysis."], "codec": ["smfc_encoder.", "entropy_model.", "smfc_decoder."],
-            "joint": [""]}[stage]
+    return {
+        "detector": ["backbone.", "analysis."],
+        "codec": ["smfc_encoder.", "entropy_model.", "smfc_decoder."],
+        "joint": [""],
+    }[stage]
 
 
 def _prepare(net: MvsfcNet, stage: str) -> None:
@@ -131,7 +145,7 @@ class _Progress:
         by_steps = self.stage_step / max(self.total_steps[self.stage], 1)
         if self.max_minutes is None or share == 0:
             return by_steps if share else 1.0
-        start = sum(self.total_steps[:self.stage]) / sum(self.total_steps)
+        start = sum(self.total_steps[: self.stage]) / sum(self.total_steps)
         return max(by_steps, (self.minutes / self.max_minutes - start) / share)
 
 
@@ -143,8 +157,9 @@ def _learning_rate(config: TrainConfig, progress: _Progress) -> float:
     return warm * (config.final_learning_rate + (top - config.final_learning_rate) * cosine)
 
 
-def _batches(store: SampleStore, config: TrainConfig, net: MvsfcNet, rank: int, world: int, start: int,
-             device: torch.device) -> Iterator[Batch]:
+def _batches(
+    store: SampleStore, config: TrainConfig, net: MvsfcNet, rank: int, world: int, start: int, device: torch.device
+) -> Iterator[Batch]:
     """Endless batches of this process, from step ``start`` on; the order depends on the seed and the step alone."""
     per_step = config.batch_size * world
     epoch_steps = max(1, len(store) // per_step)
@@ -164,7 +179,7 @@ def _channels_last(net: MvsfcNet) -> None:
     """2D convolutions in channels-last order: a third faster on a CPU, more on a GPU."""
     for module in net.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-            module.to(memory_format=torch.channels_last)    # type: ignore[call-overload]
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def load_train_config(folder: Path) -> TrainConfig:
@@ -181,20 +196,32 @@ def load_train_config(folder: Path) -> TrainConfig:
         raise TrainError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
 
 
-def _stores(config: MvsfcConfig, train: TrainConfig, data: Path | None, splits: Path | None, out: Path, workers: int,
-            say: Callable[[str], None]) -> tuple[SampleStore, SampleStore]:
+def _stores(
+    config: MvsfcConfig,
+    train: TrainConfig,
+    data: Path | None,
+    splits: Path | None,
+    out: Path,
+    workers: int,
+    say: Callable[[str], None],
+) -> tuple[SampleStore, SampleStore]:
     """Training and validation samples; made once and kept in ``out``."""
     ids: dict[str, list[str]] = {"train": [], "val": []}
     if data is not None:
         labels = Path(data) / "training" / "label_2"
         if not labels.is_dir():
-            raise TrainError(f"{labels}: expected a folder of KITTI labels (with calib, and image_2 and image_3 if there are images)")
+            raise TrainError(
+                f"{labels}: expected a folder of KITTI labels (with calib, and image_2 and image_3 if there are images)"
+            )
         every = sorted(p.stem for p in labels.glob("*.txt"))
         for part, remainder in (("train", range(0, 9)), ("val", range(9, 10))):
             split = Path(splits) / f"{part}.txt" if splits else None
             ids[part] = read_split(split) if split else [e for i, e in enumerate(every) if i % 10 in remainder]
     stores = []
-    for part, count, seed in (("train", train.samples, train.seed), ("val", train.validation_samples, train.seed + 1000)):
+    for part, count, seed in (
+        ("train", train.samples, train.seed),
+        ("val", train.validation_samples, train.seed + 1000),
+    ):
         began = time.monotonic()
 
         def report(done: int, total: int, part: str = part, began: float = began) -> None:
@@ -207,10 +234,21 @@ def _stores(config: MvsfcConfig, train: TrainConfig, data: Path | None, splits: 
     return stores[0], stores[1]
 
 
-def run(config_path: str | Path, data: str | Path | None, out: str | Path, max_minutes: float | None = None,
-        resume: bool = False, device: str = "auto", seed: int | None = None, processes: int = 1, workers: int = 1,
-        splits: str | Path | None = None, start_from: str | Path | None = None, stages: str | None = None,
-        say: Callable[[str], None] = print) -> Path:
+def run(
+    config_path: str | Path,
+    data: str | Path | None,
+    out: str | Path,
+    max_minutes: float | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    seed: int | None = None,
+    processes: int = 1,
+    workers: int = 1,
+    splits: str | Path | None = None,
+    start_from: str | Path | None = None,
+    stages: str | None = None,
+    say: Callable[[str], None] = print,
+) -> Path:
     """Train the model whose folder (with config.yaml and train.yaml) is ``config_path``; weights go to ``out/model``.
 
     ``data`` is a KITTI root; None draws layouts at random and renders them. ``processes`` train data-parallel (under
@@ -226,7 +264,9 @@ def run(config_path: str | Path, data: str | Path | None, out: str | Path, max_m
         raise TrainError(f"stages: expected some of {','.join(STAGES)}, got {stages}")
     accelerator = {"auto": "auto", "cpu": "cpu"}.get(device, "cuda")
     # Steps with and without the codec use different parameters, which data-parallel training has to be told.
-    strategy = DDPStrategy(find_unused_parameters=True) if processes > 1 or "TORCHELASTIC_RUN_ID" in os.environ else "auto"
+    strategy = (
+        DDPStrategy(find_unused_parameters=True) if processes > 1 or "TORCHELASTIC_RUN_ID" in os.environ else "auto"
+    )
     fabric = lightning_fabric.Fabric(accelerator=accelerator, devices=processes, strategy=strategy)
     fabric.launch()
     out.mkdir(parents=True, exist_ok=True)
@@ -240,22 +280,27 @@ def run(config_path: str | Path, data: str | Path | None, out: str | Path, max_m
     store, validation = SampleStore(out / "samples" / "train"), SampleStore(out / "samples" / "val")
 
     net = MvsfcNet(model_config)
-    anchor_priors(net.analysis.anchors, model_config.classes, ((store.labels(i), store.rig(i)) for i in range(len(store))))
+    anchor_priors(
+        net.analysis.anchors, model_config.classes, ((store.labels(i), store.rig(i)) for i in range(len(store)))
+    )
     if start_from:
         from safetensors.torch import load_file
-        net.load_state_dict({k: v for k, v in load_file(start_from).items()}, strict=False)
+
+        net.load_state_dict({k: v for k, v in load_file(start_from).items()}, strict=True)
     _channels_last(net)
     trainee = _Trainee(net, train)
-    steps = tuple(e * max(1, len(store) // (train.batch_size * fabric.world_size)) if name in chosen else 0
-                  for e, name in zip(train.epochs, STAGES))
-    progress = _Progress(steps, max_minutes)    # type: ignore[arg-type]
+    steps = tuple(
+        e * max(1, len(store) // (train.batch_size * fabric.world_size)) if name in chosen else 0
+        for e, name in zip(train.epochs, STAGES, strict=True)
+    )
+    progress = _Progress(steps, max_minutes)  # type: ignore[arg-type]
     checkpoint = out / "checkpoint.pt"
     loaded: dict[str, Any] | None = None
     if resume and checkpoint.is_file():
         # weights_only: a checkpoint is tensors and numbers, nothing that could run code.
         loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
         net.load_state_dict(loaded["net"])
-        progress = _Progress(steps, max_minutes, **loaded["progress"])   # type: ignore[arg-type]
+        progress = _Progress(steps, max_minutes, **loaded["progress"])  # type: ignore[arg-type]
         talk(f"resumed: stage {STAGES[progress.stage]}, step {progress.step}, minute {progress.minutes:.1f}")
 
     log = _Log(out / "metrics.csv", fabric.is_global_zero)
@@ -270,14 +315,24 @@ def run(config_path: str | Path, data: str | Path | None, out: str | Path, max_m
     return out / "model"
 
 
-def _train_stage(fabric: lightning_fabric.Fabric, trainee: _Trainee, config: TrainConfig, progress: _Progress,
-                 store: SampleStore, validation: SampleStore, checkpoint: Path, loaded: dict[str, Any] | None,
-                 say: Callable[[str], None], log: _Log) -> None:
+def _train_stage(
+    fabric: lightning_fabric.Fabric,
+    trainee: _Trainee,
+    config: TrainConfig,
+    progress: _Progress,
+    store: SampleStore,
+    validation: SampleStore,
+    checkpoint: Path,
+    loaded: dict[str, Any] | None,
+    say: Callable[[str], None],
+    log: _Log,
+) -> None:
     stage, net = STAGES[progress.stage], trainee.net
     _prepare(net, stage)
     parameters = [p for p in net.parameters() if p.requires_grad]
-    optimizer: torch.optim.Optimizer = torch.optim.Adam(parameters, lr=config.learning_rate[progress.stage],
-                                                        weight_decay=config.weight_decay)
+    optimizer: torch.optim.Optimizer = torch.optim.Adam(
+        parameters, lr=config.learning_rate[progress.stage], weight_decay=config.weight_decay
+    )
     if loaded is not None:
         optimizer.load_state_dict(loaded["optimizer"])
     wrapped, optimizer = fabric.setup(trainee, optimizer)
@@ -288,6 +343,8 @@ def _train_stage(fabric: lightning_fabric.Fabric, trainee: _Trainee, config: Tra
         rate = _rate_of_step(stage, config, net.config, progress.step)
         for group in optimizer.param_groups:
             group["lr"] = _learning_rate(config, progress)
+        # The quantisation noise of a step depends on the step alone, so that a resumed run repeats it.
+        torch.manual_seed((config.seed * 1_000_003 + progress.step) * fabric.world_size + fabric.global_rank)
         terms = wrapped(next(batches), stage, rate)
         fabric.backward(terms["loss"])
         fabric.clip_gradients(wrapped, optimizer, max_norm=config.gradient_clip, error_if_nonfinite=False)
@@ -305,11 +362,16 @@ def _train_stage(fabric: lightning_fabric.Fabric, trainee: _Trainee, config: Tra
         if progress.step % REPORT_STEPS == 0:
             left = (1 - progress.stage_fraction()) / max(progress.stage_fraction(), 1e-6) * progress.minutes
             log.write(progress, stage, optimizer.param_groups[0]["lr"], sums)
-            say(f"{stage} step {progress.stage_step} ({100 * progress.stage_fraction():.0f} %, {progress.minutes:.1f} min, about "
-                f"{left:.0f} min of the stage left) " + " ".join(f"{k} {v:.3f}" for k, v in sums.items()))
+            say(
+                f"{stage} step {progress.stage_step} ({100 * progress.stage_fraction():.0f} %, {progress.minutes:.1f} min, "
+                f"about {left:.0f} min of the stage left) " + " ".join(f"{k} {v:.3f}" for k, v in sums.items())
+            )
             sums = {}
         if not math.isfinite(float(terms["loss"].detach())):
-            raise TrainError(f"loss: expected a finite value, got {float(terms['loss'])} at step {progress.step}; resume with a lower learning rate")
+            raise TrainError(
+                f"loss: expected a finite value, got {float(terms['loss'])} at step {progress.step}; "
+                "resume with a lower learning rate"
+            )
         if fabric.is_global_zero and (now - last_save) / 60 > config.checkpoint_minutes:
             _save(checkpoint, net, optimizer, progress)
             last_save = time.monotonic()
@@ -335,20 +397,31 @@ def _rate_of_step(stage: str, config: TrainConfig, model: MvsfcConfig, step: int
     return int(rng.integers(model.rates)) if model.variable_rate else config.rate
 
 
-def _report(net: MvsfcNet, validation: SampleStore, stage: str, device: torch.device, say: Callable[[str], None]) -> None:
+def _report(
+    net: MvsfcNet, validation: SampleStore, stage: str, device: torch.device, say: Callable[[str], None]
+) -> None:
     rates = [None] if stage == "detector" else [None, net.config.default_rate if net.config.variable_rate else 0.0]
     for rate in rates:
         figures = validate(net, validation, rate, device)
-        say(f"validation {'uncompressed' if rate is None else f'rate {rate:g}'}: "
-            + ", ".join(f"{k} {v:.2f}" for k, v in figures.items()))
+        say(
+            f"validation {'uncompressed' if rate is None else f'rate {rate:g}'}: "
+            + ", ".join(f"{k} {v:.2f}" for k, v in figures.items())
+        )
     _prepare(net, stage)
 
 
 def _save(path: Path, net: MvsfcNet, optimizer: Any, progress: _Progress) -> None:
     """Write a checkpoint so that a kill at any moment leaves the old one or the new one."""
-    state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(),
-             "progress": {"step": progress.step, "stage_step": progress.stage_step, "minutes": progress.minutes,
-                          "stage": progress.stage}}
+    state = {
+        "net": net.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "progress": {
+            "step": progress.step,
+            "stage_step": progress.stage_step,
+            "minutes": progress.minutes,
+            "stage": progress.stage,
+        },
+    }
     temporary = path.with_suffix(".tmp")
     torch.save(state, temporary)
     temporary.replace(path)
@@ -375,5 +448,12 @@ class _Log:
             writer = csv.DictWriter(file, self.FIELDS)
             if new:
                 writer.writeheader()
-            writer.writerow({"step": progress.step, "stage": stage, "minutes": round(progress.minutes, 2),
-                             "learning_rate": learning_rate, **{k: round(v, 5) for k, v in terms.items()}})
+            writer.writerow(
+                {
+                    "step": progress.step,
+                    "stage": stage,
+                    "minutes": round(progress.minutes, 2),
+                    "learning_rate": learning_rate,
+                    **{k: round(v, 5) for k, v in terms.items()},
+                }
+            )

@@ -19,7 +19,7 @@ from .targets import collate
 
 __all__ = ["detect_store", "source_labels", "validate"]
 
-LOW_SCORE = 0.05            # precision over all recalls needs weak detections too
+LOW_SCORE = 0.05  # precision over all recalls needs weak detections too
 
 
 def _transform(net: MvsfcNet) -> InputTransform:
@@ -38,8 +38,14 @@ def source_labels(store: SampleStore, net: MvsfcNet) -> list[list[Object3D]]:
 
 
 @torch.no_grad()
-def detect_store(net: MvsfcNet, store: SampleStore, rate: float | None, device: torch.device, batch_size: int = 8,
-                 score_threshold: float = LOW_SCORE) -> tuple[list[list[Object3D]], float]:
+def detect_store(
+    net: MvsfcNet,
+    store: SampleStore,
+    rate: float | None,
+    device: torch.device,
+    batch_size: int = 8,
+    score_threshold: float = LOW_SCORE,
+) -> tuple[list[list[Object3D]], float]:
     """Detections of every sample, uncompressed (``rate`` None) or through the codec, and the mean bits of a pair."""
     was_training = net.training
     net.eval()
@@ -64,6 +70,9 @@ def validate(net: MvsfcNet, store: SampleStore, rate: float | None, device: torc
     results, bits = detect_store(net, store, rate, device)
     table = evaluate(labels, results, net.config.classes)["R40"]
     near = count_found(labels, results, threshold=net.config.analysis.score_threshold)
-    figures = {f"{name} {metric}": table[metric][name][1] for name in net.config.classes
-               for metric in ("2D", "BEV loose", "3D loose", "BEV", "3D")}
+    figures = {
+        f"{name} {metric}": table[metric][name][1]
+        for name in net.config.classes
+        for metric in ("2D", "BEV loose", "3D loose", "BEV", "3D")
+    }
     return {**figures, "found": near.recall, "false": near.false_per_frame, "bytes": bits / 8}

@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training: samples, augmentation, targets, losses, and runs that repeat and resume."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from test_networks import SMALL, small_net
+
+from sicm_ros.evaluation.recall import count_found
+from sicm_ros.geometry import Object3D, StereoRig, project
+from sicm_ros.model_store import load_config, load_model
+from sicm_ros.networks.anchors import Anchors
+from sicm_ros.training.augmentation import mirror, photometric
+from sicm_ros.training.losses import disparity_loss, task_loss
+from sicm_ros.training.samples import Sample, SampleStore, build_store
+from sicm_ros.training.targets import anchor_priors, assign, collate, object_row, stride4_disparity
+from sicm_ros.training.train import TrainError, load_train_config, run
+
+SIZES = {"height": 64, "width": 256}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> SampleStore:
+    """A few rendered samples of random layouts, at a small network's size."""
+    config = replace(SMALL, **SIZES)
+    return build_store(tmp_path_factory.mktemp("samples"), config, None, [], 12, seed=3)
+
+
+def test_samples_are_kept_and_made_anew_when_the_recipe_changes(store: SampleStore, tmp_path: Path) -> None:
+    config = replace(SMALL, **SIZES)
+    stamp = (store.root / "images.u8").stat().st_mtime_ns
+    assert len(build_store(store.root, config, None, [], 12, seed=3)) == 12
+    assert (store.root / "images.u8").stat().st_mtime_ns == stamp
+    a, b = (
+        build_store(tmp_path / "a", config, None, [], 2, seed=3),
+        build_store(tmp_path / "b", config, None, [], 2, seed=4),
+    )
+    assert np.array_equal(a.images, store.images[:2]) and not np.array_equal(a.images, b.images)
+
+
+def test_mirror_keeps_the_geometry(store: SampleStore) -> None:
+    """In the mirrored sample, boxes project to the mirrored places of the other view and disparities still match."""
+    for i in range(4):
+        sample = store[i]
+        flipped = mirror(sample)
+        width = sample.left.shape[1]
+        assert np.array_equal(flipped.left, sample.right[:, ::-1])
+        assert flipped.rig.focal_baseline == pytest.approx(sample.rig.focal_baseline, rel=1e-6)
+        for o, m in zip(sample.labels, flipped.labels, strict=True):
+            if o.label == "DontCare":
+                continue
+            old = np.sort(project(sample.rig.p_right, o.corners())[0][:, 0])
+            new = np.sort(width - 1 - project(flipped.rig.p_left, m.corners())[0][:, 0])
+            np.testing.assert_allclose(old, new, atol=1e-6)
+        twice = mirror(flipped)
+        assert np.array_equal(twice.left, sample.left)
+        known = (twice.disparity > 0) & (sample.disparity > 0)
+        assert known.mean() > 0.3 * (sample.disparity > 0).mean()
+        assert np.median(np.abs(twice.disparity - sample.disparity)[known]) < 0.1
+
+
+def test_photometric_distortion_is_seeded_and_keeps_the_pair_alike(store: SampleStore) -> None:
+    sample = store[0]
+    a = photometric(sample.left, sample.right, np.random.default_rng(5))
+    b = photometric(sample.left, sample.right, np.random.default_rng(5))
+    assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+    before = sample.left.mean() - sample.right.mean()
+    assert abs((a[0].mean() - a[1].mean()) - before) < 20
+
+
+def test_disparity_of_a_block_is_its_middle_or_its_nearest_surface() -> None:
+    disparity = np.full((8, 8), 10.0, np.float32)
+    disparity[0:4, 2:4] = 30.0
+    disparity[4:8, 4:8] += np.arange(4) * 0.1
+    np.testing.assert_allclose(stride4_disparity(disparity), [[30.0, 10.0], [10.0, 10.15]], atol=1e-6)
+
+
+def test_priors_follow_the_labels(store: SampleStore) -> None:
+    anchors = Anchors(replace(SMALL, **SIZES))
+    anchor_priors(anchors, ("Car", "Pedestrian"), [(store.labels(i), store.rig(i)) for i in range(len(store))])
+    z = anchors.prior_mean[0, :, 0].view(4, 3)
+    assert (z[:-1, 1] > z[1:, 1]).all(), "larger anchors stand for nearer cars"
+    assert float(anchors.reference_focal_baseline) == pytest.approx(store.rig(0).focal_baseline, rel=0.02)
+    assert anchors.prior_mean[0, 0, 3:].tolist() == pytest.approx([1.63, 1.53, 3.88], abs=0.25)
+
+
+def test_priors_need_objects() -> None:
+    with pytest.raises(ValueError, match="class Car: expected at least 2 labelled objects"):
+        anchor_priors(Anchors(SMALL), SMALL.classes, [([], StereoRig(100, 100, 64, 32, (0, 0, 0), (-50, 0, 0)))])
+
+
+def test_every_object_gets_an_anchor_and_ignored_regions_are_not_background() -> None:
+    anchors = Anchors(SMALL)
+    rig = StereoRig(100.0, 100.0, 64.0, 32.0, (0.0, 0.0, 0.0), (-50.0, 0.0, 0.0))
+    small = Object3D("Car", (60.0, 30.0, 67.0, 36.0), 1.5, 1.6, 3.9, 0, 1.6, 25.0, 0.1, 0.1, 0.0, 0)
+    wide = replace(small, bbox=(10.0, 10.0, 60.0, 40.0), z=5.0)
+    region = replace(small, label="DontCare", bbox=(80.0, 20.0, 110.0, 50.0))
+    rows = torch.tensor([object_row(o, rig) for o in (small, wide, region)], dtype=torch.float32)
+    a = assign(anchors, rows, torch.tensor([0, 0, -1]), torch.ones(len(anchors.boxes), dtype=torch.bool))
+    assert set(a.object_index.tolist()) == {0, 1}
+    assert not a.background[a.anchor_index].any()
+    inside = ((anchors.boxes[:, :2] > rows[2, :2]) & (anchors.boxes[:, :2] < rows[2, 2:4])).all(1)
+    assert inside.any() and not a.background[inside].any()
+    counts = torch.bincount(a.object_index).float()
+    torch.testing.assert_close(a.weight, counts[a.object_index].rsqrt())
+
+
+def test_disparity_loss_is_least_at_the_truth() -> None:
+    truth = torch.full((1, 2, 3), 5.25)
+    truth[0, 0, 0] = 0
+    bins = torch.arange(16.0)[None, :, None, None]
+    losses = [
+        float(disparity_loss(-(bins - guess).abs().expand(1, 16, 2, 3) * 2, truth))
+        for guess in (2.25, 4.25, 5.25, 7.25)
+    ]
+    assert losses.index(min(losses)) == 2
+    unknown = disparity_loss(torch.randn(1, 16, 2, 3, requires_grad=True), torch.zeros(1, 2, 3))
+    assert float(unknown) == 0.0
+
+
+def test_one_batch_can_be_learnt(store: SampleStore) -> None:
+    """Every term falls far when the network sees the same two pairs again and again."""
+    config = replace(SMALL, **SIZES)
+    torch.manual_seed(0)
+    net = small_net(**SIZES).train()
+    anchor_priors(net.analysis.anchors, config.classes, [(store.labels(i), store.rig(i)) for i in range(len(store))])
+    batch = collate([store[0], store[1]], config.classes)
+    assert sum(int((c >= 0).sum()) for c in batch.classes) > 0
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    history = []
+    for _ in range(150):
+        loss = task_loss(net.detect(net.features(batch.left, batch.right)), batch, net.analysis.anchors)
+        loss.total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        history.append([float(x.detach()) for x in loss])
+    first, last = np.array(history[0]), np.mean(history[-5:], 0)
+    assert (last < [0.5, 0.5, 0.7] * first).all(), (first, last)
+
+
+def small_model(folder: Path, epochs: list[int], **changes: object) -> Path:
+    """A model folder of a network that trains in seconds."""
+    folder.mkdir()
+    config = {
+        "height": 64,
+        "width": 256,
+        "classes": ["Car"],
+        "blocks": [1, 1, 1],
+        "stem_channels": 8,
+        "channels": [8, 16, 16],
+        "joint_channels": [8, 8],
+        "latent_channels": 8,
+        "hyper_channels": 8,
+        "attention": "epipolar",
+        "pad_features": False,
+        "context": "checkerboard",
+        "variable_rate": True,
+        "analysis": {
+            "correlation_bins": [8, 8],
+            "concat_bins": 4,
+            "concat_channels": 4,
+            "fusion_channels": [16, 40, 80],
+            "head_stride": 8,
+            "head_channels": [16, 16],
+            "head_output_kernel": 1,
+            "disparity_bins": 16,
+            "disparity_channels": [8],
+            "depth_feedback": True,
+            "anchors": {"base_size": 12.0, "scales": 4, "scales_per_octave": 2.0},
+        },
+    }
+    train = {
+        "epochs": epochs,
+        "batch_size": 2,
+        "learning_rate": [1e-3, 1e-3, 1e-4],
+        "gradient_clip": 5.0,
+        "samples": 20,
+        "validation_samples": 2,
+        "feature_loss": 1.0,
+        "uncompressed_share": 0.3,
+        **changes,
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "train.yaml").write_text(yaml.safe_dump(train))
+    return folder
+
+
+def losses(out: Path) -> list[tuple[str, str, str]]:
+    with (out / "metrics.csv").open() as file:
+        return [(row["step"], row["stage"], row["loss"]) for row in csv.DictReader(file)]
+
+
+def test_three_stages_resume_with_the_same_losses_and_leave_a_model(tmp_path: Path) -> None:
+    folder = small_model(tmp_path / "model", [2, 4, 2], checkpoint_minutes=0.0)
+    said: list[str] = []
+    model = run(folder, None, tmp_path / "whole", device="cpu", say=said.append)
+    whole = losses(tmp_path / "whole")
+    assert [row[1] for row in whole] == ["detector"] + ["codec"] * 2 + ["joint"]
+    assert load_config(model / "config.yaml") == load_config(folder / "config.yaml")
+    assert load_model(model).fingerprint != 0
+    assert any(line.startswith("validation rate 0") for line in said)
+
+    class Killed(Exception):
+        pass
+
+    def kill(line: str) -> None:
+        if line.startswith("codec step 20 "):
+            raise Killed
+
+    # The samples are the same; a run that dies in the middle of a stage goes on from its checkpoint.
+    with pytest.raises(Killed):
+        run(folder, None, tmp_path / "killed", device="cpu", say=kill)
+    run(folder, None, tmp_path / "killed", resume=True, device="cpu", say=said.append)
+    assert any(line.startswith("resumed: stage codec") for line in said)
+    again = {row[:2]: row[2] for row in losses(tmp_path / "killed")}
+    # The row of the last steps before the kill is missing a part of its mean; those after it are the same.
+    assert {k: v for k, v in again.items() if k[1] != "codec"} == {
+        row[:2]: row[2] for row in whole if row[1] != "codec"
+    }
+    assert again[("60", "codec")] == dict((row[:2], row[2]) for row in whole)[("60", "codec")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochs: [1, 2]\n", "epochs"),
+        ("batch_size: 0\n", "batch_size"),
+        ("learning: 3\n", "learning"),
+        ("a: [\n", "not YAML"),
+    ],
+)
+def test_bad_settings_name_the_field(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "train.yaml").write_text(text)
+    with pytest.raises(TrainError, match=message) as error:
+        load_train_config(tmp_path)
+    assert "\n" not in str(error.value) and "train.yaml" in str(error.value)
+
+
+def test_missing_labels_and_unknown_stages_are_said(tmp_path: Path) -> None:
+    folder = small_model(tmp_path / "model", [1, 0, 0])
+    with pytest.raises(TrainError, match="label_2: expected a folder of KITTI labels"):
+        run(folder, tmp_path / "nowhere", tmp_path / "out", device="cpu")
+    with pytest.raises(TrainError, match="stages: expected some of"):
+        run(folder, None, tmp_path / "out", device="cpu", stages="codec,heads")
+
+
+def test_found_and_false_cars_are_counted() -> None:
+    car = Object3D("Car", (0, 0, 9, 9), 1.5, 1.6, 4.0, 0.0, 1.6, 20.0, 0.0, 0.0, 0.0, 0)
+    labels = [[car, replace(car, x=5.0, occluded=1), replace(car, x=-5.0, z=40.0), replace(car, label="Van", x=10.0)]]
+    hit = replace(car, x=0.3, score=0.9)
+    results = [[hit, replace(hit, x=10.1), replace(hit, x=5.0), replace(hit, x=-9.0), replace(hit, x=20.0, score=0.1)]]
+    counted = count_found(labels, results, threshold=0.3)
+    assert counted == (1, 1, 1, 1)
+    assert count_found(labels, [[]]) == (0, 1, 0, 1)
+
+
+def test_sample_is_what_the_network_gets(store: SampleStore) -> None:
+    sample = store[0]
+    assert isinstance(sample, Sample) and sample.left.shape == (64, 256, 3)
+    batch = collate([sample], ("Car", "Pedestrian"))
+    assert batch.left.shape == (1, 3, 64, 256) and batch.disparity.shape == (1, 16, 64)
+    assert abs(float(batch.left.mean())) < 3
