@@ -339,6 +339,7 @@ def _train_stage(
     batches = _batches(store, config, net, fabric.global_rank, fabric.world_size, progress.step, fabric.device)
     sums: dict[str, float] = {}
     last_time = last_save = last_validation = time.monotonic()
+    began_fraction, began_minutes = progress.stage_fraction(), progress.minutes
     while progress.stage_fraction() < 1:
         rate = _rate_of_step(stage, config, net.config, progress.step)
         for group in optimizer.param_groups:
@@ -360,10 +361,11 @@ def _train_stage(
         for name, value in terms.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach()) / REPORT_STEPS
         if progress.step % REPORT_STEPS == 0:
-            left = (1 - progress.stage_fraction()) / max(progress.stage_fraction(), 1e-6) * progress.minutes
+            done = progress.stage_fraction()
+            left = (1 - done) / max(done - began_fraction, 1e-6) * (progress.minutes - began_minutes)
             log.write(progress, stage, optimizer.param_groups[0]["lr"], sums)
             say(
-                f"{stage} step {progress.stage_step} ({100 * progress.stage_fraction():.0f} %, {progress.minutes:.1f} min, "
+                f"{stage} step {progress.stage_step} ({100 * done:.0f} %, {progress.minutes:.1f} min, "
                 f"about {left:.0f} min of the stage left) " + " ".join(f"{k} {v:.3f}" for k, v in sums.items())
             )
             sums = {}
