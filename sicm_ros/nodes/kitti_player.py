@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from geometry_msgs.msg import Quaternion, Transform, TransformStamped, Vector3
+from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.time import Time
 from rosgraph_msgs.msg import Clock
@@ -42,6 +43,7 @@ SIDES: tuple[Side, ...] = ("left", "right")
 # What a decoder makes of the packets of a bag, and would make again.
 OUTPUTS = ("detections", "detection_markers", "decode_stats", "label_info", "diagnostics")
 DEFAULT_PERIOD_NS = 100_000_000
+SETTLE_S = 0.2
 
 PARAMETERS = (
     ParameterSpec("path", "", "KITTI object folder, raw drive, odometry sequence, or a bag (folder, .db3, .mcap)"),
@@ -103,7 +105,9 @@ class KittiPlayerNode(Node):
         self._rig: StereoRig | None = None
         self._transforms: Any = None
         self._open()
+        self._box_publishers = 0
         self.create_subscription(Detection3DArray, "detections", self._on_boxes, boxes_qos(100),
+                                 event_callbacks=SubscriptionEventCallbacks(matched=self._on_matched),
                                  qos_overriding_options=overridable())
 
     def value(self, parameter: str) -> Any:
@@ -225,12 +229,14 @@ class KittiPlayerNode(Node):
         while True:
             silent = [gate.topic_name for gate, count in zip(self._gates, wanted, strict=True)
                       if gate.get_subscription_count() < count]
-            boxes = not lockstep or self.count_publishers("detections") > 0
+            # A decoder that does not know yet that we listen would not decode.
+            boxes = self._box_publishers > 0 or not (lockstep or self.count_publishers("detections"))
             if (not silent and boxes) or self._stop.is_set() or time.monotonic() >= end:
                 break
             time.sleep(0.02)
         if self._stop.is_set() or not timeout or (not silent and boxes):
-            return not self._stop.is_set()
+            # The other ends learn of a match at about the same time as this one.
+            return not self._stop.wait(SETTLE_S if timeout else 0.0)
         number = "no" if self.value("subscribers") == 1 else "too few"
         missing = f"{number} subscriber{'s' * (number != 'no')} of {silent[0]}" if silent else \
             f"no publisher of {self.resolve_topic_name('detections')}"
@@ -335,6 +341,9 @@ class KittiPlayerNode(Node):
         self._transforms.publish(message)
 
     # --------------------------------------------------------------------------------------------------- answers
+
+    def _on_matched(self, info: Any) -> None:
+        self._box_publishers = info.current_count
 
     def _on_boxes(self, message: Detection3DArray) -> None:
         with self._answered:
