@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -165,8 +166,11 @@ def build_store(
     disparity = np.memmap(out / "disparity.f16", np.float16, "w+", shape=(count, h, w))
     samples = []
     job = _Job(config, None if root is None else str(root), tuple(ids), real, seed)
-    with ProcessPoolExecutor(workers) as pool:
-        for i, sample in enumerate(pool.map(job, range(count), chunksize=8)):
+    with ExitStack() as stack:
+        made = map(job, range(count))
+        if workers > 1:
+            made = stack.enter_context(ProcessPoolExecutor(workers)).map(job, range(count), chunksize=8)
+        for i, sample in enumerate(made):
             images[i, 0], images[i, 1], disparity[i] = sample.left, sample.right, sample.disparity
             samples.append({"rig": asdict(sample.rig), "labels": [asdict(o) for o in sample.labels]})
             if progress:
