@@ -430,8 +430,17 @@ def _save(path: Path, net: MvsfcNet, optimizer: Any, progress: _Progress) -> Non
 
 
 def _export(net: MvsfcNet, folder: Path, out: Path) -> None:
-    """Weights and configuration as a model folder that every command takes."""
-    save_model(out / "model", net.config, {k: v.contiguous() for k, v in net.state_dict().items()})
+    """Weights and configuration as a model folder that every command takes.
+
+    Kernels are kept in half precision, which halves what a repository has to hold; priors, biases and norms are not.
+    The coder's tables are made from the rounded weights.
+    """
+
+    def stored(name: str, value: Tensor) -> Tensor:
+        halve = value.is_floating_point() and value.ndim >= 2 and ".prior_" not in name
+        return (value.half() if halve else value).contiguous()
+
+    save_model(out / "model", net.config, {k: stored(k, v) for k, v in net.state_dict().items()})
 
 
 class _Log:
