@@ -163,7 +163,10 @@ class VisualAnalysis(nn.Module):
             boxes = self.anchors.decode(
                 output.regression[b, index], output.direction_logits[b, index] > 0, classes[b, index], index, rigs[b]
             )
-            boxes, score = boxes.double().cpu().numpy(), scores[b, index].cpu().numpy()
+            # Untrained or damaged weights give values that are no box at all.
+            finite = torch.isfinite(boxes).all(1)
+            boxes, index = boxes[finite].double().cpu().numpy(), index[finite]
+            score = scores[b, index].cpu().numpy()
             keep = non_maximum_suppression(boxes[:, :4], score, nms_iou)
             found.append(Detections(boxes[keep], score[keep], classes[b, index].cpu().numpy()[keep]))
         return found
