@@ -57,6 +57,7 @@ class TrainConfig:
     gradient_clip: float = 0.1
     weight_decay: float = 0.0
     feature_loss: float = 0.0  # weight of the relative squared error of the reconstructed features
+    codec_task_loss: bool = True  # the codec stage has the task's loss, as in the paper; else the feature loss alone
     uncompressed_share: float = 0.0  # of the joint stage's steps that train the detector without the codec
     samples: int = 3712  # rendered where there are no images
     validation_samples: int = 200
@@ -86,22 +87,21 @@ class _Trainee(nn.Module):
                 "disparity": task.disparity,
             }
         reconstruction, bits_left, bits_right = net.compress(features, float(rate) if net.config.variable_rate else 0.0)
-        task = task_loss(net.detect(reconstruction), batch, net.analysis.anchors)
-        pixels = net.config.height * net.config.width
-        bits = (bits_left + bits_right).mean() / pixels
+        bits = (bits_left + bits_right).mean() / (net.config.height * net.config.width)
         # Equation 8 over lambda: the same optimum, and steps of one size at every rate.
-        loss = task.total + bits / net.config.lambdas[rate]
-        terms = {"class": task.classification, "box": task.regression, "disparity": task.disparity, "bpp": bits}
+        loss, terms = bits / net.config.lambdas[rate], {"bpp": bits}
+        if stage != "codec" or self.config.codec_task_loss:
+            task = task_loss(net.detect(reconstruction), batch, net.analysis.anchors)
+            loss = loss + task.total
+            terms |= {"class": task.classification, "box": task.regression, "disparity": task.disparity}
         if self.config.feature_loss:
-            error = (
-                sum(
-                    ((a - b.detach()) ** 2).mean() / (b.detach() ** 2).mean().clamp(min=1e-6)
-                    for scale, original in zip(reconstruction, features, strict=True)
-                    for a, b in zip(scale, original, strict=False)
-                )
-                / 6
-            )
-            loss, terms["feature"] = loss + self.config.feature_loss * error, error
+            errors = [
+                ((a - b.detach()) ** 2).mean() / (b.detach() ** 2).mean().clamp(min=1e-6)
+                for scale, original in zip(reconstruction, features, strict=True)
+                for a, b in zip(scale, original, strict=True)
+            ]
+            terms["feature"] = torch.stack(errors).mean()
+            loss = loss + self.config.feature_loss * terms["feature"]
         return {"loss": loss, **terms}
 
 
@@ -286,7 +286,7 @@ def run(
     if start_from:
         from safetensors.torch import load_file
 
-        net.load_state_dict({k: v for k, v in load_file(start_from).items()}, strict=True)
+        net.load_state_dict(load_file(start_from), strict=False)
     _channels_last(net)
     trainee = _Trainee(net, train)
     steps = tuple(
