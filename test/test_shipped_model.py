@@ -25,8 +25,8 @@ def model() -> StoredModel:
 
 
 def test_weights_are_small_enough_to_travel_and_the_card_names_them(model: StoredModel) -> None:
-    assert (model.folder / "weights.safetensors").stat().st_size <= 24_000_000
-    assert f"{model.fingerprint:016x}" in (model.folder / "MODEL_CARD.md").read_text()
+    assert (model.path / "weights.safetensors").stat().st_size <= 24_000_000
+    assert f"{model.fingerprint:016x}" in (model.path / "MODEL_CARD.md").read_text()
 
 
 def test_packets_of_real_pairs_average_at_most_six_kilobytes(model: StoredModel, kitti_root: Path) -> None:
