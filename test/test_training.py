@@ -25,6 +25,7 @@ from sicm_ros.training.targets import anchor_priors, assign, collate, object_row
 from sicm_ros.training.train import TrainError, load_train_config, run
 
 SIZES = {"height": 64, "width": 256}
+MODELS = Path(__file__).parents[1] / "models"
 
 
 @pytest.fixture(scope="module")
@@ -269,3 +270,9 @@ def test_sample_is_what_the_network_gets(store: SampleStore) -> None:
     batch = collate([sample], ("Car", "Pedestrian"))
     assert batch.left.shape == (1, 3, 64, 256) and batch.disparity.shape == (1, 16, 64)
     assert abs(float(batch.left.mean())) < 3
+
+
+@pytest.mark.parametrize("name", ["sicm-compact", "mvsfc-r34"])
+def test_settings_of_the_models_load(name: str) -> None:
+    settings = load_train_config(MODELS / name)
+    assert all(0 < rate < 0.1 for rate in settings.learning_rate)

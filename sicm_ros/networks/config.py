@@ -53,6 +53,7 @@ class MvsfcConfig:
     channels: tuple[int, int, int] = (64, 128, 256)  # of f0, f1, f2 at strides 4, 8, 16
     joint_channels: tuple[int, int] = (128, 256)  # of c0 and c0-1, the compact representations between the units
     latent_channels: int = 192  # of c0-2, for each view
+    latent_stride: Literal[16, 32] = 32  # pixels of the network's input between cells of c0-2; the paper's is 32
     hyper_channels: int = 128
     attention: Literal["efficient", "epipolar"] = "efficient"  # in the bi-directional contextual transform
     decoder_feedback: bool = True  # what a decoder unit has decoded goes into the next one
@@ -73,12 +74,13 @@ class MvsfcConfig:
         stride = 4 << level
         height, width = -(-self.height // stride), -(-self.width // stride)
         if self.pad_features:
-            multiple = 32 >> level  # f2 to a multiple of 8, so that the latent is one of 4
+            multiple = self.latent_stride >> level  # so that the latent's sides are multiples of 4
             height, width = -(-height // multiple) * multiple, -(-width // multiple) * multiple
         return height, width
 
     @property
     def latent_size(self) -> tuple[int, int]:
-        """Rows and columns of one view's latent, at stride 32."""
+        """Rows and columns of one view's latent, at ``latent_stride``."""
         height, width = self.feature_size(2)
-        return -(-height // 2), -(-width // 2)
+        step = self.latent_stride // 16
+        return -(-height // step), -(-width // step)

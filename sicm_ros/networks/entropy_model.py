@@ -46,7 +46,7 @@ SCALES_PER_OCTAVE = 7
 SCALE_LOG2_MIN = -3
 HYPER_SYMBOL_LIMIT = 63  # symbols of the hyper-latents are in [-63, 63]
 _MIXTURE = 3  # logistic components in the density of each hyper-latent channel
-_GAIN_SPREAD = 2.25  # log2 of the gain at the highest rate over that at the lowest, before training
+_GAIN_SPREAD = 3.0  # log2 of the gain at the highest rate over that at the lowest, before training
 
 View = Literal[0, 1]
 Pair = tuple[Tensor, Tensor]

@@ -35,13 +35,15 @@ class GeneralizedDivisiveNormalization(nn.Module):
 
 
 class StereoEncoderUnit(nn.Module):
-    """SEU: a stride 2 convolution of each view, then the contextual transform of both (equations 2 and 3)."""
+    """SEU: a strided convolution of each view, then the contextual transform of both (equations 2 and 3)."""
 
-    def __init__(self, in_channels: int, out_channels: int, attention: str, normalize: bool = True) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, attention: str, normalize: bool = True, stride: int = 2
+    ) -> None:
         super().__init__()
 
         def downsample() -> nn.Sequential:
-            layers: list[nn.Module] = [nn.Conv2d(in_channels, out_channels, 5, 2, 2)]
+            layers: list[nn.Module] = [nn.Conv2d(in_channels, out_channels, 5, stride, 2)]
             if normalize:
                 layers.append(GeneralizedDivisiveNormalization(out_channels))
             return nn.Sequential(*layers)
@@ -50,19 +52,25 @@ class StereoEncoderUnit(nn.Module):
         self.transform = BiDirectionalContextualTransform(out_channels, attention)
 
     def forward(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        """Two maps (B, C, h, w) -> two maps (B, C', ceil(h/2), ceil(w/2))."""
+        """Two maps (B, C, h, w) -> two maps (B, C', ceil(h/stride), ceil(w/stride))."""
         return self.transform(self.left(left), self.right(right))
 
 
 class StereoDecoderUnit(nn.Module):
-    """SDU: the contextual transform of both views, then a stride 2 transposed convolution of each (equations 4 to 6).
+    """SDU: the contextual transform of both views, then a strided transposed convolution of each (equations 4 to 6).
 
     With ``feedback`` the transposed convolution also sees the features decoded last and the representation before the
     transform (research code of the authors; the paper's equations have only the transformed representation).
     """
 
     def __init__(
-        self, channels: int, feedback_channels: int, out_channels: int, attention: str, normalize: bool
+        self,
+        channels: int,
+        feedback_channels: int,
+        out_channels: int,
+        attention: str,
+        normalize: bool,
+        stride: int = 2,
     ) -> None:
         super().__init__()
         self.feedback = feedback_channels > 0
@@ -70,7 +78,7 @@ class StereoDecoderUnit(nn.Module):
         in_channels = 2 * channels + feedback_channels if self.feedback else channels
 
         def upsample() -> nn.Sequential:
-            layers: list[nn.Module] = [nn.ConvTranspose2d(in_channels, out_channels, 5, 2, 2, 1)]
+            layers: list[nn.Module] = [nn.ConvTranspose2d(in_channels, out_channels, 5, stride, 2, stride - 1)]
             if normalize:
                 layers.append(GeneralizedDivisiveNormalization(out_channels, inverse=True))
             return nn.Sequential(*layers)
@@ -80,7 +88,7 @@ class StereoDecoderUnit(nn.Module):
     def forward(
         self, left: Tensor, right: Tensor, decoded: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Two maps (B, C, h, w), and the features decoded last (B, F, h, w) -> two maps (B, C', 2h, 2w)."""
+        """Two maps (B, C, h, w), and the features decoded last (B, F, h, w) -> two maps (B, C', h*stride, w*stride)."""
         t_left, t_right = self.transform(left, right)
         if self.feedback:
             assert decoded is not None
@@ -107,7 +115,9 @@ class SmfcEncoder(nn.Module):
         c0, c01 = config.joint_channels
         self.unit0 = StereoEncoderUnit(f0, c0, config.attention)
         self.unit1 = StereoEncoderUnit(f1 + c0, c01, config.attention)
-        self.unit2 = StereoEncoderUnit(f2 + c01, config.latent_channels, config.attention, normalize=False)
+        self.unit2 = StereoEncoderUnit(
+            f2 + c01, config.latent_channels, config.attention, normalize=False, stride=config.latent_stride // 16
+        )
 
     def forward(self, features: StereoFeatures) -> tuple[Tensor, Tensor]:
         """Features at strides 4, 8, 16 -> latents of both views (B, latent_channels, *latent_size), not quantised."""
@@ -135,7 +145,9 @@ class SmfcDecoder(nn.Module):
         feedback = config.decoder_feedback
         self.split = ((f2, c01), (f1, c0))
         # Nothing has been decoded before the first unit, so it has no feedback.
-        self.unit2 = StereoDecoderUnit(config.latent_channels, 0, f2 + c01, config.attention, normalize=True)
+        self.unit2 = StereoDecoderUnit(
+            config.latent_channels, 0, f2 + c01, config.attention, normalize=True, stride=config.latent_stride // 16
+        )
         self.unit1 = StereoDecoderUnit(c01, f2 if feedback else 0, f1 + c0, config.attention, normalize=True)
         self.unit0 = StereoDecoderUnit(c0, f1 if feedback else 0, f0, config.attention, normalize=False)
 

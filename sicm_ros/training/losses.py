@@ -17,8 +17,8 @@ __all__ = ["TaskLoss", "disparity_loss", "task_loss"]
 
 FOCAL_GAMMA, FOCAL_ALPHA = 2.0, 0.25
 SMOOTH_L1_BETA = 0.04
-# dx, dy, dw, dh, cx, cy, z, sin2a, cos2a, w, h, l: depth decides whether a box counts.
-REGRESSION_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 12.0, 2.0, 2.0, 0.5, 0.5, 0.5)
+# dx, dy, dw, dh, cx, cy, z, sin2a, cos2a, w, h, l: depth, then heading, decide whether a box counts.
+REGRESSION_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 12.0, 4.0, 4.0, 0.5, 0.5, 0.5)
 DIRECTION_WEIGHT = 1.0
 SOFT_ARGMAX_WEIGHT = 0.3  # of the error of the expected disparity, beside the cross-entropy
 LAPLACE_SCALE = 0.5  # bins: spread of the soft label of the disparity
