@@ -43,6 +43,8 @@ _REFERENCE = "analysis.anchors.reference_focal_baseline"
 # What may be changed in config.yaml without making another model of it.
 _FREE_FIELDS = {"lambdas", "default_rate"}
 _FREE_ANALYSIS_FIELDS = {"score_threshold", "nms_iou", "dropout"}
+# Fields that came after the first packets were stored: left out of the fingerprint where they have the old meaning.
+_LATER_FIELDS = {"latent_stride": 32}
 _ADAPTER = TypeAdapter(MvsfcConfig)
 
 
@@ -163,7 +165,7 @@ def load_config(path: Path) -> MvsfcConfig:
 
 def _canonical(config: MvsfcConfig) -> bytes:
     data = _ADAPTER.dump_python(config, mode="json")
-    kept = {k: v for k, v in data.items() if k not in _FREE_FIELDS}
+    kept = {k: v for k, v in data.items() if k not in _FREE_FIELDS and v != _LATER_FIELDS.get(k, ...)}
     kept["rates"] = config.rates
     kept["analysis"] = {k: v for k, v in data["analysis"].items() if k not in _FREE_ANALYSIS_FIELDS}
     return json.dumps(kept, sort_keys=True).encode()
