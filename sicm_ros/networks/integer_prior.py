@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .entropy_model import (
     LEAK,
@@ -107,9 +108,13 @@ def _to_rows(maps: Tensor) -> Tensor:
 
 
 class _Linear:
-    """y = floor(x W + b + 1/2), saturated; ``weight`` (inputs, outputs), ``bias`` (outputs), real numbers."""
+    """A layer with the rounding and the activation that follow it; ``weight`` (inputs, outputs), ``bias`` (outputs).
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, device: torch.device) -> None:
+    The layer itself is y = floor(x W + b + 1/2), saturated. ``leaky``: then max(y, floor(y / 64)). ``gate``: then
+    clamp(floor(y / 4) + ONE / 2, 0, ONE). As floor(floor(a) / n) = floor(a / n), one ``floor`` does for both.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, device: torch.device, kind: str = "") -> None:
         assert bias is not None  # every convolution of the entropy model has one
         weight, bias = weight.detach().cpu().double(), bias.detach().cpu().double()
         if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
@@ -119,35 +124,46 @@ class _Linear:
         scale = torch.exp2(exponent.double())
         integer_weight = torch.round(weight * scale)
         integer_bias = torch.round(bias * ONE * scale)
-        bound = integer_weight.abs().sum(0) * _INPUT_LIMIT + integer_bias.abs() + scale
+        offset, slope = (2 * ONE + 0.5, 0.25) if kind == "gate" else (0.5, 1.0)
+        bound = integer_weight.abs().sum(0) * _INPUT_LIMIT + integer_bias.abs() + 2 * offset * scale
         if bound.max() >= 2.0**52 or exponent.min() < 0:
             raise ValueError("entropy model: weights are too large for exact integer evaluation")
         # Scaling by a power of two is exact, so the shift after the product is folded into the operands.
-        self.weight = (integer_weight / scale).to(device).contiguous()
-        self.bias = (integer_bias / scale + 0.5).to(device)
+        self.weight = (integer_weight * slope / scale).to(device).contiguous()
+        self.bias = ((integer_bias / scale + offset) * slope).to(device)
+        self.kind = kind
+
+    def sums(self, x: Tensor) -> Tensor:
+        """What is rounded, (B, n, outputs), of x (B, n, k); inputs from the k-th on are taken as zero."""
+        rows = torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight[: x.shape[-1]])
+        return rows.view(*x.shape[:-1], len(self.bias))
+
+    def add(self, sums: Tensor, x: Tensor, start: int) -> Tensor:
+        """Add to ``sums``, in place, what x (B, n, k), the inputs from ``start`` on, contributes."""
+        sums.view(-1, sums.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]), self.weight[start : start + x.shape[-1]])
+        return sums
+
+    def rounded(self, sums: Tensor) -> Tensor:
+        """Round, saturate, and apply the activation; ``sums`` is spent."""
+        if self.kind == "gate":
+            return sums.floor_().clamp_(0, ONE)
+        sums.clamp_(-_LIMIT, _LIMIT)
+        return (functional.leaky_relu_(sums, LEAK) if self.kind == "leaky" else sums).floor_()
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(..., k) to (..., outputs); inputs from the k-th on are taken as zero."""
-        rows = torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight[: x.shape[-1]])
-        return rows.floor_().clamp_(-_LIMIT, _LIMIT).view(*x.shape[:-1], len(self.bias))
-
-
-def _leaky(x: Tensor) -> Tensor:
-    return torch.maximum(x, (x * LEAK).floor_())
-
-
-def _gate(x: Tensor) -> Tensor:
-    return (x / 4 + ONE / 2).floor_().clamp_(0, ONE)
+        return self.rounded(self.sums(x))
 
 
 def _chain(layers: list[_Linear], x: Tensor) -> Tensor:
-    for i, layer in enumerate(layers):
-        x = layer(_leaky(x) if i else x)
+    for layer in layers:
+        x = layer(x)
     return x
 
 
 def _pointwise(net: nn.Sequential, device: torch.device) -> list[_Linear]:
-    return [_Linear(layer.weight[:, :, 0, 0].t(), layer.bias, device) for layer in net if isinstance(layer, nn.Conv2d)]
+    layers = [layer for layer in net if isinstance(layer, nn.Conv2d)]
+    kinds = ["leaky"] * (len(layers) - 1) + [""]
+    return [_Linear(x.weight[:, :, 0, 0].t(), x.bias, device, kind) for x, kind in zip(layers, kinds, strict=True)]
 
 
 def _taps(kernel: int, kind: str) -> list[tuple[int, int]]:
@@ -156,10 +172,10 @@ def _taps(kernel: int, kind: str) -> list[tuple[int, int]]:
     return [divmod(i, kernel) for i in range(count)]
 
 
-def _unfolded(conv: nn.Conv2d, kind: str, device: torch.device) -> _Linear:
+def _unfolded(conv: nn.Conv2d, taps: str, device: torch.device, kind: str = "") -> _Linear:
     """The layer that does ``conv`` on rows gathered at ``_taps``."""
-    weight = torch.cat([conv.weight[:, :, r, c].t() for r, c in _taps(conv.kernel_size[0], kind)])
-    return _Linear(weight, conv.bias, device)
+    weight = torch.cat([conv.weight[:, :, r, c].t() for r, c in _taps(conv.kernel_size[0], taps)])
+    return _Linear(weight, conv.bias, device, kind)
 
 
 def _neighbours(cells: Tensor, size: tuple[int, int], kernel: int, kind: str) -> Tensor:
@@ -183,35 +199,26 @@ def _with_zero(rows: Tensor) -> Tensor:
 
 
 class _Upsampling:
-    """A transposed 5x5 convolution of stride 2 as four products, one for each parity of the output's row and column."""
+    """A transposed 5x5 convolution of stride 2, and a leaky unit, as one product on 3x3 neighbourhoods.
 
-    # Output 2 m + p takes input m + d through kernel element k: (d, k) for each p.
-    _REACH = (((1, 0), (0, 2), (-1, 4)), ((1, 1), (0, 3)))
+    Its columns are the four parities of the output's row and column; each column has its own exponent. Output 2 m + p
+    takes input m + d through kernel element p + 2 - 2 d.
+    """
 
     def __init__(self, conv: nn.ConvTranspose2d, device: torch.device) -> None:
-        def layer(p: int, q: int) -> _Linear:
-            taps = [conv.weight[:, :, r, c] for _, r in self._REACH[p] for _, c in self._REACH[q]]
-            return _Linear(torch.cat(taps), conv.bias, device)
+        assert conv.bias is not None
+        # (inputs, outputs, row, column), with zeros for a sixth row and column
+        kernel = functional.pad(conv.weight.detach(), (0, 1, 0, 1))
+        blocks = []
+        for row, column in _taps(3, "full"):
+            elements = [(p + 4 - 2 * row, q + 4 - 2 * column) for p in (0, 1) for q in (0, 1)]
+            blocks.append(torch.cat([kernel[:, :, r, c] for r, c in elements], 1))
+        self.layer = _Linear(torch.cat(blocks), conv.bias.repeat(4), device, "leaky")
 
-        self.layers = [layer(p, q) for p in (0, 1) for q in (0, 1)]
-
-    def plan(self, size: tuple[int, int], out: tuple[int, int], device: torch.device) -> tuple[list[Tensor], Tensor]:
-        """Indices to gather for each parity, and the order that puts their results into raster order."""
-        gathers, cells = [], []
-        for p in (0, 1):
-            for q in (0, 1):
-                r, c = torch.meshgrid(torch.arange(p, out[0], 2), torch.arange(q, out[1], 2), indexing="ij")
-                taps = torch.tensor([(a, b) for a, _ in self._REACH[p] for b, _ in self._REACH[q]])
-                rows, columns = r.reshape(-1, 1) // 2 + taps[:, 0], c.reshape(-1, 1) // 2 + taps[:, 1]
-                inside = (rows >= 0) & (rows < size[0]) & (columns >= 0) & (columns < size[1])
-                gathers.append(torch.where(inside, rows * size[1] + columns, size[0] * size[1]).to(device))
-                cells.append((r * out[1] + c).reshape(-1))
-        return gathers, torch.argsort(torch.cat(cells)).to(device)
-
-    def __call__(self, x: Tensor, plan: tuple[list[Tensor], Tensor]) -> Tensor:
-        x = _with_zero(x)
-        parts = [layer(_gather(x, index)) for layer, index in zip(self.layers, plan[0], strict=True) if len(index)]
-        return torch.cat(parts, 1).index_select(1, plan[1])
+    def __call__(self, x: Tensor, near: Tensor, size: tuple[int, int], out: tuple[int, int]) -> Tensor:
+        """Rows (B, h * w, C) of ``size`` to rows of ``out``; ``near``: the 3x3 neighbours of all cells."""
+        y = self.layer(_gather(_with_zero(x), near)).unflatten(2, (2, 2, -1)).unflatten(1, size)
+        return y.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, : out[0], : out[1]].flatten(1, 2)
 
 
 class _HyperDecoder:
@@ -220,9 +227,9 @@ class _HyperDecoder:
         self.out = _unfolded(net.out, "full", device)
 
     def __call__(self, z: Tensor, plan: _Plan) -> Tensor:
-        x = _leaky(self.up1(z, plan.up1))
-        x = _leaky(self.up2(x, plan.up2))
-        return self.out(_gather(_with_zero(x), plan.around))
+        (near1, near2, near3), (size1, size2, size3) = plan.around, plan.sizes
+        x = self.up2(self.up1(z, near1, size1, size2), near2, size2, size3)
+        return self.out(_gather(_with_zero(x), near3))
 
 
 @dataclass(frozen=True)
@@ -232,9 +239,8 @@ class _Plan:
     steps: list[Step]
     context: list[tuple[Tensor, Tensor]]  # for each step, neighbours of the targets in the context convolution
     attention: list[tuple[Tensor, Tensor]]  # and in the attention's convolution
-    up1: tuple[list[Tensor], Tensor]
-    up2: tuple[list[Tensor], Tensor]
-    around: Tensor
+    sizes: list[tuple[int, int]]  # of the hyper-latent, of what lies between, and of the latent
+    around: list[Tensor]  # 3x3 neighbours of all their cells
 
 
 class IntegerPrior:
@@ -248,7 +254,8 @@ class IntegerPrior:
         self._context = [_unfolded(conv, "A" if self.raster else "full", self.device) for conv in model.context]
         self._features = [_pointwise(net, self.device) for net in model.view_features]
         self._attention = [_pointwise(net, self.device) for net in model.attention]
-        self._gate = [_unfolded(conv, "B" if self.raster else "full", self.device) for conv in model.attention_gate]
+        taps = "B" if self.raster else "full"
+        self._gate = [_unfolded(conv, taps, self.device, "gate") for conv in model.attention_gate]
         # The context comes last in the estimator's input, too, so that the first pass can leave it out.
         self._estimator = [_pointwise(net, self.device) for net in model.estimator]
         self._limits = symbol_limits().double().to(self.device)
@@ -285,8 +292,7 @@ class IntegerPrior:
                     for s in steps
                 ]
 
-            half = (-(-height // 2), -(-width // 2))
-            up1, up2 = self._hyper[0].up1, self._hyper[0].up2
+            sizes = [hyper_size(height, width), (-(-height // 2), -(-width // 2)), size]
             plan = _Plan(
                 [
                     Step(
@@ -299,9 +305,8 @@ class IntegerPrior:
                 ],
                 around(5, kinds[0]),
                 around(3, kinds[1]),
-                up1.plan(hyper_size(height, width), half, to),
-                up2.plan(half, size, to),
-                _neighbours(torch.arange(height * width), size, 3, "full").to(to),
+                sizes,
+                [_neighbours(torch.arange(h * w), (h, w), 3, "full").to(to) for h, w in sizes],
             )
             self._plans = {size: plan}  # a model has one size; keep no more
         return self._plans[size]
@@ -326,22 +331,29 @@ class IntegerPrior:
         known = decoded if self.raster else [zeros(cells + 1, self.channels)] * 2
         features = [zeros(cells, wide) for _ in range(2)]
         attention = [zeros(cells + 1, wide) for _ in range(2)]
+        # What the base features add to the first layers is the same in every step.
+        feature_base = [self._features[v][0].sums(base[v]) for v in (0, 1)]
+        estimator_base = [self._estimator[v][0].sums(base[v]) for v in (0, 1)]
         for step, near, reach in zip(plan.steps, plan.context, plan.attention, strict=True):
             context = [self._context[v](_gather(known[v], near[v])) for v in (0, 1)] if step.has_context else None
             for v in (0, 1):
-                x = base[v].index_select(1, step.refreshed[v])
-                x = x if context is None else torch.cat([x, context[v]], -1)
-                features[v].index_copy_(1, step.refreshed[v], _chain(self._features[v], x))
+                first, *others = self._features[v]
+                x = feature_base[v].index_select(1, step.refreshed[v])
+                x = first.rounded(x if context is None else first.add(x, context[v], wide))
+                features[v].index_copy_(1, step.refreshed[v], _chain(others, x))
             seen = [f.index_select(1, step.attended) for f in features]
             outputs = []
             for v in (0, 1):
-                attention[v].index_copy_(
-                    1, step.attended, _chain(self._attention[v], torch.cat([seen[v], seen[1 - v]], -1))
-                )
-                weight = _gate(self._gate[v](_gather(attention[v], reach[v])))
-                other = (weight * features[1 - v].index_select(1, step.targets[v]) / ONE).floor_()
-                parts = [base[v].index_select(1, step.targets[v]), other] + ([] if context is None else [context[v]])
-                outputs.append(_chain(self._estimator[v], torch.cat(parts, -1)))
+                first, *others = self._attention[v]
+                x = first.rounded(first.add(first.sums(seen[v]), seen[1 - v], wide))
+                attention[v].index_copy_(1, step.attended, _chain(others, x))
+                weight = self._gate[v](_gather(attention[v], reach[v]))
+                other = features[1 - v].index_select(1, step.targets[v]).mul_(weight).mul_(1 / ONE).floor_()
+                first, *others = self._estimator[v]
+                x = estimator_base[v].index_select(1, step.targets[v])
+                x = first.add(x, other, wide)
+                x = x if context is None else first.add(x, context[v], 2 * wide)
+                outputs.append(_chain(others, first.rounded(x)))
             log2_scale, mean = torch.cat(outputs, 1).chunk(2, -1)
             index = (log2_scale * (SCALES_PER_OCTAVE / ONE) + (0.5 - SCALE_LOG2_MIN * SCALES_PER_OCTAVE)).floor_()
             symbols = code(step, index.clamp_(0, SCALE_LEVELS - 1).long(), mean)
