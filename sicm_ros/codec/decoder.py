@@ -20,7 +20,8 @@ from .packet import (
     PacketHeader,
     SymbolMismatchError,
     WrongModelError,
-    unpack,
+    payload_of,
+    read_header,
 )
 from .range_coder import RangeCoder
 
@@ -48,7 +49,7 @@ class StereoDecoder:
 
     def _checked(self, data: bytes) -> tuple[PacketHeader, bytes]:
         """Header and payload of a packet that this model's encoder may have written."""
-        header, payload = unpack(data)
+        header = read_header(data)
         model, config = self.model, self.model.config
         if header.fingerprint != model.fingerprint:
             raise WrongModelError(f"packet of another model: expected fingerprint {model.fingerprint:016x} "
@@ -61,19 +62,22 @@ class StereoDecoder:
             raise ImplausiblePacketError(f"packet rate: expected 0 to {config.rates - 1}, got {header.rate:g}")
         # No symbol takes more than the 24 bits of the coder's precision.
         most = 3 * prior.symbol_count(config.latent_channels, config.hyper_channels, config.latent_size) + 8
-        if len(payload) > most:
-            raise ImplausiblePacketError(f"packet payload: expected at most {most} bytes, got {len(payload)}")
-        return header, payload
+        if header.payload_bytes > most:
+            raise ImplausiblePacketError(f"packet payload: expected at most {most} bytes, got {header.payload_bytes}")
+        return header, payload_of(data)
 
     def _features(self, data: bytes) -> tuple[StereoFeatures, PacketHeader, StageClock]:
         model, net = self.model, self.model.net
         clock = StageClock(self.model.device)
         header, payload = self._checked(data)
         decoded = prior.decompress(payload, self._coder, net.entropy_model.integer_prior(), model.config.latent_size)
-        if not decoded.complete or decoded.symbol_hash != header.symbol_hash:
+        if decoded.symbol_hash != header.symbol_hash:
             raise SymbolMismatchError(f"packet symbols: expected hash {header.symbol_hash:08x}, got "
                                       f"{decoded.symbol_hash:08x}; both ends computed different probabilities, or the "
                                       "packet was forged")
+        if not decoded.complete:
+            raise SymbolMismatchError("packet symbols: expected a payload that ends with them, got one that does "
+                                      "not; the packet was forged")
         clock.lap("entropy")
         latents = net.entropy_model.inverse_gain(decoded.left, decoded.right, header.rate)
         features = net.reconstruct(*latents)

@@ -11,7 +11,7 @@ from ..geometry import GeometryError, InputTransform, StereoRig
 
 __all__ = ["DamagedPacketError", "ImplausiblePacketError", "MAGIC", "NotAPacketError", "OVERHEAD", "PacketError",
            "PacketHeader", "RATE_STEPS", "SymbolMismatchError", "TruncatedPacketError", "VERSION", "WrongModelError",
-           "WrongVersionError", "inspect", "pack", "rate_index", "unpack"]
+           "WrongVersionError", "inspect", "pack", "payload_of", "rate_index", "read_header", "unpack"]
 
 MAGIC = b"SICM"
 VERSION = 1
@@ -97,24 +97,24 @@ def pack(fingerprint: int, rate: int, transform: InputTransform, rig: StereoRig,
     return body + _CRC.pack(zlib.crc32(body))
 
 
-def unpack(data: bytes) -> tuple[PacketHeader, bytes]:
-    """Header and payload. Raises a PacketError; allocates no more than ``data`` itself."""
-    data = bytes(data)
-    start = data[: len(MAGIC)]
-    if start != MAGIC[: len(start)] or not data:
+def read_header(data: bytes) -> PacketHeader:
+    """The header of a packet of sound length, CRC and fields. Raises a PacketError; copies nothing of the packet."""
+    view = memoryview(data).cast("B")
+    start = bytes(view[: len(MAGIC)])
+    if start != MAGIC[: len(start)] or not start:
         raise NotAPacketError(f"not a packet: expected it to start with {MAGIC!r}, got {start!r}")
-    if len(data) > len(MAGIC) and data[len(MAGIC)] != VERSION:
-        raise WrongVersionError(f"packet version: expected {VERSION}, got {data[len(MAGIC)]}")
-    if len(data) < OVERHEAD:
-        raise TruncatedPacketError(f"packet cut off: expected at least {OVERHEAD} bytes, got {len(data)}")
+    if len(view) > len(MAGIC) and view[len(MAGIC)] != VERSION:
+        raise WrongVersionError(f"packet version: expected {VERSION}, got {view[len(MAGIC)]}")
+    if len(view) < OVERHEAD:
+        raise TruncatedPacketError(f"packet cut off: expected at least {OVERHEAD} bytes, got {len(view)}")
     (_, version, fingerprint, rate, source_width, source_height, crop_top, width, height, *numbers, payload_bytes,
-     symbol_hash) = _HEADER.unpack_from(data)
+     symbol_hash) = _HEADER.unpack_from(view)
     total = OVERHEAD + payload_bytes
-    if len(data) < total:
-        raise TruncatedPacketError(f"packet cut off: expected {total} bytes, got {len(data)}")
-    if len(data) > total:
-        raise DamagedPacketError(f"packet damaged: expected {total} bytes, got {len(data)}")
-    expected, got = _CRC.unpack_from(data, total - _CRC.size)[0], zlib.crc32(memoryview(data)[: total - _CRC.size])
+    if len(view) < total:
+        raise TruncatedPacketError(f"packet cut off: expected {total} bytes, got {len(view)}")
+    if len(view) > total:
+        raise DamagedPacketError(f"packet damaged: expected {total} bytes, got {len(view)}")
+    expected, got = _CRC.unpack_from(view, total - _CRC.size)[0], zlib.crc32(view[: total - _CRC.size])
     if expected != got:
         raise DamagedPacketError(f"packet damaged: expected CRC-32 {expected:08x}, got {got:08x}")
     # From here on the bytes are what somebody wrote; that may still be nonsense.
@@ -134,12 +134,27 @@ def unpack(data: bytes) -> tuple[PacketHeader, bytes]:
                                      f"got {rig}")
     header = PacketHeader(fingerprint, rate, source_width, source_height, crop_top, width, height, rig, payload_bytes,
                           symbol_hash, version)
-    return header, data[_HEADER.size: total - _CRC.size]
+    try:
+        # Huge translations that nearly cancel leave a baseline of rounding errors, which may turn negative.
+        header.transform().rig(rig)
+    except GeometryError as e:
+        raise ImplausiblePacketError(f"packet rig, scaled to the network's input: {e}") from None
+    return header
+
+
+def payload_of(data: bytes) -> bytes:
+    """The payload of a packet that ``read_header`` has accepted."""
+    return bytes(memoryview(data).cast("B")[_HEADER.size: -_CRC.size])
+
+
+def unpack(data: bytes) -> tuple[PacketHeader, bytes]:
+    """Header and payload. Raises a PacketError; allocates no more than ``data`` itself."""
+    return read_header(data), payload_of(data)
 
 
 def inspect(data: bytes) -> dict[str, object]:
     """A packet's fields by name, in the order of ``docs/packet.md``. Raises a PacketError."""
-    header, _ = unpack(data)
+    header = read_header(data)
     rig, transform = header.rig, header.transform()
     bits = 8 * len(data)
     return {
