@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,9 @@ from ..geometry import GeometryError, InputTransform, StereoRig
 from ..model_store import StoredModel, open_model
 from . import packet, prior
 from .range_coder import RangeCoder
+from .rate_control import RateController, RateDecision
 
-__all__ = ["EncodedPair", "InputError", "StageClock", "StereoEncoder", "check_pair", "prepare"]
+__all__ = ["EncodedPair", "InputError", "PairLatents", "StageClock", "StereoEncoder", "check_pair", "prepare"]
 
 
 class InputError(ValueError):
@@ -37,6 +38,20 @@ class EncodedPair:
     rate: float
     symbol_hash: int
     estimated_bits: float
+    stage_ms: dict[str, float]
+
+
+@dataclass(frozen=True)
+class PairLatents:
+    """A pair before gain and quantisation: latents (1, C, h, w) of both views, and what the packet says of the images.
+
+    ``stage_ms`` has milliseconds of "preprocess", "backbone" and "smfc".
+    """
+
+    left: Tensor
+    right: Tensor
+    transform: InputTransform
+    rig: StereoRig
     stage_ms: dict[str, float]
 
 
@@ -98,21 +113,46 @@ class StereoEncoder:
             raise InputError(f"rate: expected 0 to {highest} for model {self.model.name}, got {rate:g}")
         return rate
 
-    @torch.inference_mode()
     def encode(self, left: np.ndarray, right: np.ndarray, rig: StereoRig, rate: float | None = None) -> EncodedPair:
         """Encode one pair: (H, W, 3) uint8 RGB each; ``rig`` is that of these images."""
-        model, net = self.model, self.model.net
-        index = packet.rate_index(self.rate if rate is None else self._checked(rate))
-        clock = StageClock(model.device)
-        left_view, right_view, transform = prepare(left, right, model)
+        if rate is not None:
+            self._checked(rate)
+        return self.encode_latents(self.analyse(left, right, rig), rate)
+
+    def encode_within(self, left: np.ndarray, right: np.ndarray, rig: StereoRig, controller: RateController,
+                      max_bitrate: float, preferred_rate: float | None = None) -> RateDecision[EncodedPair]:
+        """Encode one pair at a rate up to the preferred one such that ``max_bitrate`` (bits per second) is kept.
+
+        The "entropy" time of what is sent includes the tries before it. Raises ValueError for a bad budget.
+        """
+        preferred = self.rate if preferred_rate is None else self._checked(preferred_rate)
+        latents = self.analyse(left, right, rig)
+        decision = controller.encode(max_bitrate, preferred, lambda rate: self.encode_latents(latents, rate))
+        if decision.sent is None:
+            return decision
+        entropy_ms = sum(coded.stage_ms["entropy"] for coded in decision.tries)
+        return replace(decision, sent=replace(decision.sent, stage_ms={**latents.stage_ms, "entropy": entropy_ms}))
+
+    @torch.inference_mode()
+    def analyse(self, left: np.ndarray, right: np.ndarray, rig: StereoRig) -> PairLatents:
+        """All of the encoder that does not depend on the rate."""
+        clock = StageClock(self.model.device)
+        left_view, right_view, transform = prepare(left, right, self.model)
         clock.lap("preprocess")
-        features = net.features(left_view, right_view)
+        features = self.model.net.features(left_view, right_view)
         clock.lap("backbone")
-        latents = net.latents(features)
+        latents = self.model.net.latents(features)
         clock.lap("smfc")
+        return PairLatents(*latents, transform, rig, clock.stage_ms)
+
+    @torch.inference_mode()
+    def encode_latents(self, latents: PairLatents, rate: float | None = None) -> EncodedPair:
+        """Gain, quantisation and entropy stage at one rate."""
+        index = packet.rate_index(self.rate if rate is None else self._checked(rate))
+        clock = StageClock(self.model.device)
         # The rate that the decoder will read, not the one that was asked for.
-        coded = net.entropy_model.quantise(*latents, index / packet.RATE_STEPS)
+        coded = self.model.net.entropy_model.quantise(latents.left, latents.right, index / packet.RATE_STEPS)
         payload, symbol_hash, bits = prior.compress(coded, self._coder)
-        data = packet.pack(model.fingerprint, index, transform, rig, payload, symbol_hash)
+        data = packet.pack(self.model.fingerprint, index, latents.transform, latents.rig, payload, symbol_hash)
         clock.lap("entropy")
-        return EncodedPair(data, index / packet.RATE_STEPS, symbol_hash, bits, clock.stage_ms)
+        return EncodedPair(data, index / packet.RATE_STEPS, symbol_hash, bits, {**latents.stage_ms, **clock.stage_ms})
