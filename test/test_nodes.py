@@ -369,23 +369,24 @@ def test_rate_and_threshold_change_while_running(ready, rendered, codec):
         ready.set_parameter("decoder_node", "score_threshold", -1.0)
 
 
-def test_a_bit_budget_lowers_the_rate_and_drops_what_cannot_be_sent(ready, rendered):
+def test_max_bitrate_lowers_the_rate_and_drops_what_cannot_be_sent(ready, rendered):
     pair = rendered[0]
     assert ready.set_parameter("encoder_node", "rate", 5.0)[0]
-    assert ready.set_parameter("encoder_node", "bit_budget", 25.0)[0]
+    assert ready.set_parameter("encoder_node", "max_bitrate", 25_000)[0]
     try:
         for _ in range(20):
             ready.send_pair(time.time_ns(), pair.left, pair.right, pair.rig)
             time.sleep(0.1)
         _, _, values = ready.wait_for_status("encoder_node: encoding", lambda level, message, values:
-                                             values["bit_budget"] == "25.0" and "rate" in values
+                                             values["max_bitrate"] == "25000" and "rate" in values
                                              and float(values["rate"]) < 5.0)
         ready.wait_for_status("encoder_node: encoding", lambda level, message, values:
-                              level == WARN and "to keep within bit_budget" in message)
+                              level == WARN and "to keep within max_bitrate" in message
+                              and int(values["dropped_max_bitrate"]) > 0)
         sent = len(ready.received["stereo_bitstream"])
         assert 2 <= sent < 20
     finally:
-        ready.set_parameter("encoder_node", "bit_budget", 0.0)
+        ready.set_parameter("encoder_node", "max_bitrate", 0)
         ready.set_parameter("encoder_node", "rate", -1.0)
     before = len(ready.received["detections"])
     expect_answer(ready, time.time_ns(), pair)

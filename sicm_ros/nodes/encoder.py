@@ -18,9 +18,9 @@ from rclpy.qos import QoSPolicyKind
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
+from sicm_ros.codec.rate_control import BitWindow, RateController, wire_bytes
 from sicm_ros.geometry import StereoRig
 from sicm_ros.msg import CodecInfo, StereoBitstream
-from sicm_ros.nodes.bit_budget import BitBudget, wire_bytes
 from sicm_ros.nodes.camera_info import CameraInfoError, RigCache
 from sicm_ros.nodes.diagnostics import Status, Window
 from sicm_ros.nodes.image_conversion import ImageError, to_rgb
@@ -47,9 +47,10 @@ PARAMETERS = (
     ParameterSpec("rate", -1.0,
                   "rate of the codec, 0 for the fewest bits, fractions in between; -1 for the model's default",
                   -1.0, 15.0, runtime=True),
-    ParameterSpec("bit_budget", 0.0,
-                  "kbit/s that the packets may take on the wire, headers included: the rate is lowered to "
-                  "keep within it, and a pair that cannot be is dropped; 0 for no limit", 0.0, 1e6, runtime=True),
+    ParameterSpec("max_bitrate", 0,
+                  "bits per second that the packets may take on the wire in any second, headers included: the rate is "
+                  "lowered to keep within it, and a pair that cannot be is dropped; 0 for no limit",
+                  0, 1_000_000_000, runtime=True),
     ParameterSpec("sync", "approximate", "how left and right images are paired by their stamps",
                   choices=("exact", "approximate")),
     ParameterSpec("sync_tolerance", 0.01,
@@ -85,12 +86,14 @@ class EncoderNode(ManagedNode):
         self._sync: StereoSync[Image] = StereoSync()
         self._rigs = RigCache()
         self._window = Window()
+        # It outlives the model: bits sent before a reconfiguration are still on the link.
+        self._sent_bits = BitWindow()
         self._session = self._sequence = 0
         self._checked_rig: StereoRig | None = None
         self._input_problems = {"camera_info"}
         self._last_image: dict[Side, float] = {}
         self._demanded_since = 0.0
-        self.packets = self.errors = 0
+        self.packets = self.errors = self.refused = 0
         super().__init__("encoder_node", PARAMETERS, self._on_change)
 
     # ------------------------------------------------------------------------------------------------ lifecycle
@@ -108,7 +111,7 @@ class EncoderNode(ManagedNode):
         if refused:
             raise ValueError(f"parameter {refused}")
         self._encoder = StereoEncoder(self._model, device=self.value("device"))
-        self._budget = BitBudget(len(self._model.rates) - 1)
+        self._controller = RateController(len(self._model.rates) - 1, self._sent_bits)
         self._session, self._sequence = secrets.randbits(64), 0
         self._info_publisher = self.create_lifecycle_publisher(CodecInfo, "codec_info", latched_qos())
         self._publisher = self.create_lifecycle_publisher(
@@ -197,17 +200,19 @@ class EncoderNode(ManagedNode):
                                  CAMERA_INFO_WAIT_S)
             self._check_geometry(rig, left.width, left.height)
             converted_ms = 1e3 * (time.perf_counter() - started)
-            rate, budget_bps = self._choose_rate()
-            encoded = self._encoder.encode(*images, rig, rate=rate)
+            rate = self.value("rate")
+            decision = self._encoder.encode_within(*images, rig, self._controller, self.value("max_bitrate"),
+                                                   None if rate < 0 else rate)
         except ValueError as error:
             # Every check of images, calibration and sizes raises one, with words for the user.
             kind = type(error).__name__
             self._input_problems.add(kind)
             self.problems.add(kind, f"pair dropped: {' '.join(str(error).split())}")
             return
-        if budget_bps and not self._budget.admit(time.monotonic(), budget_bps, rate, len(encoded.packet)):
-            self.problems.add("budget", f"pair dropped: its packet of {len(encoded.packet)} bytes (rate {rate:.2f}) "
-                              "exceeds what bit_budget leaves")
+        encoded = decision.sent
+        if encoded is None:
+            self.refused += 1
+            self.problems.add("max_bitrate", f"pair dropped to keep within max_bitrate: {decision.refusal}")
             return
         stages = {"sync": (pair.complete_ns - pair.match.first_arrival_ns) / 1e6, **encoded.stage_ms}
         stages["preprocess"] += converted_ms
@@ -219,17 +224,8 @@ class EncoderNode(ManagedNode):
         self._sequence += 1
         self.packets += 1
         self._window.sample({**stages, "bytes": float(len(encoded.packet)), "rate": float(encoded.rate),
-                             "wire_bytes": float(wire_bytes(len(encoded.packet))),
+                             "wire_bytes": float(wire_bytes(len(encoded.packet))), "tries": float(len(decision.tries)),
                              "total": 1e3 * (time.perf_counter() - started)})
-
-    def _choose_rate(self) -> tuple[float, float]:
-        """The rate for the next pair, and the budget in bits per second (0: none)."""
-        preferred, budget_bps = self.value("rate"), 1e3 * self.value("bit_budget")
-        if preferred < 0:
-            preferred = self._encoder.rate
-        if budget_bps:
-            return self._budget.choose(time.monotonic(), budget_bps, preferred), budget_bps
-        return preferred, 0.0
 
     def _convert(self, left: Image, right: Image) -> list[np.ndarray]:
         images = []
@@ -330,14 +326,15 @@ class EncoderNode(ManagedNode):
         total_bytes, wire = sum(samples.pop("bytes", [])), sum(samples.pop("wire_bytes", []))
         status.set(packets=self.packets, packets_hz=new["packets"] / seconds,
                    bytes_per_packet=total_bytes / max(new["packets"], 1), kbit_per_s=total_bytes * 8e-3 / seconds,
-                   wire_kbit_per_s=wire * 8e-3 / seconds, bit_budget=self.value("bit_budget"),
-                   dropped_queue=self._worker.dropped if self._worker else 0, errors=self.errors,
+                   wire_kbit_per_s=wire * 8e-3 / seconds, max_bitrate=self.value("max_bitrate"),
+                   dropped_max_bitrate=self.refused, dropped_queue=self._worker.dropped if self._worker else 0,
+                   errors=self.errors,
                    subscribers=self._publisher.get_subscription_count(), session=f"{self._session:016x}")
         for name, values in samples.items():
-            status.set(**{name if name == "rate" else f"{name}_ms": sum(values) / len(values)})
-        if new.get("problem budget"):
-            status.report("WARN", f"{new['problem budget']} pairs dropped in the last second to keep within bit_budget:"
-                          " lower the rate of the cameras or raise the budget")
+            status.set(**{name if name in ("rate", "tries") else f"{name}_ms": sum(values) / len(values)})
+        if new.get("problem max_bitrate"):
+            status.report("WARN", f"{new['problem max_bitrate']} pairs dropped in the last second to keep within "
+                          "max_bitrate: lower the rate of the cameras or raise it")
         if new.get("problem encoding"):
             status.report("ERROR", self.problems.latest["encoding"])
         if new["late"]:
