@@ -18,7 +18,8 @@ from .codec.encoder import StereoEncoder
 from .data.kitti import StereoFrame
 from .model_store import StoredModel, load_model
 
-__all__ = ["BenchReport", "Spread", "bench", "describe_machine", "rendered_frames"]
+__all__ = ["BenchReport", "Spread", "bench", "describe_machine", "rendered_frame",
+           "rendered_frames"]
 
 WARM_UP_PAIRS = 3
 
@@ -75,15 +76,17 @@ def describe_machine(device: torch.device) -> dict[str, str | int | float]:
     return machine
 
 
+def rendered_frame(i: int, seed: int = 0) -> StereoFrame:
+    """A rendered pair of a random layout in KITTI's geometry."""
+    from .data.rendered import KITTI_RIG, KITTI_SIZE, random_layout, render_pair
+    layout = random_layout(np.random.default_rng([seed, i]), KITTI_RIG, *KITTI_SIZE)
+    pair = render_pair(layout, KITTI_RIG, *KITTI_SIZE, seed=seed + i)
+    return StereoFrame(f"{i:06d}", pair.left, pair.right, pair.rig, i * 10**8, i * 10**8, pair.labels)
+
+
 def rendered_frames(count: int, seed: int = 0) -> list[StereoFrame]:
     """Rendered pairs in KITTI's geometry, for machines without KITTI."""
-    from .data.rendered import KITTI_RIG, KITTI_SIZE, random_layout, render_pair
-    frames = []
-    for i in range(count):
-        layout = random_layout(np.random.default_rng([seed, i]), KITTI_RIG, *KITTI_SIZE)
-        pair = render_pair(layout, KITTI_RIG, *KITTI_SIZE, seed=seed + i)
-        frames.append(StereoFrame(f"{i:06d}", pair.left, pair.right, pair.rig, i * 10**8, i * 10**8, pair.labels))
-    return frames
+    return [rendered_frame(i, seed) for i in range(count)]
 
 
 def bench(model: str | Path | StoredModel, frames: Sequence[StereoFrame], pairs: int, device: str = "cpu",

@@ -8,6 +8,7 @@ meets the coder. Batches have one payload for each item.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from ..networks.entropy_model import hyper_size
 from ..networks.integer_prior import IntegerPrior, QuantisedLatents, Step, to_maps
 from .range_coder import RangeCoder, SymbolDecoder, SymbolEncoder
 
-__all__ = ["DecodedLatents", "compress", "decompress", "symbol_count"]
+__all__ = ["DecodedLatents", "compress", "decompress", "decompress_batch", "symbol_count"]
 
 
 @dataclass(frozen=True)
@@ -63,18 +64,28 @@ def compress(coded: QuantisedLatents, coder: RangeCoder, item: int = 0) -> tuple
 
 def decompress(payload: bytes, coder: RangeCoder, prior: IntegerPrior, size: tuple[int, int]) -> DecodedLatents:
     """Decode one pair. Whatever the bytes are, this ends, and its memory depends on ``size`` alone."""
-    decoder, symbol_hash = SymbolDecoder(coder, payload), _SymbolHash()
-    hyper = []
-    for view in (0, 1):
-        symbols = decoder.hyper(view, (prior.hyper_channels, *hyper_size(*size)))
-        symbol_hash.update(symbols)
-        hyper.append(torch.from_numpy(symbols)[None])
+    return decompress_batch([payload], coder, prior, size)[0]
+
+
+def decompress_batch(payloads: Sequence[bytes], coder: RangeCoder, prior: IntegerPrior,
+                     size: tuple[int, int]) -> list[DecodedLatents]:
+    """Decode several pairs with one evaluation of the prior for all of them."""
+    decoders, hashes = [SymbolDecoder(coder, payload) for payload in payloads], [_SymbolHash() for _ in payloads]
+
+    def read(decode: Callable[[SymbolDecoder, int], np.ndarray]) -> Tensor:
+        """The next symbols of every pair; ``decode`` gets a pair's decoder and its place in the batch."""
+        symbols = [decode(decoder, item) for item, decoder in enumerate(decoders)]
+        for symbol_hash, array in zip(hashes, symbols, strict=True):
+            symbol_hash.update(array)
+        return torch.from_numpy(np.stack(symbols))
+
+    shape = (prior.hyper_channels, *hyper_size(*size))
+    hyper = (read(lambda decoder, _: decoder.hyper(0, shape)), read(lambda decoder, _: decoder.hyper(1, shape)))
 
     def code(step: Step, index: Tensor, mean: Tensor) -> Tensor:
-        symbols = decoder.latents(index[0].to("cpu", torch.uint8).numpy())
-        symbol_hash.update(symbols)
-        return torch.from_numpy(symbols).to(mean)[None]
+        indices = index.to("cpu", torch.uint8).numpy()
+        return read(lambda decoder, item: decoder.latents(indices[item])).to(mean)
 
-    decoded = prior.run((hyper[0], hyper[1]), size, code)
-    left, right = to_maps(decoded, size)
-    return DecodedLatents(left, right, symbol_hash.value, decoder.at_end())
+    left, right = to_maps(prior.run(hyper, size, code), size)
+    return [DecodedLatents(left[i : i + 1], right[i : i + 1], hashes[i].value, decoder.at_end())
+            for i, decoder in enumerate(decoders)]

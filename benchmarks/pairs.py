@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stereo pairs for the benchmarks of the codec, real ones and rendered ones, and how long all of them will take."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from sicm_ros.bench import rendered_frame
+from sicm_ros.data.kitti import StereoFrame, open_source
+
+
+def real_pairs(count: int, kitti: Path | None) -> list[tuple[Path, int]]:
+    """Sources and places of the real pairs among ``count``: all in ``kitti`` (a source of ``sicm``, or a folder of
+    such), but no more than half of ``count``, evenly chosen."""
+    if kitti is None:
+        return []
+    folders = [f for f in sorted(kitti.iterdir()) if (f / "training").is_dir() or (f / "image_2").is_dir()]
+    found = [(folder, i) for folder in folders or [kitti] for i in range(len(open_source(folder)))]
+    used = min(len(found), count // 2)
+    return [found[k * len(found) // used] for k in range(used)]
+
+
+def frames(count: int, kitti: Path | None, seed: int) -> Iterator[StereoFrame]:
+    """``count`` pairs: the real ones, then rendered ones of random layouts."""
+    real = real_pairs(count, kitti)
+    for folder, i in real:
+        yield open_source(folder)[i]
+    for i in range(count - len(real)):
+        yield rendered_frame(i, seed)
+
+
+class Progress:
+    """One line on stderr now and then: how many are done, and when the rest will be."""
+
+    def __init__(self, total: int, every_s: float = 20.0) -> None:
+        self._total, self._every_s = total, every_s
+        self._start = self._last = time.monotonic()
+
+    def report(self, done: int) -> None:
+        """Print, unless it was printed a moment ago."""
+        now = time.monotonic()
+        if done == self._total or now - self._last >= self._every_s:
+            self._last = now
+            left = (now - self._start) / max(done, 1) * (self._total - done)
+            print(f"{done} of {self._total} after {now - self._start:.0f} s, {left:.0f} s left", file=sys.stderr,
+                  flush=True)
