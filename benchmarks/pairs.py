@@ -8,8 +8,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from sicm_ros.bench import rendered_frame
+from sicm_ros.codec.encoder import prepare
 from sicm_ros.data.kitti import StereoFrame, open_source
+from sicm_ros.model_store import StoredModel
 
 
 def real_pairs(count: int, kitti: Path | None) -> list[tuple[Path, int]]:
@@ -47,3 +52,10 @@ class Progress:
             left = (now - self._start) / max(done, 1) * (self._total - done)
             print(f"{done} of {self._total} after {now - self._start:.0f} s, {left:.0f} s left", file=sys.stderr,
                   flush=True)
+
+
+@torch.inference_mode()
+def latents(model: StoredModel, frame: StereoFrame) -> tuple[Tensor, Tensor]:
+    """Both views' latents (1, C, h, w) before gain and quantisation."""
+    left, right, _ = prepare(frame.left, frame.right, model)
+    return model.net.latents(model.net.features(left, right))
