@@ -9,10 +9,10 @@ import time
 from collections import OrderedDict
 from typing import Any
 
+from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
-from rclpy.time import Time
 from std_msgs.msg import Header
 from vision_msgs.msg import Detection3DArray, LabelInfo
 from visualization_msgs.msg import MarkerArray
@@ -239,9 +239,7 @@ class DecoderNode(ManagedNode):
             return
         self._boxes_shown = False
         self.timeouts += 1
-        # The time of the source, carried on.
-        stamp = Time.from_msg(self._last_header.stamp).nanoseconds + int(silence * 1e9)
-        header = Header(stamp=Time(nanoseconds=stamp).to_msg(), frame_id=self._last_header.frame_id)
+        header = Header(stamp=_later(self._last_header.stamp, silence), frame_id=self._last_header.frame_id)
         self._boxes.publish(detection_array(header, [], ""))
         self._markers.publish(marker_array(header, []))
         self.problems.add("timeout", f"no packet for {silence:.1f} s: boxes cleared")
@@ -315,6 +313,12 @@ class DecoderNode(ManagedNode):
 
 _REFUSALS = ("NotAPacketError", "TruncatedPacketError", "DamagedPacketError", "WrongVersionError", "WrongModelError",
              "SymbolMismatchError", "ImplausiblePacketError", "PacketError", "size", "duplicate")
+
+
+def _later(stamp: Time, seconds: float) -> Time:
+    """The time of the source, carried on. Any stamp will do: it came over the link (rclpy's refuses negative ones)."""
+    whole, part = divmod(stamp.sec * 10**9 + stamp.nanosec + int(seconds * 1e9), 10**9)
+    return Time(sec=min(whole, 2**31 - 1), nanosec=part)
 
 
 def _with_unit(name: str) -> str:
