@@ -34,7 +34,6 @@ from sicm_ros.model_store import load_model
 from sicm_ros.networks.entropy_model import HYPER_SYMBOL_LIMIT, SCALE_LEVELS
 from sicm_ros.networks.integer_prior import QuantisedLatents, symbol_limits
 
-
 _declared: list[torch.library.Library] = []  # declarations last as long as these
 
 
