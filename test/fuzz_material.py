@@ -5,9 +5,12 @@ import ctypes
 import os
 import time
 
+from fuzz_packets import HEADROOM, hold_memory
+
 
 def troubled(shared, failures, seed, first, last):
-    """Crashes in case 3, hangs in case 6, reports case 8."""
+    """Crashes in case 3, hangs in case 6, wants too much memory in case 8."""
+    hold_memory()
     for number in range(first, last):
         shared.state[0] = number
         if number == 3:
@@ -15,7 +18,10 @@ def troubled(shared, failures, seed, first, last):
         if number == 6:
             time.sleep(60)
         if number == 8:
-            failures.send((number, "cut", "KeyError"))
+            try:
+                bytearray(2 * HEADROOM)
+            except MemoryError:
+                failures.send((number, "cut", "MemoryError"))
         shared.count("cut", "FAILED" if number == 8 else "TruncatedPacketError")
     shared.state[0] = shared.IDLE
 

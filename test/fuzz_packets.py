@@ -6,7 +6,8 @@
 
 Case n of seed s is made from the string "s/n" alone, so each can be repeated by itself. What must hold for each of them
 is in ``Target.judge``. The cases run in a child process, whose address space may grow by ``HEADROOM`` only; the parent
-notices when it crashes or hangs, says which case that was, and goes on after it. Exits with 1 if any case failed.
+notices when it crashes or hangs, says which case that was, and goes on after it. Ctrl-C ends it with the table so far.
+Exits with 1 if any case failed.
 """
 
 from __future__ import annotations
@@ -599,17 +600,23 @@ class Shared:
 Worker = Callable[[Shared, Connection, int, int, int], None]
 
 
+def hold_memory() -> None:
+    """From here on the process may grow by ``HEADROOM`` only; then an allocation fails, whoever asks for it."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + HEADROOM
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
 def work(shared: Shared, failures: Connection, seed: int, first: int, last: int) -> None:
     """The child: cases first to last - 1."""
     faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = os.getppid()
     target = Target()
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + HEADROOM
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    hold_memory()
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for number in range(first, last):
-        if shared.state[1]:
+        if shared.state[1] or os.getppid() != parent:
             break
         shared.state[0] = number
         kind, outcome, problem = target.run(seed, number)
@@ -637,7 +644,10 @@ def supervise(seed: int, cases: int, minutes: float = math.inf, hang_s: float = 
         sender.close()
         hung, running, since = False, Shared.IDLE, time.monotonic()
         while True:
-            child.join(0.2)
+            try:
+                child.join(0.2)
+            except KeyboardInterrupt:
+                shared.state[1] = 1     # the child ends after its case, and the table is printed
             alive = child.exitcode is None
             try:
                 while receiver.poll():

@@ -122,7 +122,7 @@ def test_the_observer_notices_symbols_beyond_their_table(target, monkeypatch):
 def test_crashes_and_hangs_are_noticed_and_gone_on_after(capfd):
     shared, failed = supervise(5, 12, hang_s=1.0, worker=troubled, every_s=0.1)
     assert [(n, kind) for n, kind, _ in failed] == [(3, "crash"), (6, "crash"), (8, "cut")]
-    assert "ended with -11" in failed[0][2] and "hang" in failed[1][2]
+    assert "ended with -11" in failed[0][2] and "hang" in failed[1][2] and failed[2][2] == "MemoryError"
     assert shared.state[2] == 12 and sum(shared.counts) == 10
     printed = capfd.readouterr().out
     assert "FAILED 5/6 (crash; repeat it with --replay 5/6): hang" in printed and "of 12 cases, " in printed
