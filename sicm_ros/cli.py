@@ -300,12 +300,12 @@ def inspect(packet: Annotated[Path | None, typer.Argument(metavar="X.sicm", help
 
 
 def _inspect_model(model: str, as_json: bool) -> None:
-    from .model_store import load_config, load_model
+    from .model_store import CONFIG_FILE, WEIGHTS_FILE, load_config, load_model, model_folder
     from .networks.mvsfc_net import count_complexity
-    folder = Path(model)
-    facts: dict[str, Any] = {"model": model}
-    if folder.is_dir() and not (folder / "weights.safetensors").exists():   # not trained yet: only its sizes are known
-        config = load_config(folder / "config.yaml")
+    folder = model_folder(model, trained=False)
+    facts: dict[str, Any] = {"model": folder.name}
+    if not (folder / WEIGHTS_FILE).exists():   # not trained yet: only its sizes are known
+        config = load_config(folder / CONFIG_FILE)
     else:
         stored = load_model(model)
         config = stored.config
@@ -530,8 +530,10 @@ def bench(model: Model = DEFAULT_MODEL,
             table.add_row(side if first else "", stage, f"{spread.median:.1f}", f"{spread.p5:.1f}", f"{spread.p95:.1f}",
                           style="bold" if total else None, end_section=total)
     _console().print(table)
-    rates = report.pairs_per_second
-    _print_fields([("throughput", f"encode {rates['encode']:.1f}, decode {rates['decode']:.1f} pairs a second"),
+    rates, share = report.pairs_per_second, report.entropy_share
+    _print_fields([("entropy stage", f"{100 * share.median:.1f} % of a pair's CPU time, both sides together "
+                                     f"(p5 {100 * share.p5:.1f} %, p95 {100 * share.p95:.1f} %)"),
+                   ("throughput", f"encode {rates['encode']:.1f}, decode {rates['decode']:.1f} pairs a second"),
                    ("packet", f"{report.packet_bytes.median:.0f} bytes (p5 {report.packet_bytes.p5:.0f}, "
                               f"p95 {report.packet_bytes.p95:.0f}), {report.bits_per_pixel.median:.4f} bits per pixel"),
                    ("peak memory", ", ".join(f"{k} {v:.0f} MiB" for k, v in report.peak_memory_mib.items()))])

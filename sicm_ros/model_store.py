@@ -33,7 +33,7 @@ from .networks.entropy_model import StereoEntropyModel
 from .networks.mvsfc_net import Half, MvsfcNet
 
 __all__ = ["DEFAULT_MODEL", "ModelError", "StoredModel", "fingerprint", "list_models", "load_config", "load_model",
-           "open_model", "save_model", "torch_device"]
+           "model_folder", "open_model", "save_model", "torch_device"]
 
 DEFAULT_MODEL = "sicm-compact"
 CONFIG_FILE, WEIGHTS_FILE = "config.yaml", "weights.safetensors"
@@ -103,24 +103,26 @@ def _search_path() -> Iterator[Path]:
     yield Path(__file__).resolve().parents[1] / "models"
 
 
-def list_models() -> dict[str, Path]:
-    """The models that can be loaded by name, with their folders."""
+def list_models(trained: bool = True) -> dict[str, Path]:
+    """The models that can be loaded by name, with their folders; with ``trained`` False those without weights too."""
     found: dict[str, Path] = {}
     for folder in _search_path():
         for config in sorted(folder.glob(f"*/{CONFIG_FILE}")):
-            if (config.parent / WEIGHTS_FILE).is_file():
+            if not trained or (config.parent / WEIGHTS_FILE).is_file():
                 found.setdefault(config.parent.name, config.parent)
     return found
 
 
-def _find(name_or_path: str | Path) -> Path:
+def model_folder(name_or_path: str | Path, trained: bool = True) -> Path:
+    """The folder of a model that is named, or is that folder. Raises ModelError if there is none."""
     path = Path(name_or_path)
     if path.is_dir():
         return path
-    models = list_models()
+    models = list_models(trained)
     if str(name_or_path) not in models:
-        raise ModelError(f"model {str(name_or_path)!r} not found: expected a folder with {CONFIG_FILE} and "
-                         f"{WEIGHTS_FILE}, or one of {', '.join(sorted(models)) or '(no model is installed)'}")
+        files = f"{CONFIG_FILE} and {WEIGHTS_FILE}" if trained else CONFIG_FILE
+        raise ModelError(f"model {str(name_or_path)!r} not found: expected a folder with {files}, or one of "
+                         f"{', '.join(sorted(models)) or '(no model is installed)'}")
     return models[str(name_or_path)]
 
 
@@ -210,7 +212,7 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL, half: Half = "both",
                device: str | torch.device = "cpu") -> StoredModel:
     """Load a model by name or from a folder. Raises ModelError."""
     target = torch_device(device)
-    folder = _find(name_or_path)
+    folder = model_folder(name_or_path)
     config = load_config(folder / CONFIG_FILE)
     path = folder / WEIGHTS_FILE
     tensors = _read_weights(path)

@@ -159,6 +159,14 @@ def test_a_model_of_an_environment_variable_is_found_by_name(sicm, monkeypatch):
     assert "analysis" in sicm("inspect", "--model", "tiny")[1]
 
 
+def test_inspect_names_a_model_that_has_no_weights(sicm):
+    status, out, _ = sicm("inspect", "--model", "mvsfc-r34", "--json")
+    assert status == 0
+    facts = json.loads(out)
+    assert facts["model"] == "mvsfc-r34" and facts["latent"] == [192, 12, 40]
+    assert facts["parts"]["total"]["parameters"] == pytest.approx(188.4e6, rel=0.01)
+
+
 @needs_kitti
 def test_a_real_pair(sicm, tmp_path):
     frame = ROOT / "object" / "training"
@@ -334,8 +342,9 @@ def test_bench(sicm):
         assert all(0 < s["p5"] <= s["median"] <= s["p95"] for s in stages.values())
     assert report["bits_per_pixel"]["median"] == pytest.approx(8 * report["packet_bytes"]["median"] / (2 * 1242 * 375))
     assert report["peak_memory_mib"]["process"] > 50
+    assert 0 < report["entropy_share"]["p5"] <= report["entropy_share"]["median"] < 1
     status, out, _ = sicm("bench", "-m", TINY, "-n", "2", "-d", "cpu", "--threads", "1")
-    assert status == 0 and all(word in out for word in ("median ms", "analysis", "peak memory", "1 threads"))
+    assert status == 0 and all(word in out for word in ("median ms", "analysis", "peak memory", "1 threads", "entropy stage"))
 
 
 def test_spread():

@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..networks.anchors import Anchors
+from ..networks.backbone import StereoFeatures
 from ..networks.detection import AnalysisOutput
 from .targets import Batch, assign
 
-__all__ = ["TaskLoss", "disparity_loss", "task_loss"]
+__all__ = ["TaskLoss", "disparity_loss", "feature_error", "task_loss"]
 
 FOCAL_GAMMA, FOCAL_ALPHA = 2.0, 0.25
 SMOOTH_L1_BETA = 0.04
@@ -34,6 +35,19 @@ class TaskLoss(NamedTuple):
     @property
     def total(self) -> Tensor:
         return self.classification + self.regression + self.disparity
+
+
+def feature_error(reconstruction: StereoFeatures, features: StereoFeatures) -> Tensor:
+    """Mean squared error over the variance, averaged over scales and views; 1 where every channel is only its mean.
+
+    The variance, not the power: a mean that grows would make the error small for nothing.
+    """
+    errors = [
+        ((a - b) ** 2).mean() / b.var((0, 2, 3)).mean().clamp(min=1e-6)
+        for scale, original in zip(reconstruction, features, strict=True)
+        for a, b in zip(scale, original, strict=True)
+    ]
+    return torch.stack(errors).mean()
 
 
 def disparity_loss(logits: Tensor, disparity: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from ..model_store import load_config, save_model
 from ..networks.config import MvsfcConfig
 from ..networks.mvsfc_net import MvsfcNet
 from .augmentation import augment
-from .losses import task_loss
+from .losses import feature_error, task_loss
 from .samples import SampleStore, build_store
 from .targets import Batch, anchor_priors, collate
 from .validation import validate
@@ -56,7 +56,7 @@ class TrainConfig:
     warmup_steps: int = 0
     gradient_clip: float = 0.1
     weight_decay: float = 0.0
-    feature_loss: float = 0.0  # weight of the relative squared error of the reconstructed features
+    feature_loss: float = 0.0  # weight of the squared error of the reconstructed features over their variance
     codec_task_loss: bool = True  # the codec stage has the task's loss, as in the paper; else the feature loss alone
     uncompressed_share: float = 0.0  # of the joint stage's steps that train the detector without the codec
     samples: int = 3712  # rendered where there are no images
@@ -95,12 +95,8 @@ class _Trainee(nn.Module):
             loss = loss + task.total
             terms |= {"class": task.classification, "box": task.regression, "disparity": task.disparity}
         if self.config.feature_loss:
-            errors = [
-                ((a - b.detach()) ** 2).mean() / (b.detach() ** 2).mean().clamp(min=1e-6)
-                for scale, original in zip(reconstruction, features, strict=True)
-                for a, b in zip(scale, original, strict=True)
-            ]
-            terms["feature"] = torch.stack(errors).mean()
+            # The joint stage lets it shape the features too: towards ones that the codec can carry.
+            terms["feature"] = feature_error(reconstruction, features)
             loss = loss + self.config.feature_loss * terms["feature"]
         return {"loss": loss, **terms}
 
