@@ -42,9 +42,10 @@ class Spread:
 class BenchReport:
     """Stages are milliseconds of one pair, by side and stage, each side with its "total".
 
-    ``pairs_per_second`` is what the median total of each side allows when it does nothing else. ``bits_per_pixel``
-    counts the whole packet over the pixels of both original images. ``peak_memory_mib`` is the largest resident size of
-    this process and, on a GPU, the most that PyTorch held there.
+    ``entropy_share`` is the part of a pair's CPU time, of both sides together, that the entropy stages of both sides
+    take. ``pairs_per_second`` is what the median total of each side allows when it does nothing else.
+    ``bits_per_pixel`` counts the whole packet over the pixels of both original images. ``peak_memory_mib`` is the
+    largest resident size of this process and, on a GPU, the most that PyTorch held there.
     """
 
     model: str
@@ -53,6 +54,7 @@ class BenchReport:
     pairs: int
     image_size: tuple[int, int]
     stages_ms: dict[str, dict[str, Spread]]
+    entropy_share: Spread
     pairs_per_second: dict[str, float]
     packet_bytes: Spread
     bits_per_pixel: Spread
@@ -103,7 +105,7 @@ def bench(model: str | Path | StoredModel, frames: Sequence[StereoFrame], pairs:
     if stored.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(stored.device)
     times: dict[str, dict[str, list[float]]] = {"encode": {}, "decode": {}}
-    sizes, bits_per_pixel = [], []
+    sizes, bits_per_pixel, shares = [], [], []
     for i in range(WARM_UP_PAIRS + pairs):
         frame = frames[i % len(frames)]
         coded = encoder.encode(frame.left, frame.right, frame.rig)
@@ -112,6 +114,8 @@ def bench(model: str | Path | StoredModel, frames: Sequence[StereoFrame], pairs:
             for side, stages in (("encode", coded.stage_ms), ("decode", found.stage_ms)):
                 for stage, value in (*stages.items(), ("total", sum(stages.values()))):
                     times[side].setdefault(stage, []).append(value)
+            cpu = (*coded.cpu_ms.values(), *found.cpu_ms.values())
+            shares.append((coded.cpu_ms["entropy"] + found.cpu_ms["entropy"]) / sum(cpu))
             sizes.append(len(coded.packet))
             bits_per_pixel.append(8 * len(coded.packet) / (2 * frame.left.shape[0] * frame.left.shape[1]))
             if progress is not None:
@@ -124,6 +128,6 @@ def bench(model: str | Path | StoredModel, frames: Sequence[StereoFrame], pairs:
         memory["gpu"] = torch.cuda.max_memory_allocated(stored.device) / 2**20
     height, width = frames[0].left.shape[:2]
     return BenchReport(
-        stored.name, str(stored.device), encoder.rate, pairs, (width, height), stages_ms,
+        stored.name, str(stored.device), encoder.rate, pairs, (width, height), stages_ms, Spread.of(shares),
         {side: 1000 / stages["total"].median for side, stages in stages_ms.items()},
         Spread.of(sizes), Spread.of(bits_per_pixel), memory, machine)

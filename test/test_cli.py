@@ -344,7 +344,8 @@ def test_bench(sicm):
     assert report["peak_memory_mib"]["process"] > 50
     assert 0 < report["entropy_share"]["p5"] <= report["entropy_share"]["median"] < 1
     status, out, _ = sicm("bench", "-m", TINY, "-n", "2", "-d", "cpu", "--threads", "1")
-    assert status == 0 and all(word in out for word in ("median ms", "analysis", "peak memory", "1 threads", "entropy stage"))
+    words = ("median ms", "analysis", "peak memory", "1 threads", "entropy stage")
+    assert status == 0 and all(word in out for word in words)
 
 
 def test_spread():

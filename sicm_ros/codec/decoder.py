@@ -30,11 +30,13 @@ __all__ = ["DecodedPair", "StereoDecoder"]
 
 @dataclass(frozen=True)
 class DecodedPair:
-    """The boxes of a packet, best first; ``stage_ms`` has milliseconds of "entropy", "smfc" and "analysis"."""
+    """The boxes of a packet, best first; ``stage_ms`` has milliseconds of "entropy", "smfc" and "analysis", ``cpu_ms``
+    the CPU time of this process, all threads, in each."""
 
     objects: list[Object3D]
     header: PacketHeader
     stage_ms: dict[str, float]
+    cpu_ms: dict[str, float]
 
 
 class StereoDecoder:
@@ -95,4 +97,4 @@ class StereoDecoder:
         features, header, clock = self._features(packet)
         objects = analyse(self.model, features, header.transform(), header.rig, self.score_threshold)
         clock.lap("analysis")
-        return DecodedPair(objects, header, clock.stage_ms)
+        return DecodedPair(objects, header, clock.stage_ms, clock.cpu_ms)

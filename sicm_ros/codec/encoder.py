@@ -31,7 +31,7 @@ class EncodedPair:
     """A packet, and what it took.
 
     ``estimated_bits`` is the information content of the symbols under the coder's tables, ``stage_ms`` has milliseconds
-    of "preprocess", "backbone", "smfc" and "entropy".
+    of "preprocess", "backbone", "smfc" and "entropy", ``cpu_ms`` the CPU time of this process, all threads, in each.
     """
 
     packet: bytes
@@ -39,13 +39,14 @@ class EncodedPair:
     symbol_hash: int
     estimated_bits: float
     stage_ms: dict[str, float]
+    cpu_ms: dict[str, float]
 
 
 @dataclass(frozen=True)
 class PairLatents:
     """A pair before gain and quantisation: latents (1, C, h, w) of both views, and what the packet says of the images.
 
-    ``stage_ms`` has milliseconds of "preprocess", "backbone" and "smfc".
+    ``stage_ms`` and ``cpu_ms`` have milliseconds of "preprocess", "backbone" and "smfc".
     """
 
     left: Tensor
@@ -53,23 +54,25 @@ class PairLatents:
     transform: InputTransform
     rig: StereoRig
     stage_ms: dict[str, float]
+    cpu_ms: dict[str, float]
 
 
 class StageClock:
-    """Wall time of consecutive stages; on a GPU each one waits for its kernels."""
+    """Wall and CPU time of consecutive stages; on a GPU each one waits for its kernels."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self.stage_ms: dict[str, float] = {}
-        self._last = time.perf_counter()
+        self.cpu_ms: dict[str, float] = {}
+        self._last, self._last_cpu = time.perf_counter(), time.process_time()
 
     def lap(self, stage: str) -> None:
         """End a stage."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        now = time.perf_counter()
-        self.stage_ms[stage] = 1e3 * (now - self._last)
-        self._last = now
+        now, cpu = time.perf_counter(), time.process_time()
+        self.stage_ms[stage], self.cpu_ms[stage] = 1e3 * (now - self._last), 1e3 * (cpu - self._last_cpu)
+        self._last, self._last_cpu = now, cpu
 
 
 def check_pair(left: np.ndarray, right: np.ndarray) -> None:
@@ -130,8 +133,10 @@ class StereoEncoder:
         decision = controller.encode(max_bitrate, preferred, lambda rate: self.encode_latents(latents, rate))
         if decision.sent is None:
             return decision
-        entropy_ms = sum(coded.stage_ms["entropy"] for coded in decision.tries)
-        return replace(decision, sent=replace(decision.sent, stage_ms={**latents.stage_ms, "entropy": entropy_ms}))
+        wall, cpu = (sum(times) for times in zip(*((coded.stage_ms["entropy"], coded.cpu_ms["entropy"])
+                                                   for coded in decision.tries), strict=True))
+        return replace(decision, sent=replace(decision.sent, stage_ms={**latents.stage_ms, "entropy": wall},
+                                              cpu_ms={**latents.cpu_ms, "entropy": cpu}))
 
     @torch.inference_mode()
     def analyse(self, left: np.ndarray, right: np.ndarray, rig: StereoRig) -> PairLatents:
@@ -143,7 +148,7 @@ class StereoEncoder:
         clock.lap("backbone")
         latents = self.model.net.latents(features)
         clock.lap("smfc")
-        return PairLatents(*latents, transform, rig, clock.stage_ms)
+        return PairLatents(*latents, transform, rig, clock.stage_ms, clock.cpu_ms)
 
     @torch.inference_mode()
     def encode_latents(self, latents: PairLatents, rate: float | None = None) -> EncodedPair:
@@ -155,4 +160,5 @@ class StereoEncoder:
         payload, symbol_hash, bits = prior.compress(coded, self._coder)
         data = packet.pack(self.model.fingerprint, index, latents.transform, latents.rig, payload, symbol_hash)
         clock.lap("entropy")
-        return EncodedPair(data, index / packet.RATE_STEPS, symbol_hash, bits, {**latents.stage_ms, **clock.stage_ms})
+        return EncodedPair(data, index / packet.RATE_STEPS, symbol_hash, bits, latents.stage_ms | clock.stage_ms,
+                           latents.cpu_ms | clock.cpu_ms)
