@@ -201,6 +201,21 @@ def test_the_first_frame_already_fits():
     assert 13e3 <= first.bits <= 30e3 and 2 <= len(first.decision.tries) <= MAX_TRIES
 
 
+def test_the_last_try_is_at_the_lowest_rate():
+    camera, tried = Camera(), []
+    for size in (84_000, 100, 100):
+        camera.frame(0.0, lambda rate, size=size: size)
+        camera.wait(3 * SECOND // 10)
+
+    def too_much(rate: float) -> int:            # but for the lowest rate
+        tried.append(rate)
+        return 22_500 if rate else 100
+
+    decision = camera.frame(1e6, too_much).decision
+    assert len(tried) == MAX_TRIES and min(tried[:-1]) > 2 and tried[-1] == 0
+    assert decision.sent is not None and tried == sorted(tried, reverse=True)
+
+
 def test_a_budget_below_the_smallest_packets_spaces_what_it_sends():
     frames = Camera().run(50e3, 1200, jitter=0.1)
     sent = [f for f in frames if f.bits]
