@@ -631,11 +631,11 @@ def work(shared: Shared, failures: Connection, seed: int, first: int, last: int)
 
 
 def supervise(seed: int, cases: int, minutes: float = math.inf, hang_s: float = 30.0, worker: Worker = work,
-              every_s: float = 10.0) -> tuple[Shared, list[tuple[int, str, str]]]:
-    """Run cases 0 to cases - 1 in child processes; counts, and (case, kind, what was wrong) of each that failed."""
+              every_s: float = 10.0, first: int = 0) -> tuple[Shared, list[tuple[int, str, str]]]:
+    """Run cases first to cases - 1 in child processes; counts, and (case, kind, what was wrong) of each that failed."""
     context = multiprocessing.get_context("spawn")
     shared, failed = Shared(context), []
-    begun, first = time.monotonic(), 0
+    begun, todo = time.monotonic(), cases - first
     shown, running, since = begun, Shared.IDLE, begun
     while first < cases and len(failed) < MAX_FAILURES:
         receiver, sender = context.Pipe(False)
@@ -669,7 +669,7 @@ def supervise(seed: int, cases: int, minutes: float = math.inf, hang_s: float = 
                 shared.state[1] = 1
             if now - shown >= every_s:
                 shown = now
-                _progress(shared.state[2], cases, now - begun, minutes, len(failed))
+                _progress(shared.state[2], todo, now - begun, minutes, len(failed))
         if child.exitcode == 0:
             break
         if shared.state[0] == Shared.IDLE:
@@ -708,6 +708,7 @@ def table(counts: Any) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Fuzz the packet decoder on the tiny model in test/data.")
     parser.add_argument("--cases", type=int, default=1_000_000, help="how many (default: %(default)s)")
+    parser.add_argument("--first", type=int, default=0, help="number of the first one (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of all cases (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this time")
     parser.add_argument("--hang-s", type=float, default=30.0, help="a case that takes longer hangs (%(default)s)")
@@ -722,7 +723,7 @@ def main() -> int:
         print(problem or outcome)
         return int(bool(problem))
     begun = time.monotonic()
-    shared, failed = supervise(args.seed, args.cases, args.minutes, args.hang_s)
+    shared, failed = supervise(args.seed, args.first + args.cases, args.minutes, args.hang_s, first=args.first)
     seconds = time.monotonic() - begun
     print(f"{table(shared.counts)}\n{shared.state[2]} cases of seed {args.seed} in {seconds / 60:.1f} min, "
           f"{len(failed)} failed")
