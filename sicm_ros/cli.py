@@ -594,6 +594,52 @@ def bag_play(path: Annotated[Path, typer.Argument(metavar="BAG", show_default=Fa
     raise typer.Exit(play(path, rate, loop))
 
 
+@bag.command("transcode", epilog=_example("sicm bag transcode drive_bag out/packets_bag",
+                                          "sicm bag transcode out/packets_bag out/boxes_bag --to detections"))
+def bag_transcode(path: Annotated[Path, typer.Argument(metavar="BAG", show_default=False,
+                                                       help="A rosbag2 with a stereo pair, or with packets.")],
+                  out: Annotated[Path, typer.Argument(metavar="OUT", show_default=False,
+                                                      help="Bag folder to write; must not exist.")],
+                  to: Annotated[str, typer.Option("--to", metavar="TARGET",
+                                                  help="packets, or detections as well.")] = "packets",
+                  model: Model = DEFAULT_MODEL, rate: Rate = None, threshold: Threshold = None,
+                  workers: Annotated[int | None, typer.Option("--workers", "-w", min=1, metavar="N", show_default=False,
+                                                              help="Processes. Default: one for each core.")] = None,
+                  storage: Annotated[str, typer.Option("--storage", metavar="KIND",
+                                                       help="sqlite3 or mcap.")] = "sqlite3",
+                  namespace: Annotated[str, typer.Option("--namespace", metavar="NAME",
+                                                         help="Prefix of the new topics.")] = "",
+                  left_topic: Annotated[str, typer.Option("--left-topic", metavar="TOPIC", show_default=False,
+                                                          help="Default: found by the names.")] = "",
+                  right_topic: Annotated[str, typer.Option("--right-topic", metavar="TOPIC", show_default=False)] = "",
+                  calib: Annotated[Path | None, typer.Option("--calib", metavar="FILE", show_default=False,
+                                                             help="KITTI calibration, where the bag has no camera "
+                                                                  "infos.")] = None,
+                  as_json: Json = False) -> None:
+    """Replace a bag's stereo images by packets, a few hundred times smaller, and packets by boxes.
+
+    Uses all cores. If it is killed, the same command goes on where it was.
+    """
+    if to not in ("packets", "detections"):
+        raise ValueError(f"--to: expected packets or detections, got {to!r}")
+    _in_range("--threshold", threshold, 0, 1)
+    from .nodes.transcode import transcode
+    with _progress("transcoding") as progress:
+        done = transcode(path, out, to, model, rate, threshold, workers or os.cpu_count() or 1,  # type: ignore[arg-type]
+                         storage, namespace, left_topic, right_topic, calib, progress)  # type: ignore[arg-type]
+    if as_json:
+        _json({"bag": str(out), **done.__dict__})
+        return
+    parts = [f"{done.pairs} pairs"]
+    if done.raw_bytes:
+        parts.append(f"{done.packet_bytes} bytes of packets for {done.raw_bytes} bytes of images "
+                     f"({done.raw_bytes / max(done.packet_bytes, 1):.0f} times fewer)")
+    parts += [f"{done.boxes} boxes"] if to == "detections" else []
+    print(", ".join([*parts, f"{done.copied} other messages copied"]) + f": {out}")
+    for reason, number in done.dropped.items():
+        print(f"dropped {number}: {reason}", file=sys.stderr)
+
+
 # ----------------------------------------------------------------------------------------------------------------- main
 
 # Typer hands on click's exceptions, whichever click it uses.

@@ -38,7 +38,7 @@ from sicm_ros.nodes.image_conversion import rgb_to_message_fields, to_rgb
 from sicm_ros.nodes.stereo_sync import Side, StereoSync
 
 __all__ = ["BagError", "BagRecorder", "BagStereo", "BagWriter", "find_stereo_topics", "from_kitti", "is_bag",
-           "message_class", "open_bag", "play", "typestore"]
+           "message_class", "open_bag", "opened", "play", "typestore"]
 
 Storage = Literal["sqlite3", "mcap"]
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
@@ -158,7 +158,7 @@ class BagStereo:
     def __init__(self, path: str | Path, left_topic: str = "", right_topic: str = "", tolerance_s: float = 0.01,
                  calib: str | Path | None = None) -> None:
         self.path, self.tolerance_s, self.drops = Path(path), tolerance_s, 0
-        with _opened(self.path) as reader:
+        with opened(self.path) as reader:
             images = {c.topic: c for c in reader.connections if c.msgtype in IMAGE_TYPES}
             if left_topic or right_topic:
                 for topic in (left_topic, right_topic):
@@ -196,9 +196,14 @@ class BagStereo:
                     raise BagError(f"{self.path}: {error}; {_GIVE_CALIB}") from None
 
     def __iter__(self) -> Iterator[tuple[StereoFrame, str]]:
+        for frame, frame_id, _ in self.recorded():
+            yield frame, frame_id
+
+    def recorded(self) -> Iterator[tuple[StereoFrame, str, int]]:
+        """The pairs with the time, in nanoseconds, at which the later image of each was recorded."""
         sync: StereoSync[Any] = StereoSync(self.tolerance_s, depth=30)
         sides = {topic: side for side, topic in self.topics.items()}
-        with _opened(self.path) as reader:
+        with opened(self.path) as reader:
             connections = [c for c in reader.connections if c.topic in sides and c.msgtype in IMAGE_TYPES]
             for connection, recorded_ns, message in _messages(reader, self.path, connections):
                 stamp = message.header.stamp
@@ -213,7 +218,7 @@ class BagStereo:
                     raise BagError(f"{self.path}: left and right image differ in size: {' and '.join(sizes)}")
                 rig = self._rig_of(left, *(item[1].header.stamp for item in (match.left, match.right)))
                 yield (StereoFrame(f"{sync.pairs - 1:06d}", left, right, rig, match.left_stamp_ns, match.right_stamp_ns,
-                                   None), match.left[1].header.frame_id)
+                                   None), match.left[1].header.frame_id, recorded_ns)
         self.drops = sum(sync.drops.values()) + sum(sync.waiting(side) for side in SIDES)
 
     def _rig_of(self, image: np.ndarray, *stamps: Any) -> StereoRig:
@@ -246,7 +251,7 @@ class _RosOneInfo:
             setattr(self, name, getattr(message, name))
 
 
-class _opened:
+class opened:
     """``open_bag`` with every failure a BagError."""
 
     def __init__(self, path: Path) -> None:

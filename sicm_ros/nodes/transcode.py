@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bag's stereo images to packets, and packets to boxes: offline, on all cores, resumable after a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+import multiprocessing
+import shutil
+import sqlite3
+from array import array
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from builtin_interfaces.msg import Time
+from rclpy.serialization import deserialize_message, serialize_message
+from rosbags.highlevel import AnyReader
+from std_msgs.msg import Header
+
+from sicm_ros.codec.packet import VERSION, PacketError
+from sicm_ros.geometry import Object3D, StereoRig
+from sicm_ros.model_store import load_model
+from sicm_ros.msg import CodecInfo, StereoBitstream
+from sicm_ros.nodes.bag import BITSTREAM_TYPE, BagError, BagStereo, BagWriter, Storage, opened
+from sicm_ros.nodes.detections import detection_array, label_info, marker_array
+
+__all__ = ["Target", "Transcoded", "transcode"]
+
+Target = Literal["packets", "detections"]
+
+
+@dataclass(frozen=True)
+class Transcoded:
+    """What became of a bag. ``raw_bytes`` counts the pixels of both views, three bytes each."""
+
+    pairs: int
+    packet_bytes: int
+    raw_bytes: int
+    boxes: int
+    copied: int  # messages of other topics
+    dropped: dict[str, int]  # reason -> how many images or packets
+
+
+@dataclass
+class _Item:
+    """One pair on its way: images with their rig, or a packet."""
+
+    index: int
+    recorded_ns: int
+    header: tuple[int, str]  # stamp in nanoseconds, frame
+    right_stamp_ns: int = 0
+    left: np.ndarray | None = None
+    right: np.ndarray | None = None
+    rig: StereoRig | None = None
+    packet: bytes = b""
+    prefix: str = ""
+
+
+@dataclass
+class _Outcome:
+    packet: bytes = b""
+    stage_ms: dict[str, float] = field(default_factory=dict)
+    objects: list[Object3D] | None = None
+    error: str = ""
+
+
+# --------------------------------------------------------------------------------------------------------- in workers
+
+_work: Callable[[_Item], _Outcome]
+
+
+def _start_worker(model: str, rate: float | None, threshold: float | None, target: Target, threads: int) -> None:
+    import torch
+
+    from sicm_ros.codec.decoder import StereoDecoder
+    from sicm_ros.codec.encoder import StereoEncoder
+
+    torch.set_num_threads(threads)
+    encoder = StereoEncoder(model, rate=rate)
+    decoder = StereoDecoder(model, score_threshold=threshold) if target == "detections" else None
+
+    def work(item: _Item) -> _Outcome:
+        outcome = _Outcome(item.packet)
+        try:
+            if item.left is not None and item.right is not None and item.rig is not None:
+                encoded = encoder.encode(item.left, item.right, item.rig)
+                outcome = _Outcome(encoded.packet, encoded.stage_ms)
+            if decoder is not None:
+                outcome.objects = decoder.decode(outcome.packet).objects
+        except (PacketError, ValueError) as error:
+            outcome.error = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return outcome
+
+    global _work
+    _work = work
+
+
+def _work_on(item: _Item) -> _Outcome:
+    return _work(item)
+
+
+# ------------------------------------------------------------------------------------------------------------ journal
+
+
+class _Journal:
+    """Finished messages in a database beside the bag to be: a kill loses the pairs in work and no others."""
+
+    def __init__(self, folder: Path, recipe: dict[str, Any]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._database = sqlite3.connect(folder / "journal.sqlite3")
+        with self._database as d:
+            d.execute("create table if not exists recipe (text text)")
+            d.execute("create table if not exists pairs (number integer primary key, bytes integer, raw integer, "
+                      "boxes integer, error text)")
+            d.execute("create table if not exists messages (stamp integer, number integer, topic text, type text, "
+                      "cdr blob)")
+            text = json.dumps(recipe, sort_keys=True)
+            known = d.execute("select text from recipe").fetchone()
+            if known is None:
+                d.execute("insert into recipe values (?)", (text,))
+            elif known[0] != text:
+                raise BagError(f"{folder}: expected the work of the same command, but another bag, model or option "
+                               "began it; remove the folder to start anew")
+
+    def done(self) -> set[int]:
+        return {row[0] for row in self._database.execute("select number from pairs")}
+
+    def add(self, number: int, sizes: tuple[int, int, int], error: str,
+            messages: list[tuple[int, str, str, bytes]]) -> None:
+        with self._database as d:
+            d.execute("insert into pairs values (?, ?, ?, ?, ?)", (number, *sizes, error))
+            d.executemany("insert into messages values (?, ?, ?, ?, ?)", [(m[0], number, *m[1:]) for m in messages])
+
+    def messages(self) -> Iterator[tuple[int, int, str, str, bytes]]:
+        """Stamp, order, topic, type, bytes; by stamp."""
+        return iter(self._database.execute(
+            "select stamp, number, topic, type, cdr from messages order by stamp, number, rowid"))
+
+    def sums(self) -> tuple[int, int, int, int, Counter[str]]:
+        pairs, size, raw, boxes = self._database.execute(
+            "select count(*), total(bytes), total(raw), total(boxes) from pairs where error = ''").fetchone()
+        errors = Counter(row[0] for row in self._database.execute("select error from pairs where error != ''"))
+        return pairs, int(size), int(raw), int(boxes), errors
+
+    def close(self) -> None:
+        self._database.close()
+
+
+# ----------------------------------------------------------------------------------------------------------- messages
+
+
+def _header(stamp_ns: int, frame: str = "") -> Header:
+    return Header(stamp=_time(stamp_ns), frame_id=frame)
+
+
+def _time(stamp_ns: int) -> Time:
+    seconds, nanoseconds = divmod(stamp_ns, 1_000_000_000)
+    return Time(sec=seconds, nanosec=nanoseconds)
+
+
+def _image_items(stereo: BagStereo, session: int, done: set[int]) -> Iterator[_Item]:
+    for index, (frame, frame_id, recorded_ns) in enumerate(stereo.recorded()):
+        if index not in done:
+            yield _Item(index, recorded_ns, (frame.stamp_ns, frame_id), frame.right_stamp_ns, frame.left, frame.right,
+                        frame.rig, prefix=f"{session:016x}-{index}")
+
+
+def _packet_items(reader: AnyReader, topic: str, done: set[int]) -> Iterator[_Item]:
+    connections = [c for c in reader.connections if c.topic == topic]
+    for index, (_, recorded_ns, raw) in enumerate(reader.messages(connections)):
+        if index not in done:
+            message = deserialize_message(bytes(raw), StereoBitstream)
+            stamp = message.header.stamp
+            yield _Item(index, recorded_ns, (stamp.sec * 1_000_000_000 + stamp.nanosec, message.header.frame_id),
+                        packet=message.data.tobytes(), prefix=f"{message.session:016x}-{message.sequence}")
+
+
+def transcode(path: str | Path, out: str | Path, target: Target = "packets", model: str = "sicm-compact",
+              rate: float | None = None, threshold: float | None = None, workers: int = 1,
+              storage: Storage = "sqlite3", namespace: str = "", left_topic: str = "", right_topic: str = "",
+              calib: str | Path | None = None, progress: Callable[[int, int], None] | None = None) -> Transcoded:
+    """Write bag ``out``: bag ``path`` with its stereo images replaced by packets, and with boxes if these are wanted.
+
+    A bag that already has packets keeps them and gets boxes. Other topics are copied. Finished pairs are kept in
+    ``out`` + ".part" until the bag is complete, and a second call with the same arguments goes on from there. Raises
+    BagError, ModelError and InputError; a pair that cannot be coded is dropped and counted.
+    """
+    path, out = Path(path), Path(out)
+    if out.exists():
+        raise BagError(f"{out}: expected a bag that does not exist yet")
+    stored = load_model(model)
+    part = out.with_name(out.name + ".part")
+    source = path / "metadata.yaml" if path.is_dir() else path
+    with ExitStack() as stack:
+        reader = stack.enter_context(opened(path))
+        packets = sorted({c.topic for c in reader.connections if c.msgtype == BITSTREAM_TYPE and c.msgcount})
+        if len(packets) > 1:
+            raise BagError(f"{path}: expected one topic of packets, there are {', '.join(packets)}")
+        if packets and target == "packets":
+            raise BagError(f"{path}: has packets already ({packets[0]}); expected detections as the target")
+        recipe = {"source": [str(path.resolve()), source.stat().st_size, source.stat().st_mtime_ns], "target": target,
+                  "fingerprint": f"{stored.fingerprint:016x}", "rate": rate, "threshold": threshold,
+                  "namespace": namespace, "topics": [left_topic, right_topic], "calib": str(calib or "")}
+        session = int.from_bytes(hashlib.blake2b(json.dumps(recipe).encode(), digest_size=8).digest(), "little")
+        journal = stack.enter_context(closing(_Journal(part, recipe)))
+        done = journal.done()
+        drops: Counter[str] = Counter()
+        replaced: set[str] = set()
+        if packets:
+            root = packets[0].rsplit("/", 1)[0]
+            total = sum(c.msgcount for c in reader.connections if c.topic == packets[0])
+            items = _packet_items(reader, packets[0], done)
+            stereo = None
+        else:
+            root = "/" + namespace.strip("/") if namespace.strip("/") else ""
+            stereo = BagStereo(path, left_topic, right_topic, calib=calib)
+            total, items, replaced = len(stereo), _image_items(stereo, session, done), set(stereo.topics.values())
+
+        def messages_of(item: _Item, outcome: _Outcome) -> list[tuple[int, str, str, bytes]]:
+            header = _header(*item.header)
+            made: list[tuple[str, str, Any]] = []
+            if item.left is not None:
+                ms = {f"{name}_ms": float(outcome.stage_ms[name]) for name in
+                      ("preprocess", "backbone", "smfc", "entropy")}
+                made.append(("stereo_bitstream", BITSTREAM_TYPE, StereoBitstream(
+                    header=header, right_stamp=_time(item.right_stamp_ns), session=session, sequence=item.index,
+                    sync_ms=0.0, data=array("B", outcome.packet), **ms)))
+            if outcome.objects is not None:
+                made += [("detections", "vision_msgs/msg/Detection3DArray",
+                          detection_array(header, outcome.objects, item.prefix)),
+                         ("detection_markers", "visualization_msgs/msg/MarkerArray",
+                          marker_array(header, outcome.objects))]
+            return [(item.recorded_ns, f"{root}/{name}", kind, bytes(serialize_message(message)))
+                    for name, kind, message in made]
+
+        count = len(done)
+        arguments = (str(stored.path), rate, threshold, target, 1)
+        for item, outcome in _results(items, workers, arguments):
+            raw = 0 if item.left is None else 2 * item.left.size
+            sizes = (len(outcome.packet), raw, len(outcome.objects or []))
+            journal.add(item.index, sizes, outcome.error, [] if outcome.error else messages_of(item, outcome))
+            count += 1
+            if progress is not None:
+                progress(count, max(total, count))
+        if stereo is not None and stereo.drops:
+            drops["no partner"] = stereo.drops
+        first = _latched(reader, stored, root, target, threshold, new_packets=not packets)
+        copied = _assemble(reader, journal, first, part / out.name, storage, replaced)
+        pairs, size, raw, boxes, errors = journal.sums()
+    (part / out.name).rename(out)
+    shutil.rmtree(part)
+    return Transcoded(pairs, size, raw, boxes, copied, dict(drops + errors))
+
+
+def _results(items: Iterator[_Item], workers: int, arguments: tuple) -> Iterator[tuple[_Item, _Outcome]]:
+    """Every item with what became of it, in order; few are in memory at a time."""
+    if workers <= 1:
+        _start_worker(*arguments)
+        for item in items:
+            yield item, _work_on(item)
+        return
+    # Not forked: a fork of a process with threads (of PyTorch, of DDS) may hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _start_worker, arguments) as pool:
+        waiting: deque[tuple[_Item, Future[_Outcome]]] = deque()
+        for item in items:
+            waiting.append((item, pool.submit(_work_on, item)))
+            if len(waiting) > 2 * workers:
+                ready, future = waiting.popleft()
+                yield ready, future.result()
+        for ready, future in waiting:
+            yield ready, future.result()
+
+
+def _latched(reader: AnyReader, stored: Any, root: str, target: Target, threshold: float | None,
+             new_packets: bool) -> list[tuple[int, int, str, str, bytes]]:
+    """What a late subscriber must know, at the bag's beginning."""
+    header, model = _header(reader.start_time), stored
+    made: list[tuple[str, str, Any]] = []
+    if new_packets:
+        made.append(("codec_info", "sicm_ros/msg/CodecInfo", CodecInfo(
+            header=header, model_name=model.name, fingerprint=model.fingerprint, packet_version=VERSION,
+            class_names=list(model.classes), rates=[float(v) for v in model.rates],
+            default_rate=float(model.config.default_rate))))
+    if target == "detections":
+        shown = model.config.analysis.score_threshold if threshold is None else threshold
+        made.append(("label_info", "vision_msgs/msg/LabelInfo", label_info(header, model.classes, shown)))
+    return [(reader.start_time, -1, f"{root}/{name}", kind, bytes(serialize_message(message)))
+            for name, kind, message in made]
+
+
+def _assemble(reader: AnyReader, journal: _Journal, first: list[tuple[int, int, str, str, bytes]], path: Path,
+              storage: Storage, replaced: set[str]) -> int:
+    """Write the bag from the journal and from the source's other topics, in the order of time; the messages copied."""
+    made = {topic for _, _, topic, _, _ in first} | {row[2] for row in journal.messages()}
+    copied = 0
+    if path.exists():  # of a run that was killed while it wrote the bag
+        shutil.rmtree(path)
+    with BagWriter(path, storage) as bag:
+        # ROS 1 bags hold another serialisation.
+        kept = [c for c in reader.connections if reader.is2 and c.topic not in replaced | made
+                and c.msgtype in bag.store.fielddefs]
+        others = ((stamp, 0, c.topic, c.msgtype, bytes(raw)) for c, stamp, raw in (
+            reader.messages(kept) if kept else ()))
+        for stamp, _, topic, kind, raw in heapq.merge(first, others, journal.messages(), key=lambda row: row[0]):
+            bag.write(topic, kind, stamp, raw)
+            copied += topic not in made
+    return copied

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bags transcoded offline: images to packets, packets to boxes, resumed after a kill, on several processes."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as PilImage
+
+pytest.importorskip("rclpy")
+pytest.importorskip("sicm_ros.msg")
+
+from sicm_ros.codec.decoder import StereoDecoder
+from sicm_ros.codec.encoder import StereoEncoder
+from sicm_ros.data.kitti import open_source, write_object_calib
+from sicm_ros.data.rendered import KITTI_RIG
+from sicm_ros.nodes.bag import BagError, from_kitti, open_bag
+from sicm_ros.nodes.transcode import transcode
+
+TINY = str(Path(__file__).parent / "data" / "models" / "tiny")
+
+
+@pytest.fixture(scope="module")
+def kitti(tmp_path_factory):
+    """Five small noise pairs; each frame has a rig of its own."""
+    root = tmp_path_factory.mktemp("kitti") / "training"
+    rng = np.random.default_rng(8)
+    for folder in ("image_2", "image_3", "calib"):
+        (root / folder).mkdir(parents=True)
+    for i in range(5):
+        for folder in ("image_2", "image_3"):
+            PilImage.fromarray(rng.integers(0, 256, (188, 621, 3), np.uint8)).save(root / folder / f"{i:06d}.png")
+        write_object_calib(root / "calib" / f"{i:06d}.txt", replace(KITTI_RIG, fx=KITTI_RIG.fx + i))
+    return root.parent
+
+
+@pytest.fixture(scope="module")
+def bag(kitti, tmp_path_factory):
+    path = tmp_path_factory.mktemp("bags") / "images"
+    from_kitti(kitti, path)
+    return path
+
+
+def read(path):
+    """Topic -> list of (recording time, message)."""
+    found = {}
+    with open_bag(path) as reader:
+        for connection, stamp, raw in reader.messages():
+            found.setdefault(connection.topic, []).append((stamp, reader.deserialize(raw, connection.msgtype)))
+    return found
+
+
+def packets_of(path):
+    return [bytes(m.data) for _, m in read(path)["/stereo_bitstream"]]
+
+
+def test_images_become_the_packets_of_the_encoder(kitti, bag, tmp_path):
+    progress = []
+    done = transcode(bag, tmp_path / "out", model=TINY, progress=lambda *p: progress.append(p))
+    source, found = open_source(kitti), read(tmp_path / "out")
+    assert set(found) == {"/stereo_bitstream", "/codec_info", "/left/camera_info", "/right/camera_info", "/tf_static"}
+    encoder = StereoEncoder(TINY)
+    expected = [encoder.encode(f.left, f.right, f.rig).packet for f in source]
+    assert packets_of(tmp_path / "out") == expected
+    messages = [m for _, m in found["/stereo_bitstream"]]
+    assert [m.sequence for m in messages] == [0, 1, 2, 3, 4] and len({m.session for m in messages}) == 1
+    assert [stamp for stamp, _ in found["/stereo_bitstream"]] == [i * 100_000_000 for i in range(5)]
+    assert messages[3].header.stamp.nanosec == 300_000_000 and messages[3].header.frame_id == "camera_0_optical"
+    assert messages[0].backbone_ms > 0 and len(found["/codec_info"]) == 1
+    assert progress == [(i, 5) for i in range(1, 6)]
+    assert (done.pairs, done.packet_bytes, done.boxes) == (5, sum(map(len, expected)), 0)
+    assert done.raw_bytes == 5 * 2 * 188 * 621 * 3 and done.copied == 11 and done.dropped == {}
+    assert not (tmp_path / "out.part").exists()
+
+
+def test_packets_become_boxes_and_stay(bag, tmp_path):
+    transcode(bag, tmp_path / "packets", model=TINY, namespace="car1", storage="mcap")
+    done = transcode(tmp_path / "packets", tmp_path / "boxes", "detections", TINY, threshold=0.0)
+    found = read(tmp_path / "boxes")
+    assert {"/car1/stereo_bitstream", "/car1/codec_info", "/car1/detections", "/car1/detection_markers",
+            "/car1/label_info", "/tf_static"} <= set(found)
+    decoder = StereoDecoder(TINY, score_threshold=0.0)
+    boxes = [decoder.decode(bytes(m.data)).objects for _, m in found["/car1/stereo_bitstream"]]
+    assert sum(map(len, boxes)) == done.boxes > 0
+    for (_, array), objects in zip(found["/car1/detections"], boxes, strict=True):
+        assert [d.bbox.center.position.z for d in array.detections] == pytest.approx([o.z for o in objects])
+        assert array.header.frame_id == "camera_0_optical"
+
+
+def test_a_killed_run_goes_on_and_gives_the_same_bag(bag, tmp_path):
+    whole = tmp_path / "whole"
+    transcode(bag, whole, "detections", TINY)
+
+    def kill(done, total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        transcode(bag, tmp_path / "out", "detections", TINY, progress=kill)
+    assert not (tmp_path / "out").exists()
+    progress = []
+    done = transcode(bag, tmp_path / "out", "detections", TINY, progress=lambda *p: progress.append(p))
+    assert progress == [(3, 5), (4, 5), (5, 5)] and done.pairs == 5
+    assert packets_of(tmp_path / "out") == packets_of(whole)
+    assert [t for t, _ in read(tmp_path / "out")["/detections"]] == [t for t, _ in read(whole)["/detections"]]
+
+
+def test_unfinished_work_of_another_command_is_not_mixed_in(bag, tmp_path):
+    def kill(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        transcode(bag, tmp_path / "out", model=TINY, progress=kill)
+    with pytest.raises(BagError, match="another bag, model or option"):
+        transcode(bag, tmp_path / "out", model=TINY, namespace="other")
+
+
+def test_processes_share_the_work_and_keep_the_order(bag, tmp_path):
+    transcode(bag, tmp_path / "one", model=TINY)
+    transcode(bag, tmp_path / "two", model=TINY, workers=2)
+    assert packets_of(tmp_path / "one") == packets_of(tmp_path / "two")
+
+
+def test_a_damaged_packet_is_dropped_and_counted(bag, tmp_path):
+    from sicm_ros.nodes.bag import BagWriter
+    transcode(bag, tmp_path / "good", model=TINY)
+    with open_bag(tmp_path / "good") as reader, BagWriter(tmp_path / "bad") as writer:
+        for connection, stamp, raw in reader.messages():
+            data = bytes(raw)
+            if connection.topic == "/stereo_bitstream" and stamp == 200_000_000:
+                data = data[:-6] + bytes([data[-6] ^ 1]) + data[-5:]
+            writer.write(connection.topic, connection.msgtype, stamp, data)
+    done = transcode(tmp_path / "bad", tmp_path / "boxes", "detections", TINY)
+    assert done.pairs == 4 and sum(done.dropped.values()) == 1 and "CRC" in next(iter(done.dropped))
+    found = read(tmp_path / "boxes")
+    assert len(found["/stereo_bitstream"]) == 5 and len(found["/detections"]) == 4
+
+
+def test_wrong_requests_are_one_line(bag, kitti, tmp_path):
+    transcode(bag, tmp_path / "packets", model=TINY)
+    for message, arguments in {
+        "has packets already": (tmp_path / "packets", tmp_path / "x", "packets", TINY),
+        "expected a bag that does not exist yet": (bag, tmp_path / "packets", "packets", TINY),
+        "no such bag": (tmp_path / "none", tmp_path / "x", "packets", TINY),
+    }.items():
+        with pytest.raises(BagError, match=message) as error:
+            transcode(*arguments)
+        assert "\n" not in str(error.value)
+        assert not (tmp_path / "x").exists()
