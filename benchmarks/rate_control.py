@@ -112,8 +112,8 @@ def main() -> int:
     sequences["rendered, all cuts"] = [encoder.analyse(f.left, f.right, f.rig) for f in rendered]
     sequences.update(worst_frames(encoder, options.seed))
 
-    print(f"{encoder.model.name}, {options.frames} frames a sequence at {HZ} Hz +- {1e3 * options.jitter:g} ms, "
-          f"preferred rate {preferred:g}\n")
+    print(f"{encoder.model.name} ({encoder.model.fingerprint:016x}), {options.frames} frames a sequence at {HZ} Hz "
+          f"+- {1e3 * options.jitter:g} ms, preferred rate {preferred:g}\n")
     print("| sequence | kbit/s at the lowest rate | at the highest |\n|---|---:|---:|")
     for name, sequence in sequences.items():
         sizes = [np.mean([wire_bits(encoder.encode_latents(x, r).packet) for x in sequence]) for r in (0.0, highest)]
