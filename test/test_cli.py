@@ -23,8 +23,8 @@ TINY = str(MODELS / "tiny")
 # KITTI's rig for images of 320x120 pixels.
 RIG = StereoRig(721.5377, 721.5377, 609.5593, 172.854, (44.85728, 0.2163791, 0.002745884),
                 (-339.5242, 2.199936, 0.002729905)).scaled(320 / 1242, 120 / 375)
-COMMANDS = ["encode", "decode", "inspect", "detect", "render", "score", "train", "bench", "bag", "bag transcode", "bag from-kitti",
-            "bag play", "demo"]
+COMMANDS = ["encode", "decode", "inspect", "detect", "render", "score", "train", "bench", "bag", "bag from-kitti",
+            "bag play", "bag transcode", "demo"]
 
 
 @pytest.fixture
