@@ -198,7 +198,7 @@ class RateController:
         rooms = self._rooms(now, max_bitrate)
         rate = highest
         if self._history:
-            # The next picture may be as hard as the hardest of the last three.
+            # The next picture may be as hard as the harder of the last two.
             offset = max(bits - self._slope * r for r, bits in itertools.islice(reversed(self._history), 2))
             rate = min(highest, max(0.0, self._plan(rooms, offset)))
         tries: list[T] = []
