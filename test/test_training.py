@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_networks import SMALL, small_net
 
 from sicm_ros.evaluation.recall import count_found
@@ -208,6 +209,10 @@ def test_three_stages_resume_with_the_same_losses_and_leave_a_model(tmp_path: Pa
     assert load_config(model / "config.yaml") == load_config(folder / "config.yaml")
     assert load_model(model).fingerprint != 0
     assert any(line.startswith("validation rate 0") for line in said)
+    board = EventAccumulator(str(tmp_path / "whole" / "tensorboard"))
+    board.Reload()
+    assert [e.step for e in board.Scalars("codec/bpp")] == [int(row[0]) for row in whole if row[1] == "codec"]
+    assert len(board.Scalars("validation rate 0/Car 2D")) == 2  # after the codec stage and after the joint one
 
     class Killed(Exception):
         pass
@@ -228,6 +233,16 @@ def test_three_stages_resume_with_the_same_losses_and_leave_a_model(tmp_path: Pa
         row[:2]: row[2] for row in whole if row[1] != "codec"
     }
     assert again[("60", "codec")] == dict((row[:2], row[2]) for row in whole)[("60", "codec")]
+
+
+def test_mixed_precision_trains_and_validates_at_intervals(tmp_path: Path) -> None:
+    folder = small_model(tmp_path / "model", [1, 1, 0], precision="bf16-mixed", validation_minutes=0.0, batch_size=10)
+    said: list[str] = []
+    model = load_model(run(folder, None, tmp_path / "out", device="cpu", say=said.append))
+    # Twenty samples in batches of ten: two steps a stage, each followed by a validation, and one at the stage's end.
+    assert sum(line.startswith("validation uncompressed") for line in said) == 6
+    assert all(p.dtype in (torch.float32, torch.float16) for p in model.net.parameters())
+    assert all(bool(torch.isfinite(p).all()) for p in model.net.parameters())
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import lightning_fabric
 import numpy as np
@@ -24,6 +24,7 @@ from lightning_fabric.utilities.seed import seed_everything
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor, nn
+from torch.utils.tensorboard.writer import SummaryWriter
 
 from ..data.kitti import read_split
 from ..model_store import load_config, save_model
@@ -61,6 +62,7 @@ class TrainConfig:
     uncompressed_share: float = 0.0  # of the joint stage's steps that train the detector without the codec
     samples: int = 3712  # rendered where there are no images
     validation_samples: int = 200
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"  # auto: bf16-mixed on a GPU, which is slower on a CPU
     checkpoint_minutes: float = 5.0
     validation_minutes: float = 10.0
     rate: int = 0  # index into lambdas, for a model of a single rate
@@ -259,11 +261,12 @@ def run(
     if not set(chosen) <= set(STAGES):
         raise TrainError(f"stages: expected some of {','.join(STAGES)}, got {stages}")
     accelerator = {"auto": "auto", "cpu": "cpu"}.get(device, "cuda")
-    # Steps with and without the codec use different parameters, which data-parallel training has to be told.
-    strategy = (
-        DDPStrategy(find_unused_parameters=True) if processes > 1 or "TORCHELASTIC_RUN_ID" in os.environ else "auto"
-    )
-    fabric = lightning_fabric.Fabric(accelerator=accelerator, devices=processes, strategy=strategy)
+    parallel = processes > 1 or "TORCHELASTIC_RUN_ID" in os.environ
+    # Joint steps with and without the codec use different parameters, which data-parallel training has to be told.
+    strategy = DDPStrategy(find_unused_parameters="joint" in chosen) if parallel else "auto"
+    on_gpu = accelerator == "cuda" or (accelerator == "auto" and torch.cuda.is_available())
+    precision = ("bf16-mixed" if on_gpu else "32-true") if train.precision == "auto" else train.precision
+    fabric = lightning_fabric.Fabric(accelerator=accelerator, devices=processes, strategy=strategy, precision=precision)
     fabric.launch()
     out.mkdir(parents=True, exist_ok=True)
     talk = say if fabric.is_global_zero else (lambda _: None)
@@ -299,7 +302,7 @@ def run(
         progress = _Progress(steps, max_minutes, **loaded["progress"])  # type: ignore[arg-type]
         talk(f"resumed: stage {STAGES[progress.stage]}, step {progress.step}, minute {progress.minutes:.1f}")
 
-    log = _Log(out / "metrics.csv", fabric.is_global_zero)
+    log = _Log(out, fabric.is_global_zero, progress.step)
     while progress.stage < len(STAGES):
         if steps[progress.stage]:
             _train_stage(fabric, trainee, train, progress, store, validation, checkpoint, loaded, talk, log)
@@ -307,6 +310,7 @@ def run(
         progress.stage, progress.stage_step = progress.stage + 1, 0
         if fabric.is_global_zero:
             _export(net, folder, out)
+    log.close()
     fabric.barrier()
     return out / "model"
 
@@ -334,8 +338,9 @@ def _train_stage(
     wrapped, optimizer = fabric.setup(trainee, optimizer)
     batches = _batches(store, config, net, fabric.global_rank, fabric.world_size, progress.step, fabric.device)
     sums: dict[str, float] = {}
-    last_time = last_save = last_validation = time.monotonic()
+    last_time = last_save = time.monotonic()
     began_fraction, began_minutes = progress.stage_fraction(), progress.minutes
+    last_validation = progress.minutes
     while progress.stage_fraction() < 1:
         rate = _rate_of_step(stage, config, net.config, progress.step)
         for group in optimizer.param_groups:
@@ -373,12 +378,14 @@ def _train_stage(
         if fabric.is_global_zero and (now - last_save) / 60 > config.checkpoint_minutes:
             _save(checkpoint, net, optimizer, progress)
             last_save = time.monotonic()
-        if (now - last_validation) / 60 > config.validation_minutes and fabric.world_size == 1:
-            _report(net, validation, stage, fabric.device, say)
-            last_validation = time.monotonic()
+        # All processes have the same minutes; the others wait for the first one in their next step.
+        if progress.minutes - last_validation > config.validation_minutes:
+            if fabric.is_global_zero:
+                _report(net, validation, stage, fabric.device, say, progress.step, log)
+            last_validation = progress.minutes
     if fabric.is_global_zero:
         _save(checkpoint, net, optimizer, progress)
-        _report(net, validation, stage, fabric.device, say)
+        _report(net, validation, stage, fabric.device, say, progress.step, log)
     fabric.barrier()
 
 
@@ -396,15 +403,20 @@ def _rate_of_step(stage: str, config: TrainConfig, model: MvsfcConfig, step: int
 
 
 def _report(
-    net: MvsfcNet, validation: SampleStore, stage: str, device: torch.device, say: Callable[[str], None]
+    net: MvsfcNet,
+    validation: SampleStore,
+    stage: str,
+    device: torch.device,
+    say: Callable[[str], None],
+    step: int,
+    log: _Log,
 ) -> None:
     rates = [None] if stage == "detector" else [None, net.config.default_rate if net.config.variable_rate else 0.0]
     for rate in rates:
         figures = validate(net, validation, rate, device)
-        say(
-            f"validation {'uncompressed' if rate is None else f'rate {rate:g}'}: "
-            + ", ".join(f"{k} {v:.2f}" for k, v in figures.items())
-        )
+        name = "uncompressed" if rate is None else f"rate {rate:g}"
+        say(f"validation {name}: " + ", ".join(f"{k} {v:.2f}" for k, v in figures.items()))
+        log.validation(step, name, figures)
     _prepare(net, stage)
 
 
@@ -440,15 +452,18 @@ def _export(net: MvsfcNet, folder: Path, out: Path) -> None:
 
 
 class _Log:
-    """Loss terms to a CSV file, a row every REPORT_STEPS steps."""
+    """Loss terms to ``metrics.csv``, a row every REPORT_STEPS steps; these and validation figures to TensorBoard."""
 
     FIELDS = ("step", "stage", "minutes", "learning_rate", "loss", "class", "box", "disparity", "bpp", "feature")
 
-    def __init__(self, path: Path, active: bool) -> None:
-        self.path, self.active = path, active
+    def __init__(self, out: Path, active: bool, step: int) -> None:
+        self.path = out / "metrics.csv"
+        # What a killed run logged after its last checkpoint is hidden.
+        self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step or None) if active else None
 
     def write(self, progress: _Progress, stage: str, learning_rate: float, terms: dict[str, float]) -> None:
-        if not self.active:
+        """The means of the last steps' loss terms."""
+        if self.board is None:
             return
         new = not self.path.is_file()
         with self.path.open("a", newline="") as file:
@@ -464,3 +479,16 @@ class _Log:
                     **{k: round(v, 5) for k, v in terms.items()},
                 }
             )
+        for name, value in {"learning rate": learning_rate, **terms}.items():
+            self.board.add_scalar(f"{stage}/{name}", value, progress.step)
+
+    def validation(self, step: int, name: str, figures: dict[str, float]) -> None:
+        """AP and the other figures on held-out samples; ``name`` tells with which rate."""
+        if self.board is not None:
+            for key, value in figures.items():
+                self.board.add_scalar(f"validation {name}/{key}", value, step)
+
+    def close(self) -> None:
+        """Write what is still buffered."""
+        if self.board is not None:
+            self.board.close()
