@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,7 +69,7 @@ def main() -> None:
             coded = encoder.encode(pair.left, pair.right, rig, rate=r)
             sizes[f"rate {r:g}"].append(len(coded.packet))
             found[f"rate {r:g}"].append(decoder.decode(coded.packet).objects)
-    table = {}
+    table: dict[str, dict[str, Any]] = {}
     for way, results in found.items():
         near = count_found(labels, results, threshold=threshold)
         average = evaluate(labels, results, model.config.classes)["R40"]

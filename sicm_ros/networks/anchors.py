@@ -36,6 +36,13 @@ def rig_tensor(rigs: list[StereoRig], device: torch.device | str = "cpu") -> Ten
 class Anchors(nn.Module):
     """All anchors of one image, with their priors for each class as buffers that travel with the weights."""
 
+    boxes: Tensor
+    shape_index: Tensor
+    prior_mean: Tensor
+    prior_std: Tensor
+    reference_focal_baseline: Tensor
+    _divisors: Tensor
+
     def __init__(self, config: MvsfcConfig) -> None:
         super().__init__()
         a, stride = config.analysis.anchors, config.analysis.head_stride

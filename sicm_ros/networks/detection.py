@@ -84,9 +84,10 @@ class DetectionHead(nn.Module):
         self.regression = nn.Sequential(conv_bn(in_channels + depth_channels, regress), BasicBlock(regress, regress))
         self.box_output = nn.Conv2d(regress + depth_channels, anchors_per_cell * len(TARGETS), kernel, padding=pad)
         for output in (self.class_output, self.box_output):
-            nn.init.zeros_(output.weight)
-            nn.init.zeros_(output.bias)
+            for parameter in output.parameters():
+                nn.init.zeros_(parameter)
         # Few anchors hold an object; start from that.
+        assert self.class_output.bias is not None
         with torch.no_grad():
             self.class_output.bias.view(anchors_per_cell, self.outputs)[:, :-1] = -math.log(99.0)
 
@@ -165,10 +166,10 @@ class VisualAnalysis(nn.Module):
             )
             # Untrained or damaged weights give values that are no box at all.
             finite = torch.isfinite(boxes).all(1)
-            boxes, index = boxes[finite].double().cpu().numpy(), index[finite]
+            rows, index = boxes[finite].double().cpu().numpy(), index[finite]
             score = scores[b, index].cpu().numpy()
-            keep = non_maximum_suppression(boxes[:, :4], score, nms_iou)
-            found.append(Detections(boxes[keep], score[keep], classes[b, index].cpu().numpy()[keep]))
+            keep = non_maximum_suppression(rows[:, :4], score, nms_iou)
+            found.append(Detections(rows[keep], score[keep], classes[b, index].cpu().numpy()[keep]))
         return found
 
 
@@ -196,11 +197,12 @@ def to_objects(detections: Detections, transform: InputTransform, classes: tuple
     limit = np.array([transform.source_width - 1, transform.source_height - 1])
     for row, score, index in zip(detections.boxes, detections.scores, detections.classes, strict=True):
         corners = np.clip(transform.to_source(row[:4].reshape(2, 2)), 0, limit)
+        left, top, right, bottom = map(float, corners.reshape(-1))
         h, w, length, x, y, z, rotation_y, alpha = map(float, row[4:12])
         objects.append(
             Object3D(
                 classes[index],
-                tuple(map(float, corners.reshape(-1))),
+                (left, top, right, bottom),
                 h,
                 w,
                 length,

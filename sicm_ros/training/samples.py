@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -52,8 +53,10 @@ class SampleStore:
 
     def rig(self, i: int) -> StereoRig:
         """The network rig of sample ``i``."""
-        r = self.index["samples"][i]["rig"]
-        return StereoRig(**{k: tuple(v) if isinstance(v, list) else v for k, v in r.items()})
+        fields: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in self.index["samples"][i]["rig"].items()
+        }
+        return StereoRig(**fields)
 
     def __getitem__(self, i: int) -> Sample:
         return Sample(
@@ -79,7 +82,7 @@ def _to_network(labels: Sequence[Object3D], transform: InputTransform) -> list[O
 def _block_matching(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Disparity of the left view (h, w) float32 by semi-global matching; 0 where it finds none."""
     disparities = max(16, left.shape[1] // 8 // 16 * 16)
-    matcher = cv2.StereoSGBM_create(
+    matcher = cv2.StereoSGBM.create(
         0, disparities, 5, P1=600, P2=2400, disp12MaxDiff=1, uniquenessRatio=5, speckleWindowSize=50, speckleRange=2
     )
     return np.maximum(matcher.compute(left, right).astype(np.float32) / 16, 0)
@@ -167,7 +170,7 @@ def build_store(
     samples = []
     job = _Job(config, None if root is None else str(root), tuple(ids), real, seed)
     with ExitStack() as stack:
-        made = map(job, range(count))
+        made: Iterator[Sample] = map(job, range(count))
         if workers > 1:
             made = stack.enter_context(ProcessPoolExecutor(workers)).map(job, range(count), chunksize=8)
         for i, sample in enumerate(made):

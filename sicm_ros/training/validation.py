@@ -32,7 +32,8 @@ def source_labels(store: SampleStore, net: MvsfcNet) -> list[list[Object3D]]:
     transform = _transform(net)
 
     def moved(o: Object3D) -> Object3D:
-        return replace(o, bbox=tuple(map(float, transform.to_source(np.array(o.bbox).reshape(2, 2)).reshape(-1))))
+        left, top, right, bottom = map(float, transform.to_source(np.array(o.bbox).reshape(2, 2)).reshape(-1))
+        return replace(o, bbox=(left, top, right, bottom))
 
     return [[moved(o) for o in store.labels(i)] for i in range(len(store))]
 
