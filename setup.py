@@ -48,10 +48,23 @@ class BuildWithCMake(build_ext):
         # pip's isolated builds put their own folder there, in place of those of the ROS 2 install.
         environment["PYTHONPATH"] = os.pathsep.join(f"{path}/{SITE_PACKAGES}" for path in underlays)
         environment["AMENT_PREFIX_PATH"] = environment["CMAKE_PREFIX_PATH"] = os.pathsep.join(
-            dict.fromkeys([sys.prefix, *underlays]))
+            dict.fromkeys([sys.prefix, *underlays])
+        )
         subprocess.run(
-            ["cmake", "-S", ROOT, "-B", build / "cmake", f"-DCMAKE_INSTALL_PREFIX={prefix}", "-DBUILD_TESTING=OFF",
-             f"-DPython3_EXECUTABLE={sys.executable}", "-DCMAKE_BUILD_TYPE=Release"], env=environment, check=True)
+            [
+                "cmake",
+                "-S",
+                ROOT,
+                "-B",
+                build / "cmake",
+                f"-DCMAKE_INSTALL_PREFIX={prefix}",
+                "-DBUILD_TESTING=OFF",
+                f"-DPython3_EXECUTABLE={sys.executable}",
+                "-DCMAKE_BUILD_TYPE=Release",
+            ],
+            env=environment,
+            check=True,
+        )
         subprocess.run(["cmake", "--build", build / "cmake", "--target", "install"], env=environment, check=True)
         self.adopt(prefix)
 

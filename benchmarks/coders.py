@@ -62,8 +62,10 @@ class PairSymbols:
     @classmethod
     def of(cls, coded: QuantisedLatents) -> PairSymbols:
         """The first pair of a batch."""
-        steps = [(s[0].numpy().astype(np.int32), i[0].numpy().astype(np.uint8))
-                 for s, i in zip(coded.symbols, coded.indices, strict=True)]
+        steps = [
+            (s[0].numpy().astype(np.int32), i[0].numpy().astype(np.uint8))
+            for s, i in zip(coded.symbols, coded.indices, strict=True)
+        ]
         left, right = (z[0].numpy().astype(np.int32) for z in coded.hyper)
         return cls((left, right), steps)
 
@@ -197,8 +199,10 @@ def main() -> int:
             for name, values in seconds.items():
                 times[rate].setdefault(name, []).extend(values)
         progress.report(i + 1)
-    print(f"{model.name}: {options.pairs} pairs ({len(real_pairs(options.pairs, options.kitti))} real) of {count} "
-          f"symbols, {options.turns} turns each, CPU time; every symbol came back from both coders")
+    print(
+        f"{model.name}: {options.pairs} pairs ({len(real_pairs(options.pairs, options.kitti))} real) of {count} "
+        f"symbols, {options.turns} turns each, CPU time; every symbol came back from both coders"
+    )
     for rate in rates:
         a, b = np.mean(sizes[rate], 0)
         print(f"rate {rate:g}: {a:.1f} bytes a pair, CompressAI {b:.1f} ({100 * (b / a - 1):+.2f} %)")

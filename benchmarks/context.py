@@ -51,13 +51,16 @@ BATCH = 8
 # ---------------------------------------------------------------------------------------------------- rate
 
 
-def _images(config: MvsfcConfig, count: int, seed: int,
-            samples: Path | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _images(
+    config: MvsfcConfig, count: int, seed: int, samples: Path | None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs of the network's size, (h, w, 3) uint8 each."""
     store = SampleStore(samples) if samples else None
     if store is not None and (len(store) < count or store.images.shape[2:4] != (config.height, config.width)):
-        raise SystemExit(f"{samples}: expected at least {count} samples of {config.width}x{config.height}, got "
-                         f"{len(store)} of {store.images.shape[3]}x{store.images.shape[2]}")
+        raise SystemExit(
+            f"{samples}: expected at least {count} samples of {config.width}x{config.height}, got "
+            f"{len(store)} of {store.images.shape[3]}x{store.images.shape[2]}"
+        )
     rig = InputTransform(*KITTI_SIZE, config.crop_top, config.width, config.height).rig(KITTI_RIG)
     for i in range(count):
         if store is not None:
@@ -74,8 +77,10 @@ def scaled_latents(model: StoredModel, count: int, rate: float, seed: int, sampl
     found, progress = [], Progress(count)
     for i, pair in enumerate(_images(model.config, count, seed, samples)):
         for left, right in (pair, (pair[1][:, ::-1], pair[0][:, ::-1])):  # a mirror swaps the cameras
-            views = [torch.from_numpy(normalise(x))[None].contiguous(memory_format=torch.channels_last)
-                     for x in (left, right)]
+            views = [
+                torch.from_numpy(normalise(x))[None].contiguous(memory_format=torch.channels_last)
+                for x in (left, right)
+            ]
             latents = model.net.latents(model.net.features(views[0], views[1]))
             found.append(torch.cat(model.net.entropy_model.gain(*latents, rate)))
         progress.report(i + 1)
@@ -121,8 +126,9 @@ def untrained(config: MvsfcConfig, seed: int) -> dict[Context, StereoEntropyMode
     return nets
 
 
-def compare_rates(model: StoredModel, rate: float, steps: int, count: int, held_out: int, seed: int,
-                  samples: Path | None) -> None:
+def compare_rates(
+    model: StoredModel, rate: float, steps: int, count: int, held_out: int, seed: int, samples: Path | None
+) -> None:
     """Train both, and print what held-out pairs take."""
     config = load_train_config(model.path)
     latents = scaled_latents(model, count + held_out, rate, seed, samples).clone()  # no inference tensors in training
@@ -133,13 +139,18 @@ def compare_rates(model: StoredModel, rate: float, steps: int, count: int, held_
         before = payload_bytes(net, others).mean()
         train(net, trained_on, config, steps, seed)
         sizes[context] = payload_bytes(net, others)
-        print(f"{context}: {before:.0f} bytes a pair before, {sizes[context].mean():.1f} after {steps} steps; "
-              f"{payload_bytes(net, trained_on[: 2 * held_out : 2]).mean():.1f} on pairs it was trained on", flush=True)
+        print(
+            f"{context}: {before:.0f} bytes a pair before, {sizes[context].mean():.1f} after {steps} steps; "
+            f"{payload_bytes(net, trained_on[: 2 * held_out : 2]).mean():.1f} on pairs it was trained on",
+            flush=True,
+        )
     ratio = Spread.of(100 * (sizes["checkerboard"] / sizes["raster"] - 1))
     total = 100 * (sizes["checkerboard"].mean() / sizes["raster"].mean() - 1)
-    print(f"{held_out} held-out pairs: checkerboard against raster {total:+.2f} % bytes (pairs: median "
-          f"{ratio.median:+.2f} %, {ratio.p5:+.2f} to {ratio.p95:+.2f} %); the model's own entropy model, trained for "
-          f"all rates and much longer: {own.mean():.1f} bytes")
+    print(
+        f"{held_out} held-out pairs: checkerboard against raster {total:+.2f} % bytes (pairs: median "
+        f"{ratio.median:+.2f} %, {ratio.p5:+.2f} to {ratio.p95:+.2f} %); the model's own entropy model, trained for "
+        f"all rates and much longer: {own.mean():.1f} bytes"
+    )
 
 
 @torch.inference_mode()
@@ -183,8 +194,9 @@ class Timing:
 
 
 @torch.inference_mode()
-def decoding_times(nets: dict[Context, StereoEntropyModel], size: tuple[int, int], turns: int,
-                   seed: int) -> dict[Context, Timing]:
+def decoding_times(
+    nets: dict[Context, StereoEntropyModel], size: tuple[int, int], turns: int, seed: int
+) -> dict[Context, Timing]:
     """Time the entropy stage of a decoder with each net, by turns; latents are noise."""
     generator = torch.Generator().manual_seed(seed)
     first = next(iter(nets.values()))
@@ -214,8 +226,10 @@ def compare_times(config: MvsfcConfig, name: str, turns: int, seed: int) -> None
     print(f"{name}: latents {config.latent_channels} x {height} x {width}, random weights, one thread, {turns} turns")
     for context, timing in times.items():
         cpu, wall = Spread.of([1e3 * t for t in timing.cpu]), Spread.of([1e3 * t for t in timing.wall])
-        print(f"  {context}: {timing.passes} sequential passes; CPU {cpu.median:.1f} ms "
-              f"({cpu.p5:.1f} to {cpu.p95:.1f}), wall {wall.median:.1f} ms ({wall.p5:.1f} to {wall.p95:.1f})")
+        print(
+            f"  {context}: {timing.passes} sequential passes; CPU {cpu.median:.1f} ms "
+            f"({cpu.p5:.1f} to {cpu.p95:.1f}), wall {wall.median:.1f} ms ({wall.p5:.1f} to {wall.p95:.1f})"
+        )
     ratio = Spread.of([a / b for a, b in zip(times["raster"].cpu, times["checkerboard"].cpu, strict=True)])
     print(f"  raster over checkerboard: {ratio.median:.2f} ({ratio.p5:.2f} to {ratio.p95:.2f})")
 
@@ -228,8 +242,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pairs", type=int, default=600, help="to train on")
     parser.add_argument("--held-out", type=int, default=60)
     parser.add_argument("--samples", type=Path, help="sample folder of sicm train; default: rendered pairs")
-    parser.add_argument("--sizes", type=Path, default=Path(__file__).resolve().parents[1] / "models" / "mvsfc-r34",
-                        help="folder with the config.yaml whose decoding times are measured")
+    parser.add_argument(
+        "--sizes",
+        type=Path,
+        default=Path(__file__).resolve().parents[1] / "models" / "mvsfc-r34",
+        help="folder with the config.yaml whose decoding times are measured",
+    )
     parser.add_argument("--turns", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(arguments)
@@ -239,8 +257,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     compare_times(model.config, model.name, options.turns, options.seed)
     if options.steps:
         rate = model.config.default_rate if options.rate is None else options.rate
-        print(f"trained on latents of {model.name} at rate {rate:g}: {options.pairs} pairs and their mirror images, "
-              f"{options.steps} steps of {BATCH}, seed {options.seed}")
+        print(
+            f"trained on latents of {model.name} at rate {rate:g}: {options.pairs} pairs and their mirror images, "
+            f"{options.steps} steps of {BATCH}, seed {options.seed}"
+        )
         compare_rates(model, rate, options.steps, options.pairs, options.held_out, options.seed, options.samples)
 
 

@@ -30,8 +30,10 @@ LEAST_LIKELY_BITS = 16  # what the rarest symbol of the coder's tables costs; th
 
 
 def _gaussian(residuals: Pair, log2_scales: Pair) -> float:
-    bits = [gaussian_bits(r.double(), s.double()).clamp(max=LEAST_LIKELY_BITS)
-            for r, s in zip(residuals, log2_scales, strict=True)]
+    bits = [
+        gaussian_bits(r.double(), s.double()).clamp(max=LEAST_LIKELY_BITS)
+        for r, s in zip(residuals, log2_scales, strict=True)
+    ]
     return float(bits[0].sum() + bits[1].sum())
 
 

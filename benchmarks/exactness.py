@@ -171,12 +171,16 @@ class Machine:
 
 
 def _same(encoded: Coded, decoded: Coded | None) -> bool:
-    return (decoded is not None and decoded.symbol_hash == encoded.symbol_hash
-            and np.array_equal(decoded.integers, encoded.integers))
+    return (
+        decoded is not None
+        and decoded.symbol_hash == encoded.symbol_hash
+        and np.array_equal(decoded.integers, encoded.integers)
+    )
 
 
-def compare(machine: Machine, settings: Sequence[Setting], group: Sequence[tuple[Tensor, Tensor]],
-            rates: Sequence[float]) -> tuple[np.ndarray, np.ndarray, int]:
+def compare(
+    machine: Machine, settings: Sequence[Setting], group: Sequence[tuple[Tensor, Tensor]], rates: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray, int]:
     """Pairs of ``group`` that come back equal, and that have other bytes than under the first setting, by encode
     setting (rows; columns: decode setting); and the number of integers compared in each cell."""
     equal = np.zeros((len(settings), len(settings)), int)
@@ -230,8 +234,11 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("no GPU here: not compared")
     failures = int((done - equal).sum())
-    print("every packet decodes to the same integers with every setting" if not failures
-          else f"{failures} of {equal.size * done} decodings differ")
+    print(
+        "every packet decodes to the same integers with every setting"
+        if not failures
+        else f"{failures} of {equal.size * done} decodings differ"
+    )
     return 1 if failures else 0
 
 

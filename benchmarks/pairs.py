@@ -50,8 +50,11 @@ class Progress:
         if done == self._total or now - self._last >= self._every_s:
             self._last = now
             left = (now - self._start) / max(done, 1) * (self._total - done)
-            print(f"{done} of {self._total} after {now - self._start:.0f} s, {left:.0f} s left", file=sys.stderr,
-                  flush=True)
+            print(
+                f"{done} of {self._total} after {now - self._start:.0f} s, {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 @torch.inference_mode()

@@ -68,8 +68,15 @@ def fullest_second(sent: Sequence[tuple[int, int]]) -> int:
     return max((sum(bits for time, bits in sent if start <= time < start + SECOND) for start, _ in sent), default=0)
 
 
-def control(encoder: StereoEncoder, sequence: Sequence[PairLatents], budget: int, preferred: float, frames: int,
-            jitter_s: float, seed: int) -> tuple[list[int], list[RateDecision[EncodedPair]]]:
+def control(
+    encoder: StereoEncoder,
+    sequence: Sequence[PairLatents],
+    budget: int,
+    preferred: float,
+    frames: int,
+    jitter_s: float,
+    seed: int,
+) -> tuple[list[int], list[RateDecision[EncodedPair]]]:
     """Times in nanoseconds and decisions of ``frames`` frames."""
     clock = [0]
     controller = RateController(len(encoder.model.rates) - 1, BitWindow(lambda: clock[0]))
@@ -78,8 +85,9 @@ def control(encoder: StereoEncoder, sequence: Sequence[PairLatents], budget: int
     decisions = []
     for i in range(frames):
         clock[0] = round(SECOND * (1 + i / HZ + rng.uniform(-jitter_s, jitter_s)))
-        decisions.append(controller.encode(budget, preferred,
-                                           partial(encoder.encode_latents, sequence[i % len(sequence)])))
+        decisions.append(
+            controller.encode(budget, preferred, partial(encoder.encode_latents, sequence[i % len(sequence)]))
+        )
         times.append(clock[0])
     return times, decisions
 
@@ -87,8 +95,12 @@ def control(encoder: StereoEncoder, sequence: Sequence[PairLatents], budget: int
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="sicm-compact")
-    parser.add_argument("--kitti", type=Path, default=REPOSITORY.parent / "shared" / "data" / "kitti" / "sequence_02",
-                        help="real pairs: an odometry sequence, a raw drive or an object folder (default: %(default)s)")
+    parser.add_argument(
+        "--kitti",
+        type=Path,
+        default=REPOSITORY.parent / "shared" / "data" / "kitti" / "sequence_02",
+        help="real pairs: an odometry sequence, a raw drive or an object folder (default: %(default)s)",
+    )
     parser.add_argument("--budgets", type=float, nargs="+", default=[60, 150, 300, 500], help="kbit/s")
     parser.add_argument("--rate", type=float, help="preferred rate (default: the model's highest)")
     parser.add_argument("--frames", type=int, default=200, help="of each sequence")
@@ -112,29 +124,52 @@ def main() -> int:
     sequences["rendered, all cuts"] = [encoder.analyse(f.left, f.right, f.rig) for f in rendered]
     sequences.update(worst_frames(encoder, options.seed))
 
-    print(f"{encoder.model.name} ({encoder.model.fingerprint:016x}), {options.frames} frames a sequence at {HZ} Hz "
-          f"+- {1e3 * options.jitter:g} ms, preferred rate {preferred:g}\n")
+    print(
+        f"{encoder.model.name} ({encoder.model.fingerprint:016x}), {options.frames} frames a sequence at {HZ} Hz "
+        f"+- {1e3 * options.jitter:g} ms, preferred rate {preferred:g}\n"
+    )
     print("| sequence | kbit/s at the lowest rate | at the highest |\n|---|---:|---:|")
     for name, sequence in sequences.items():
         sizes = [np.mean([wire_bits(encoder.encode_latents(x, r).packet) for x in sequence]) for r in (0.0, highest)]
         print(f"| {name} | {sizes[0] * HZ / 1e3:.0f} | {sizes[1] * HZ / 1e3:.0f} |")
-    columns = ("kbit/s", "sequence", "frames", "dropped", "fullest second", "used", "mean rate", "largest rise",
-               "largest fall", "mean change", "tries")
+    columns = (
+        "kbit/s",
+        "sequence",
+        "frames",
+        "dropped",
+        "fullest second",
+        "used",
+        "mean rate",
+        "largest rise",
+        "largest fall",
+        "mean change",
+        "tries",
+    )
     print(f"\n| {' | '.join(columns)} |\n|---:|---|{'---:|' * (len(columns) - 2)}", flush=True)
     exceeded = False
     for budget in [round(1e3 * kilobits) for kilobits in options.budgets]:
         for name, sequence in sequences.items():
-            times, decisions = control(encoder, sequence, budget, preferred, options.frames, options.jitter,
-                                       options.seed)
+            times, decisions = control(
+                encoder, sequence, budget, preferred, options.frames, options.jitter, options.seed
+            )
             sent = [(time, wire_bits(d.sent.packet)) for time, d in zip(times, decisions, strict=True) if d.sent]
             rates = [d.sent.rate for d in decisions if d.sent] or [0.0]
             fullest, mean = fullest_second(sent), sum(bits for _, bits in sent) * HZ / len(decisions)
             exceeded |= fullest > budget
             steps = np.diff(rates, append=rates[-1])
-            row = (f"{budget / 1e3:g}", name, len(decisions), len(decisions) - len(sent),
-                   f"{100 * fullest / budget:.1f} %", f"{100 * mean / budget:.1f} %", f"{np.mean(rates):.2f}",
-                   f"{steps.max():.2f}", f"{max(0.0, -steps.min()):.2f}", f"{np.abs(steps).mean():.3f}",
-                   f"{np.mean([len(d.tries) for d in decisions]):.2f}")
+            row = (
+                f"{budget / 1e3:g}",
+                name,
+                len(decisions),
+                len(decisions) - len(sent),
+                f"{100 * fullest / budget:.1f} %",
+                f"{100 * mean / budget:.1f} %",
+                f"{np.mean(rates):.2f}",
+                f"{steps.max():.2f}",
+                f"{max(0.0, -steps.min()):.2f}",
+                f"{np.abs(steps).mean():.3f}",
+                f"{np.mean([len(d.tries) for d in decisions]):.2f}",
+            )
             print("| " + " | ".join(map(str, row)) + " |", flush=True)
     if exceeded:
         print("a second holds more than its budget", file=sys.stderr)

@@ -18,8 +18,7 @@ from .codec.encoder import StereoEncoder
 from .data.kitti import StereoFrame
 from .model_store import StoredModel, load_model
 
-__all__ = ["BenchReport", "Spread", "bench", "describe_machine", "rendered_frame",
-           "rendered_frames"]
+__all__ = ["BenchReport", "Spread", "bench", "describe_machine", "rendered_frame", "rendered_frames"]
 
 WARM_UP_PAIRS = 3
 
@@ -67,12 +66,20 @@ def describe_machine(device: torch.device) -> dict[str, str | int | float]:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines()
-                 if line.startswith(("model name", "Model"))]
+        names = [
+            line.split(":", 1)[1].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith(("model name", "Model"))
+        ]
         cpu = names[0] if names else cpu
     machine: dict[str, str | int | float] = {
-        "cpu": cpu, "cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads(),
-        "load_before": round(os.getloadavg()[0], 2), "torch": torch.__version__, "python": platform.python_version()}
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "load_before": round(os.getloadavg()[0], 2),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
     if device.type == "cuda":
         machine["gpu"] = torch.cuda.get_device_name(device)
     return machine
@@ -81,6 +88,7 @@ def describe_machine(device: torch.device) -> dict[str, str | int | float]:
 def rendered_frame(i: int, seed: int = 0) -> StereoFrame:
     """A rendered pair of a random layout in KITTI's geometry."""
     from .data.rendered import KITTI_RIG, KITTI_SIZE, random_layout, render_pair
+
     layout = random_layout(np.random.default_rng([seed, i]), KITTI_RIG, *KITTI_SIZE)
     pair = render_pair(layout, KITTI_RIG, *KITTI_SIZE, seed=seed + i)
     return StereoFrame(f"{i:06d}", pair.left, pair.right, pair.rig, i * 10**8, i * 10**8, pair.labels)
@@ -91,8 +99,14 @@ def rendered_frames(count: int, seed: int = 0) -> list[StereoFrame]:
     return [rendered_frame(i, seed) for i in range(count)]
 
 
-def bench(model: str | Path | StoredModel, frames: Sequence[StereoFrame], pairs: int, device: str = "cpu",
-          rate: float | None = None, progress: Callable[[int, int], None] | None = None) -> BenchReport:
+def bench(
+    model: str | Path | StoredModel,
+    frames: Sequence[StereoFrame],
+    pairs: int,
+    device: str = "cpu",
+    rate: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> BenchReport:
     """Encode and decode ``pairs`` pairs, going round ``frames``; the first few more, to warm up, are not counted.
 
     ``progress`` is called with pairs done and in all. Raises ModelError and InputError.
@@ -128,6 +142,16 @@ def bench(model: str | Path | StoredModel, frames: Sequence[StereoFrame], pairs:
         memory["gpu"] = torch.cuda.max_memory_allocated(stored.device) / 2**20
     height, width = frames[0].left.shape[:2]
     return BenchReport(
-        stored.name, str(stored.device), encoder.rate, pairs, (width, height), stages_ms, Spread.of(shares),
+        stored.name,
+        str(stored.device),
+        encoder.rate,
+        pairs,
+        (width, height),
+        stages_ms,
+        Spread.of(shares),
         {side: 1000 / stages["total"].median for side, stages in stages_ms.items()},
-        Spread.of(sizes), Spread.of(bits_per_pixel), memory, machine)
+        Spread.of(sizes),
+        Spread.of(bits_per_pixel),
+        memory,
+        machine,
+    )

@@ -32,13 +32,26 @@ from .networks.config import MvsfcConfig
 from .networks.entropy_model import StereoEntropyModel
 from .networks.mvsfc_net import Half, MvsfcNet
 
-__all__ = ["DEFAULT_MODEL", "ModelError", "StoredModel", "fingerprint", "list_models", "load_config", "load_model",
-           "model_folder", "open_model", "save_model", "torch_device"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "ModelError",
+    "StoredModel",
+    "fingerprint",
+    "list_models",
+    "load_config",
+    "load_model",
+    "model_folder",
+    "open_model",
+    "save_model",
+    "torch_device",
+]
 
 DEFAULT_MODEL = "sicm-compact"
 CONFIG_FILE, WEIGHTS_FILE = "config.yaml", "weights.safetensors"
-_HALVES = {"vehicle": ("backbone.", "smfc_encoder.", "entropy_model."),
-           "remote": ("smfc_decoder.", "analysis.", "entropy_model.")}
+_HALVES = {
+    "vehicle": ("backbone.", "smfc_encoder.", "entropy_model."),
+    "remote": ("smfc_decoder.", "analysis.", "entropy_model."),
+}
 _REFERENCE = "analysis.anchors.reference_focal_baseline"
 # What may be changed in config.yaml without making another model of it.
 _FREE_FIELDS = {"lambdas", "default_rate"}
@@ -121,8 +134,10 @@ def model_folder(name_or_path: str | Path, trained: bool = True) -> Path:
     models = list_models(trained)
     if str(name_or_path) not in models:
         files = f"{CONFIG_FILE} and {WEIGHTS_FILE}" if trained else CONFIG_FILE
-        raise ModelError(f"model {str(name_or_path)!r} not found: expected a folder with {files}, or one of "
-                         f"{', '.join(sorted(models)) or '(no model is installed)'}")
+        raise ModelError(
+            f"model {str(name_or_path)!r} not found: expected a folder with {files}, or one of "
+            f"{', '.join(sorted(models)) or '(no model is installed)'}"
+        )
     return models[str(name_or_path)]
 
 
@@ -190,7 +205,7 @@ def fingerprint(config: MvsfcConfig, tensors: Mapping[str, Tensor]) -> int:
 def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, "pt") as f:
-            return {name: f.get_tensor(name) for name in f.keys()}    # noqa: SIM118 (not a dict)
+            return {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file") from None
     except (OSError, SafetensorError) as e:
@@ -208,8 +223,9 @@ def torch_device(name: str | torch.device) -> torch.device:
     return device
 
 
-def load_model(name_or_path: str | Path = DEFAULT_MODEL, half: Half = "both",
-               device: str | torch.device = "cpu") -> StoredModel:
+def load_model(
+    name_or_path: str | Path = DEFAULT_MODEL, half: Half = "both", device: str | torch.device = "cpu"
+) -> StoredModel:
     """Load a model by name or from a folder. Raises ModelError."""
     target = torch_device(device)
     folder = model_folder(name_or_path)
@@ -234,16 +250,18 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL, half: Half = "both",
         if name not in expected:
             raise ModelError(f"{path}: tensor {name} is not one of the network that {CONFIG_FILE} describes")
         if state[name].shape != expected[name].shape:
-            raise ModelError(f"{path}: tensor {name}: expected shape {tuple(expected[name].shape)}, got "
-                             f"{tuple(state[name].shape)}")
+            raise ModelError(
+                f"{path}: tensor {name}: expected shape {tuple(expected[name].shape)}, got {tuple(state[name].shape)}"
+            )
     net.load_state_dict(state)
     net.to(target).eval().requires_grad_(False)
     for parameter in net.parameters():
-        if parameter.dim() == 4:            # a third of the backbone's time on a CPU
+        if parameter.dim() == 4:  # a third of the backbone's time on a CPU
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     if tables.hyper.shape[1] != config.hyper_channels:
-        raise ModelError(f"{path}: tables.hyper: expected {config.hyper_channels} channels, got "
-                         f"{tables.hyper.shape[1]}")
+        raise ModelError(
+            f"{path}: tables.hyper: expected {config.hyper_channels} channels, got {tables.hyper.shape[1]}"
+        )
     try:
         net.entropy_model.integer_prior()
     except ValueError as e:
@@ -271,7 +289,7 @@ def save_model(folder: str | Path, config: MvsfcConfig, state_dict: Mapping[str,
     folder.mkdir(parents=True, exist_ok=True)
     entropy_model = StereoEntropyModel(config.latent_channels, config.hyper_channels, config.context, config.rates)
     prefix = "entropy_model."
-    entropy_model.load_state_dict({k[len(prefix):]: v for k, v in state_dict.items() if k.startswith(prefix)})
+    entropy_model.load_state_dict({k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)})
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state_dict.items()}
     tensors |= EntropyTables.build(entropy_model).tensors()
     config_path = folder / CONFIG_FILE
@@ -287,7 +305,7 @@ def _replace(path: Path, write: typing.Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(temporary)
-        temporary.chmod(0o644)              # safetensors makes files for their owner alone
+        temporary.chmod(0o644)  # safetensors makes files for their owner alone
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

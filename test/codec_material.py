@@ -26,16 +26,40 @@ from sicm_ros.networks.mvsfc_net import MvsfcNet
 
 DATA = Path(__file__).resolve().parent / "data"
 TINY_MODEL = DATA / "models" / "tiny"
-RIG = StereoRig(721.5377, 721.5377, 609.5593, 172.854, (44.85728, 0.2163791, 0.002745884),
-                (-339.5242, 2.199936, 0.002729905))
+RIG = StereoRig(
+    721.5377, 721.5377, 609.5593, 172.854, (44.85728, 0.2163791, 0.002745884), (-339.5242, 2.199936, 0.002729905)
+)
 TINY = MvsfcConfig(
-    height=96, width=288, crop_top=20, classes=("Car", "Pedestrian"), blocks=(1, 1, 1), stem_channels=4,
-    channels=(4, 4, 4), joint_channels=(4, 4), latent_channels=4, hyper_channels=2, attention="epipolar",
-    decoder_feedback=False, pad_features=False, context="checkerboard", variable_rate=True, default_rate=2.0,
+    height=96,
+    width=288,
+    crop_top=20,
+    classes=("Car", "Pedestrian"),
+    blocks=(1, 1, 1),
+    stem_channels=4,
+    channels=(4, 4, 4),
+    joint_channels=(4, 4),
+    latent_channels=4,
+    hyper_channels=2,
+    attention="epipolar",
+    decoder_feedback=False,
+    pad_features=False,
+    context="checkerboard",
+    variable_rate=True,
+    default_rate=2.0,
     analysis=AnalysisConfig(
-        correlation_bins=(4, 4), concat_bins=2, concat_channels=2, fusion_channels=(8, 16, 24), head_channels=(4, 4),
-        head_output_kernel=1, dropout=0.0, disparity_bins=8, disparity_channels=(4,),
-        anchors=AnchorConfig(scales=2, ratios=(1.0,)), score_threshold=0.5))
+        correlation_bins=(4, 4),
+        concat_bins=2,
+        concat_channels=2,
+        fusion_channels=(8, 16, 24),
+        head_channels=(4, 4),
+        head_output_kernel=1,
+        dropout=0.0,
+        disparity_bins=8,
+        disparity_channels=(4,),
+        anchors=AnchorConfig(scales=2, ratios=(1.0,)),
+        score_threshold=0.5,
+    ),
+)
 
 
 def lively(net: torch.nn.Module, seed: int) -> None:
@@ -45,7 +69,7 @@ def lively(net: torch.nn.Module, seed: int) -> None:
         for name, p in net.named_parameters():
             if p.dim() == 4:
                 fan_in = p[0].numel() if "up" not in name else p.shape[0] * 6
-                p.copy_(torch.randn(p.shape, generator=generator) * 1.4 / fan_in ** 0.5)
+                p.copy_(torch.randn(p.shape, generator=generator) * 1.4 / fan_in**0.5)
             elif name.endswith("bias") and "output" not in name:
                 p.copy_(torch.randn(p.shape, generator=generator) * 0.1)
 
@@ -72,8 +96,9 @@ def latents(seed: int, channels: int, size: tuple[int, int], batch: int = 1, lou
     return [torch.randn(batch, channels, *size, generator=generator) * loudness for _ in range(2)]
 
 
-def entropy_model(context: str, channels: int = 4, hyper_channels: int = 2, rates: int = 1,
-                  seed: int = 3) -> StereoEntropyModel:
+def entropy_model(
+    context: str, channels: int = 4, hyper_channels: int = 2, rates: int = 1, seed: int = 3
+) -> StereoEntropyModel:
     """A lively entropy model in evaluation mode."""
     torch.manual_seed(seed)
     net = StereoEntropyModel(channels, hyper_channels, context, rates).eval()
@@ -83,9 +108,12 @@ def entropy_model(context: str, channels: int = 4, hyper_channels: int = 2, rate
 
 def save_symbols(path: Path, coded: QuantisedLatents) -> None:
     """Hyper-latents and latents, in the order of coding, as int16."""
-    np.savez_compressed(path, hyper_left=coded.hyper[0][0].numpy().astype(np.int16),
-                        hyper_right=coded.hyper[1][0].numpy().astype(np.int16),
-                        latents=np.concatenate([s[0].reshape(-1).numpy() for s in coded.symbols]).astype(np.int16))
+    np.savez_compressed(
+        path,
+        hyper_left=coded.hyper[0][0].numpy().astype(np.int16),
+        hyper_right=coded.hyper[1][0].numpy().astype(np.int16),
+        latents=np.concatenate([s[0].reshape(-1).numpy() for s in coded.symbols]).astype(np.int16),
+    )
 
 
 def main() -> None:
@@ -95,7 +123,8 @@ def main() -> None:
     coded = model.net.entropy_model.quantise(*latents(2, 4, TINY.latent_size), index / packet.RATE_STEPS)
     payload, symbol_hash, _ = prior.compress(coded, RangeCoder(model.tables))
     (DATA / "tiny.sicm").write_bytes(
-        packet.pack(model.fingerprint, index, InputTransform(1242, 375, 20, 288, 96), RIG, payload, symbol_hash))
+        packet.pack(model.fingerprint, index, InputTransform(1242, 375, 20, 288, 96), RIG, payload, symbol_hash)
+    )
     save_symbols(DATA / "tiny.symbols.npz", coded)
 
     raster = entropy_model("raster")

@@ -34,18 +34,70 @@ from typing import Any, NamedTuple
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
-HEADROOM = 32 << 20                 # bytes of address space beyond what valid packets took
-SAMPLE = 61                         # every so many cases Python's and numpy's memory is measured
+HEADROOM = 32 << 20  # bytes of address space beyond what valid packets took
+SAMPLE = 61  # every so many cases Python's and numpy's memory is measured
 MAX_FAILURES = 20
-HEADER, OVERHEAD = 73, 77           # docs/packet.md
-OUTCOMES = ("decoded", "NotAPacketError", "WrongVersionError", "TruncatedPacketError", "DamagedPacketError",
-            "ImplausiblePacketError", "WrongModelError", "SymbolMismatchError", "incomplete", "FAILED")
+HEADER, OVERHEAD = 73, 77  # docs/packet.md
+OUTCOMES = (
+    "decoded",
+    "NotAPacketError",
+    "WrongVersionError",
+    "TruncatedPacketError",
+    "DamagedPacketError",
+    "ImplausiblePacketError",
+    "WrongModelError",
+    "SymbolMismatchError",
+    "incomplete",
+    "FAILED",
+)
 SHORT = ("decoded", "no packet", "version", "cut", "damaged", "implausib", "model", "symbols", "incompl", "FAILED")
-LENGTHS = (0, 1, 2, 3, 4, 72, 73, 76, 77, 78, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000,
-           0xFFFFFFB2, 0xFFFFFFB3, 0xFFFFFFFE, 0xFFFFFFFF)
+LENGTHS = (
+    0,
+    1,
+    2,
+    3,
+    4,
+    72,
+    73,
+    76,
+    77,
+    78,
+    0x7F,
+    0x80,
+    0xFF,
+    0x7FFF,
+    0xFFFF,
+    0x10000,
+    0x7FFFFFFF,
+    0x80000000,
+    0xFFFFFFB2,
+    0xFFFFFFB3,
+    0xFFFFFFFE,
+    0xFFFFFFFF,
+)
 SIZES = (0, 1, 2, 19, 20, 21, 95, 96, 97, 288, 375, 1242, 0x7FFF, 0x8000, 0xFFFE, 0xFFFF)
-NUMBERS = (math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-45, -1e-45, 1.2e-38, 0.999, 1.0, -1.0, 700.0, 1e3, 1e6, 1.001e6,
-           1e9, -1e9, 1.1e9, 3.4e38, -3.4e38)
+NUMBERS = (
+    math.nan,
+    math.inf,
+    -math.inf,
+    0.0,
+    -0.0,
+    1e-45,
+    -1e-45,
+    1.2e-38,
+    0.999,
+    1.0,
+    -1.0,
+    700.0,
+    1e3,
+    1e6,
+    1.001e6,
+    1e9,
+    -1e9,
+    1.1e9,
+    3.4e38,
+    -3.4e38,
+)
 
 
 class Case(NamedTuple):
@@ -102,8 +154,8 @@ def overwritten(rng: random.Random, data: bytes) -> bytes:
         return data
     start, length = rng.randrange(len(data)), rng.choice((1, 2, 4, 8, rng.randrange(1, 100)))
     source = rng.randrange(len(data))
-    run = data[source: source + length] if rng.random() < 0.3 else filler(rng, length)
-    return (data[:start] + run + data[start + len(run):])[: len(data)]
+    run = data[source : source + length] if rng.random() < 0.3 else filler(rng, length)
+    return (data[:start] + run + data[start + len(run) :])[: len(data)]
 
 
 def damaged(rng: random.Random, payload: bytes) -> bytes:
@@ -114,8 +166,11 @@ def damaged(rng: random.Random, payload: bytes) -> bytes:
     if way < 4:
         return overwritten(rng, payload)
     cut = rng.randrange(len(payload) + 1)
-    return payload[:cut] + payload[cut + rng.randrange(1, 9):] if way == 4 else payload[:cut] + filler(
-        rng, rng.randrange(1, 9)) + payload[cut:]
+    return (
+        payload[:cut] + payload[cut + rng.randrange(1, 9) :]
+        if way == 4
+        else payload[:cut] + filler(rng, rng.randrange(1, 9)) + payload[cut:]
+    )
 
 
 def single(rng: random.Random, low: float, high: float) -> float:
@@ -138,8 +193,13 @@ def rig(rng: random.Random) -> list[float]:
         values = [single(rng, -44, 38) for _ in values]
     elif way == 2:
         # Just inside the bounds that docs/packet.md states.
-        values = [10 ** rng.uniform(0, 6), 10 ** rng.uniform(0, 6), single(rng, 0, 6), single(rng, 0, 6),
-                  *(single(rng, -3, 9) for _ in range(6))]
+        values = [
+            10 ** rng.uniform(0, 6),
+            10 ** rng.uniform(0, 6),
+            single(rng, 0, 6),
+            single(rng, 0, 6),
+            *(single(rng, -3, 9) for _ in range(6)),
+        ]
         values[6], values[9] = rng.choice(((0.0, 0.0), (values[6], values[6]), (values[6], values[9])))
         values[7] = values[4] - values[0] * 10 ** rng.uniform(-9, 3)
     else:
@@ -156,11 +216,33 @@ class Mutations:
     """One method for each kind of mutation: (rng) -> Case. ``WEIGHTS`` says how many of 1000 cases are of each kind."""
 
     WEIGHTS = {
-        "unchanged": 1, "cut": 90, "cut_sealed": 15, "extended": 80, "extended_sealed": 15, "flipped": 120,
-        "overwritten": 100, "length_lie": 60, "length_lie_sealed": 50, "spliced": 60, "spliced_sealed": 25,
-        "other_model": 40, "other_model_forged": 10, "version_or_magic": 50, "random_bytes": 40, "random_body": 30,
-        "geometry": 40, "rig": 50, "rate": 15, "payload_damaged": 45, "payload_random": 20, "hyper_damaged": 30,
-        "hash_damaged": 10, "hash_forged": 12, "both_forged": 12, "stacked": 40, "raster_payload": 5,
+        "unchanged": 1,
+        "cut": 90,
+        "cut_sealed": 15,
+        "extended": 80,
+        "extended_sealed": 15,
+        "flipped": 120,
+        "overwritten": 100,
+        "length_lie": 60,
+        "length_lie_sealed": 50,
+        "spliced": 60,
+        "spliced_sealed": 25,
+        "other_model": 40,
+        "other_model_forged": 10,
+        "version_or_magic": 50,
+        "random_bytes": 40,
+        "random_body": 30,
+        "geometry": 40,
+        "rig": 50,
+        "rate": 15,
+        "payload_damaged": 45,
+        "payload_random": 20,
+        "hyper_damaged": 30,
+        "hash_damaged": 10,
+        "hash_forged": 12,
+        "both_forged": 12,
+        "stacked": 40,
+        "raster_payload": 5,
     }
 
     def __init__(self, target: Target) -> None:
@@ -186,7 +268,7 @@ class Mutations:
 
     def cut_sealed(self, rng: random.Random) -> Case:
         data = self._packet(rng)
-        return Case(packed(data, data[HEADER: HEADER + rng.randrange(len(data) - OVERHEAD + 1)]))
+        return Case(packed(data, data[HEADER : HEADER + rng.randrange(len(data) - OVERHEAD + 1)]))
 
     def extended(self, rng: random.Random) -> Case:
         return Case(self._packet(rng) + much(rng), "DamagedPacketError")
@@ -217,14 +299,19 @@ class Mutations:
 
     def spliced(self, rng: random.Random) -> Case:
         a, b = self._packet(rng), self._packet(rng)
-        return Case(a[: rng.randrange(len(a) + 1)] + b[rng.randrange(len(b) + 1):])
+        return Case(a[: rng.randrange(len(a) + 1)] + b[rng.randrange(len(b) + 1) :])
 
     def spliced_sealed(self, rng: random.Random) -> Case:
         a, b = self._packet(rng), self._packet(rng)
         one, other = a[HEADER:-4], b[HEADER:-4]
         word = rng.choice((1, 4))
-        return Case(packed(a, one[: word * rng.randrange(len(one) // word + 1)]
-                           + other[word * rng.randrange(len(other) // word + 1):]))
+        return Case(
+            packed(
+                a,
+                one[: word * rng.randrange(len(one) // word + 1)]
+                + other[word * rng.randrange(len(other) // word + 1) :],
+            )
+        )
 
     def other_model(self, rng: random.Random) -> Case:
         data = self._packet(rng)
@@ -391,7 +478,7 @@ class Target:
 
         self.watched = Watched
         self._restore = prior.SymbolDecoder
-        prior.SymbolDecoder = Watched       # type: ignore[misc]
+        prior.SymbolDecoder = Watched  # type: ignore[misc]
 
         tensors = load_file(DATA / "raster.safetensors")
         self.raster_coder = RangeCoder(EntropyTables.from_tensors(tensors))
@@ -417,7 +504,7 @@ class Target:
 
     def close(self) -> None:
         """Take the observer away again."""
-        self.prior.SymbolDecoder = self._restore    # type: ignore[misc]
+        self.prior.SymbolDecoder = self._restore  # type: ignore[misc]
 
     # ---------------------------------------------------------------------------------- forging
 
@@ -445,7 +532,7 @@ class Target:
         """Payload and hash of arbitrary symbols; integers only, so that they are the same everywhere."""
         np, torch = self.np, self.torch
         numbers = np.random.default_rng(rng.getrandbits(64))
-        part = rng.choice((0, 1, 10, 100))      # of each symbol's range, in percent
+        part = rng.choice((0, 1, 10, 100))  # of each symbol's range, in percent
         extreme = part == 100 and rng.random() < 0.5
 
         def draw(limit: Any) -> Any:
@@ -488,7 +575,7 @@ class Target:
         if min(numbers[:2]) < 1 or max(map(abs, numbers[:4])) > 1e6 or max(map(abs, numbers)) > 1e9:
             return ("ImplausiblePacketError",)
         if fingerprint != self.decoder.model.fingerprint:
-            return ("WrongModelError", "ImplausiblePacketError")       # the latter for its baseline
+            return ("WrongModelError", "ImplausiblePacketError")  # the latter for its baseline
         if (*network, crop) != (288, 96, 20) or rate > 5120 or total - OVERHEAD > self.most:
             return ("ImplausiblePacketError",)
         return ("decoded", "SymbolMismatchError", "ImplausiblePacketError")
@@ -512,8 +599,10 @@ class Target:
             require((type(e).__name__, str(e)) == (outcome, refused), f"inspect() says {e!r}, decode() {refused!r}")
         else:
             json.dumps(fields, allow_nan=False)
-            require(self.watched.last is not None or outcome in ("WrongModelError", "ImplausiblePacketError"),
-                    f"inspect() accepts what is {outcome}")
+            require(
+                self.watched.last is not None or outcome in ("WrongModelError", "ImplausiblePacketError"),
+                f"inspect() accepts what is {outcome}",
+            )
         if outcome != "decoded":
             require(refused.isprintable() and 20 < len(refused) < 500, f"not a line of text: {refused!r}")
             require(outcome == "SymbolMismatchError" or self.watched.last is None, "decoded, and refused later")
@@ -527,8 +616,12 @@ class Target:
             numbers = (*box.bbox, box.height, box.width, box.length, box.x, box.y, box.z, box.rotation_y, box.alpha)
             require(all(map(math.isfinite, numbers)) and 0.5 < box.score <= 1, f"no box: {box}")
             left, top, right, bottom = box.bbox
-            require(0 <= left <= right < result.header.source_width and 0 <= top <= bottom < result.header.source_height
-                    and box.label in self.config.classes, f"box outside of the image: {box}")
+            require(
+                0 <= left <= right < result.header.source_width
+                and 0 <= top <= bottom < result.header.source_height
+                and box.label in self.config.classes,
+                f"box outside of the image: {box}",
+            )
         if case.data in self.corpus:
             require(result.objects == self.boxes[self.corpus.index(case.data)], "other boxes than before")
         return outcome
@@ -562,7 +655,7 @@ class Target:
                 require(peak <= self.memory_bound(), f"took {peak} bytes of memory, more than {self.memory_bound()}")
         except KeyboardInterrupt:
             raise
-        except BaseException as e:      # the entropy coder's panics are no Exceptions
+        except BaseException as e:  # the entropy coder's panics are no Exceptions
             where = "" if isinstance(e, Violation) else "".join(traceback.format_exception(e))
             return kind, "FAILED", f"{type(e).__name__}: {e}\n{where}".rstrip()
         return kind, outcome, ""
@@ -586,10 +679,10 @@ class Target:
 class Shared:
     """What the child tells the parent, in shared memory, so that it is there even if the child dies."""
 
-    IDLE = 2 ** 64 - 1
+    IDLE = 2**64 - 1
 
     def __init__(self, context: Any) -> None:
-        self.state = context.RawArray("Q", [self.IDLE, 0, 0])       # running case, stop, cases done
+        self.state = context.RawArray("Q", [self.IDLE, 0, 0])  # running case, stop, cases done
         self.counts = context.RawArray("Q", len(Mutations.WEIGHTS) * len(OUTCOMES))
 
     def count(self, kind: str, outcome: str) -> None:
@@ -625,13 +718,23 @@ def work(shared: Shared, failures: Connection, seed: int, first: int, last: int)
             failures.send((number, kind, problem))
     shared.state[0] = Shared.IDLE
     growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident
-    print(f"memory: at most {growth} KiB more resident than before the first case (limit of the address space: "
-          f"{HEADROOM >> 10} KiB more); Python and numpy in one refused case of {SAMPLE}: at most "
-          f"{target.highest_peak} bytes, bound {target.memory_bound()}", flush=True)
+    print(
+        f"memory: at most {growth} KiB more resident than before the first case (limit of the address space: "
+        f"{HEADROOM >> 10} KiB more); Python and numpy in one refused case of {SAMPLE}: at most "
+        f"{target.highest_peak} bytes, bound {target.memory_bound()}",
+        flush=True,
+    )
 
 
-def supervise(seed: int, cases: int, minutes: float = math.inf, hang_s: float = 30.0, worker: Worker = work,
-              every_s: float = 10.0, first: int = 0) -> tuple[Shared, list[tuple[int, str, str]]]:
+def supervise(
+    seed: int,
+    cases: int,
+    minutes: float = math.inf,
+    hang_s: float = 30.0,
+    worker: Worker = work,
+    every_s: float = 10.0,
+    first: int = 0,
+) -> tuple[Shared, list[tuple[int, str, str]]]:
     """Run cases first to cases - 1 in child processes; counts, and (case, kind, what was wrong) of each that failed."""
     context = multiprocessing.get_context("spawn")
     shared, failed = Shared(context), []
@@ -647,7 +750,7 @@ def supervise(seed: int, cases: int, minutes: float = math.inf, hang_s: float = 
             try:
                 child.join(0.2)
             except KeyboardInterrupt:
-                shared.state[1] = 1     # the child ends after its case, and the table is printed
+                shared.state[1] = 1  # the child ends after its case, and the table is printed
             alive = child.exitcode is None
             try:
                 while receiver.poll():
@@ -662,7 +765,7 @@ def supervise(seed: int, cases: int, minutes: float = math.inf, hang_s: float = 
                 running, since = shared.state[0], now
             if now - since > (hang_s if running != Shared.IDLE else max(hang_s, 300)) and not hung:
                 hung = True
-                os.kill(child.pid, signal.SIGABRT)      # faulthandler then says where
+                os.kill(child.pid, signal.SIGABRT)  # faulthandler then says where
             elif hung and now - since > 2 * hang_s + 5:
                 child.kill()
             if now - begun > 60 * minutes or len(failed) >= MAX_FAILURES:
@@ -677,8 +780,13 @@ def supervise(seed: int, cases: int, minutes: float = math.inf, hang_s: float = 
             _show(seed, *failed[-1])
             break
         number = shared.state[0]
-        failed.append((number, "crash", f"hang: no end within {hang_s:g} s" if hung else
-                       f"crash: the process ended with {child.exitcode}"))
+        failed.append(
+            (
+                number,
+                "crash",
+                f"hang: no end within {hang_s:g} s" if hung else f"crash: the process ended with {child.exitcode}",
+            )
+        )
         _show(seed, *failed[-1])
         first, shared.state[0] = number + 1, Shared.IDLE
         shared.state[2] += 1
@@ -699,7 +807,7 @@ def table(counts: Any) -> str:
     """Counts by kind of mutation and outcome."""
     rows = [["mutation", *SHORT, "all"]]
     kinds, width = list(Mutations.WEIGHTS), len(OUTCOMES)
-    numbers = [list(counts[i * width:(i + 1) * width]) for i in range(len(kinds))]
+    numbers = [list(counts[i * width : (i + 1) * width]) for i in range(len(kinds))]
     for name, row in [*zip(kinds, numbers, strict=True), ("all", [sum(x) for x in zip(*numbers, strict=True)])]:
         rows.append([name, *(str(n) if n else "." for n in row), str(sum(row))])
     return "\n".join(f"{row[0]:<19}" + "".join(f"{cell:>10}" for cell in row[1:]) for row in rows)
@@ -725,8 +833,10 @@ def main() -> int:
     begun = time.monotonic()
     shared, failed = supervise(args.seed, args.first + args.cases, args.minutes, args.hang_s, first=args.first)
     seconds = time.monotonic() - begun
-    print(f"{table(shared.counts)}\n{shared.state[2]} cases of seed {args.seed} in {seconds / 60:.1f} min, "
-          f"{len(failed)} failed")
+    print(
+        f"{table(shared.counts)}\n{shared.state[2]} cases of seed {args.seed} in {seconds / 60:.1f} min, "
+        f"{len(failed)} failed"
+    )
     return int(bool(failed))
 
 

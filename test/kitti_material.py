@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(os.environ.get("SICM_KITTI_ROOT") or Path(__file__).resolve().parents[2] / "shared" / "data" / "kitti")
 
 needs_kitti = pytest.mark.skipif(
-    not ROOT.is_dir(), reason=f"needs KITTI's files at {ROOT} (or where SICM_KITTI_ROOT says)")
+    not ROOT.is_dir(), reason=f"needs KITTI's files at {ROOT} (or where SICM_KITTI_ROOT says)"
+)
 
 
 @cache

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-ONE, LIMIT = 1024, 2 ** 21 - 1
+ONE, LIMIT = 1024, 2**21 - 1
 
 
 def leaky(x):
@@ -35,18 +35,18 @@ class Reference:
     def start(self, payload: bytes):
         self.words = list(struct.unpack(f"<{-(-len(payload) // 4)}I", payload + bytes(-len(payload) % 4)))
         self.state = 0
-        while self.state < 2 ** 32 and self.words:
-            self.state = self.state * 2 ** 32 + self.words.pop()
+        while self.state < 2**32 and self.words:
+            self.state = self.state * 2**32 + self.words.pop()
 
     def symbol(self, counts):
         m = len(counts)
         before = np.concatenate([[0], np.cumsum(counts.astype(np.int64))[:-1]])
-        b = [int(c) * (2 ** 24 - m) // 2 ** 16 + k for k, c in enumerate(before)] + [2 ** 24]
-        q = self.state % 2 ** 24
+        b = [int(c) * (2**24 - m) // 2**16 + k for k, c in enumerate(before)] + [2**24]
+        q = self.state % 2**24
         k = max(i for i in range(m) if b[i] <= q)
-        self.state = (self.state // 2 ** 24) * (b[k + 1] - b[k]) + q - b[k]
-        if self.state < 2 ** 32 and self.words:
-            self.state = self.state * 2 ** 32 + self.words.pop()
+        self.state = (self.state // 2**24) * (b[k + 1] - b[k]) + q - b[k]
+        if self.state < 2**32 and self.words:
+            self.state = self.state * 2**32 + self.words.pop()
         return k - m // 2
 
     # ------------------------------------------------------------------------------------------ section 4
@@ -56,7 +56,7 @@ class Reference:
         """weight (out, in) float, x (in,) integer."""
         largest = np.abs(weight.astype(np.float64)).max(1)
         s = np.minimum(15 - np.frexp(largest)[1].astype(np.int64), 30)
-        scale = 2.0 ** s
+        scale = 2.0**s
         w = np.round(weight.astype(np.float64) * scale[:, None]).astype(np.int64)
         b = np.round(bias.astype(np.float64) * 1024 * scale).astype(np.int64)
         total = w @ x + b + np.where(s > 0, 2 ** np.maximum(s - 1, 0), 0)
@@ -157,16 +157,17 @@ class Reference:
                 for r, c in step[v]:
                     g = gate(self.conv(f"attention_gate.{v}", t[v], r, c, 5 if self.raster else 9))
                     m = (g * u[1 - v, :, r, c]) >> 10
-                    parameters.append(self.chain(f"estimator.{v}",
-                                                 np.concatenate([base[v][:, r, c], m, context[v][r, c]])))
+                    parameters.append(
+                        self.chain(f"estimator.{v}", np.concatenate([base[v][:, r, c], m, context[v][r, c]]))
+                    )
             e = np.array(parameters)
-            index = np.clip((7 * e[:, :self.channels] + 21 * 1024 + 512) >> 10, 0, 63).reshape(-1)
+            index = np.clip((7 * e[:, : self.channels] + 21 * 1024 + 512) >> 10, 0, 63).reshape(-1)
             symbols = np.zeros(len(index), np.int64)
             for i in range(64):
                 for k in np.flatnonzero(index == i):
                     symbols[k] = self.symbol(self.latent_counts[i])
             all_symbols.append(symbols)
-            values = symbols.reshape(-1, self.channels) * ONE + e[:, self.channels:]
+            values = symbols.reshape(-1, self.channels) * ONE + e[:, self.channels :]
             places = [(0, *cell) for cell in step[0]] + [(1, *cell) for cell in step[1]]
             for (v, r, c), value in zip(places, values, strict=True):
                 decoded[v, :, r, c] = both[:, r, c] = value
@@ -182,8 +183,9 @@ def decode_packet(packet: bytes, weights_file: Path, size: tuple[int, int]):
     assert magic == b"SICM" and version == 1 and len(packet) == 77 + payload_bytes
     assert struct.unpack("<I", packet[-4:])[0] == zlib.crc32(packet[:-4])
     prefix = "entropy_model."
-    weights = {k.removeprefix(prefix): w for k, w in load_file(weights_file).items()
-               if k.startswith((prefix, "tables."))}
+    weights = {
+        k.removeprefix(prefix): w for k, w in load_file(weights_file).items() if k.startswith((prefix, "tables."))
+    }
     z, symbols, decoded = Reference(weights, size, raster=False).decode(packet[73:-4])
     coded = np.concatenate([z.reshape(-1), symbols]).astype("<i2").tobytes()
     assert zlib.crc32(coded) == symbol_hash

@@ -152,9 +152,12 @@ class Graph:
 
     def statuses(self, name, start=0):
         """All statuses whose name ends with ``name``, latest first, as (level, message, values)."""
-        return [(status.level[0], status.message, {v.key: v.value for v in status.values})
-                for message in reversed(self.received["/diagnostics"][start:])
-                for status in message.status if status.name.endswith(name)]
+        return [
+            (status.level[0], status.message, {v.key: v.value for v in status.values})
+            for message in reversed(self.received["/diagnostics"][start:])
+            for status in message.status
+            if status.name.endswith(name)
+        ]
 
     def wait_for_status(self, name, predicate, timeout=20.0, start=0):
         """Wait for a status of which ``predicate(level, message, values)`` is true. What came before message ``start``

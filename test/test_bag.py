@@ -56,7 +56,7 @@ def test_kitti_to_bag_and_back_is_the_same(source, tmp_path, storage):
         assert frame_id == "camera_0_optical"
         assert frame.rig.baseline == pytest.approx(expected.rig.baseline, rel=1e-12)
         assert frame.rig.left_translation == pytest.approx(RIG.left_translation, rel=1e-12)
-        assert frame.rig.fx == expected.rig.fx     # each frame has its own calibration
+        assert frame.rig.fx == expected.rig.fx  # each frame has its own calibration
     assert frames[2][0].stamp_ns == 200_000_000 and frames[0][0].rig.fx != frames[2][0].rig.fx
 
 
@@ -68,14 +68,18 @@ def test_a_bag_holds_what_other_players_need(source, tmp_path):
         assert tf.ext.offered_qos_profiles[0].durability.name == "TRANSIENT_LOCAL"
         _, _, raw = next(reader.messages([tf]))
         transforms = {t.child_frame_id: t for t in reader.deserialize(raw, tf.msgtype).transforms}
-    assert counts == {"/tf_static": ("tf2_msgs/msg/TFMessage", 1),
-                      "/left/camera_info": ("sensor_msgs/msg/CameraInfo", 2),
-                      "/right/camera_info": ("sensor_msgs/msg/CameraInfo", 2),
-                      "/left/image_rect": ("sensor_msgs/msg/Image", 2),
-                      "/right/image_rect": ("sensor_msgs/msg/Image", 2)}
+    assert counts == {
+        "/tf_static": ("tf2_msgs/msg/TFMessage", 1),
+        "/left/camera_info": ("sensor_msgs/msg/CameraInfo", 2),
+        "/right/camera_info": ("sensor_msgs/msg/CameraInfo", 2),
+        "/left/image_rect": ("sensor_msgs/msg/Image", 2),
+        "/right/image_rect": ("sensor_msgs/msg/Image", 2),
+    }
     assert set(transforms) == {"camera_0_optical", "camera_left_optical", "camera_right_optical"}
-    baseline = (transforms["camera_right_optical"].transform.translation.x
-                - transforms["camera_left_optical"].transform.translation.x)
+    baseline = (
+        transforms["camera_right_optical"].transform.translation.x
+        - transforms["camera_left_optical"].transform.translation.x
+    )
     assert baseline == pytest.approx(RIG.baseline, abs=1e-6)
 
 
@@ -89,25 +93,48 @@ def test_real_sequence_through_a_bag(kitti_root, tmp_path):
 
 # --------------------------------------------------------------------------------------------- other people's bags
 
-@pytest.mark.parametrize(("topics", "expected"), [
-    (["/left/image_rect", "/right/image_rect"], 0),
-    (["/kitti/camera_color_left/image", "/kitti/camera_color_right/image", "/kitti/camera_gray_left/image",
-      "/kitti/camera_gray_right/image"], 0),
-    (["/camera1/left/image_raw", "/camera2/right/image_raw"], 0),
-    (["/kitti/left_camera/image", "/kitti/right_camera/image"], 0),
-    (["/stereo/left/image_raw", "/stereo/right/image_raw", "/stereo/left/image_rect", "/stereo/right/image_rect"], 2),
-    (["/kitti/image_00", "/kitti/image_01", "/kitti/image_02", "/kitti/image_03"], 2),
-    (["/cam0/image_raw", "/cam1/image_raw"], 0),
-])
+
+@pytest.mark.parametrize(
+    ("topics", "expected"),
+    [
+        (["/left/image_rect", "/right/image_rect"], 0),
+        (
+            [
+                "/kitti/camera_color_left/image",
+                "/kitti/camera_color_right/image",
+                "/kitti/camera_gray_left/image",
+                "/kitti/camera_gray_right/image",
+            ],
+            0,
+        ),
+        (["/camera1/left/image_raw", "/camera2/right/image_raw"], 0),
+        (["/kitti/left_camera/image", "/kitti/right_camera/image"], 0),
+        (
+            [
+                "/stereo/left/image_raw",
+                "/stereo/right/image_raw",
+                "/stereo/left/image_rect",
+                "/stereo/right/image_rect",
+            ],
+            2,
+        ),
+        (["/kitti/image_00", "/kitti/image_01", "/kitti/image_02", "/kitti/image_03"], 2),
+        (["/cam0/image_raw", "/cam1/image_raw"], 0),
+    ],
+)
 def test_stereo_topics_by_their_names(topics, expected):
     assert find_stereo_topics(topics) == (topics[expected], topics[expected + 1])
     assert find_stereo_topics(topics[::-1]) == (topics[expected], topics[expected + 1])
 
 
-@pytest.mark.parametrize(("topics", "words"), [
-    ([], "no stereo pair"), (["/camera/image"], "no stereo pair .*/camera/image"),
-    (["/a/left/image", "/a/right/image", "/b/left/image", "/b/right/image"], "more than one stereo pair"),
-])
+@pytest.mark.parametrize(
+    ("topics", "words"),
+    [
+        ([], "no stereo pair"),
+        (["/camera/image"], "no stereo pair .*/camera/image"),
+        (["/a/left/image", "/a/right/image", "/b/left/image", "/b/right/image"], "more than one stereo pair"),
+    ],
+)
 def test_unclear_topics_ask_for_their_names(topics, words):
     with pytest.raises(BagError, match=words):
         find_stereo_topics(topics)
@@ -126,19 +153,25 @@ def write_stereo(path, left, right, *, infos=True, shift_ns=0, encoding="bgr8", 
                 data[::3] = 200
                 if compressed:
                     import cv2
+
                     message = types["sensor_msgs/msg/CompressedImage"](
-                        header=header, format="png", data=cv2.imencode(".png", data.reshape(24, 64, 3))[1].ravel())
+                        header=header, format="png", data=cv2.imencode(".png", data.reshape(24, 64, 3))[1].ravel()
+                    )
                     bag.write(f"{prefix}/image/compressed", "sensor_msgs/msg/CompressedImage", recorded, message)
                 else:
-                    message = types["sensor_msgs/msg/Image"](header=header, height=24, width=64, encoding=encoding,
-                                                             is_bigendian=0, step=192, data=data)
+                    message = types["sensor_msgs/msg/Image"](
+                        header=header, height=24, width=64, encoding=encoding, is_bigendian=0, step=192, data=data
+                    )
                     bag.write(f"{prefix}/image", "sensor_msgs/msg/Image", recorded, message)
             if infos:
-                fields = {k: np.array(v) if isinstance(v, list) else v
-                          for k, v in camera_info_fields(RIG, side, 64, 24).items()}
+                fields = {
+                    k: np.array(v) if isinstance(v, list) else v
+                    for k, v in camera_info_fields(RIG, side, 64, 24).items()
+                }
                 roi = types["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False)
-                info = types["sensor_msgs/msg/CameraInfo"](header=bag.header(0, ""), binning_x=0, binning_y=0, roi=roi,
-                                                           **fields)
+                info = types["sensor_msgs/msg/CameraInfo"](
+                    header=bag.header(0, ""), binning_x=0, binning_y=0, roi=roi, **fields
+                )
                 bag.write(f"{prefix}/camera_info", "sensor_msgs/msg/CameraInfo", 0, info)
     return path
 
@@ -149,7 +182,7 @@ def test_own_stamps_for_each_camera_and_a_lost_image(tmp_path):
     assert [f.stamp_ns // 1_000_000 for f, _ in frames] == [0, 100, 300] and bag.drops == 1
     assert [f.right_stamp_ns - f.stamp_ns for f, _ in frames] == [3_000_000] * 3
     assert frames[0][1] == "camera_color_left"
-    assert frames[0][0].left[5, 5].tolist() == [100, 100, 200]     # bgr8 became RGB
+    assert frames[0][0].left[5, 5].tolist() == [100, 100, 200]  # bgr8 became RGB
 
 
 def test_unstamped_headers_take_the_recording_time(tmp_path):
@@ -178,6 +211,7 @@ def test_a_topic_that_is_not_there_is_named_with_those_that_are(tmp_path):
 
 # ------------------------------------------------------------------------------------------------------ broken bags
 
+
 def test_broken_bags_are_one_line_each(tmp_path, source):
     bag = tmp_path / "bag"
     from_kitti(source, bag)
@@ -202,13 +236,14 @@ def test_a_cut_bag_is_an_error_and_no_crash(tmp_path, source, storage, part):
     from_kitti(source, tmp_path / "bag", storage)
     (data,) = [path for path in (tmp_path / "bag").iterdir() if path.suffix != ".yaml"]
     content = data.read_bytes()
-    data.write_bytes(content[:int(len(content) * part)])
+    data.write_bytes(content[: int(len(content) * part)])
     with pytest.raises(BagError, match="bag: (not a readable bag|damaged|no )") as caught:
         list(BagStereo(tmp_path / "bag"))
     assert "\n" not in str(caught.value)
 
 
 # ------------------------------------------------------------------------------------------------------ definitions
+
 
 def test_our_types_have_the_hashes_of_the_generated_ones():
     """What a recorder writes into a bag is what a live subscriber would accept."""

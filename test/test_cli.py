@@ -21,15 +21,30 @@ from sicm_ros.geometry import Object3D, StereoRig
 MODELS = Path(__file__).resolve().parent / "data" / "models"
 TINY = str(MODELS / "tiny")
 # KITTI's rig for images of 320x120 pixels.
-RIG = StereoRig(721.5377, 721.5377, 609.5593, 172.854, (44.85728, 0.2163791, 0.002745884),
-                (-339.5242, 2.199936, 0.002729905)).scaled(320 / 1242, 120 / 375)
-COMMANDS = ["encode", "decode", "inspect", "detect", "render", "score", "train", "bench", "bag", "bag from-kitti",
-            "bag play", "bag transcode", "demo"]
+RIG = StereoRig(
+    721.5377, 721.5377, 609.5593, 172.854, (44.85728, 0.2163791, 0.002745884), (-339.5242, 2.199936, 0.002729905)
+).scaled(320 / 1242, 120 / 375)
+COMMANDS = [
+    "encode",
+    "decode",
+    "inspect",
+    "detect",
+    "render",
+    "score",
+    "train",
+    "bench",
+    "bag",
+    "bag from-kitti",
+    "bag play",
+    "bag transcode",
+    "demo",
+]
 
 
 @pytest.fixture
 def sicm(capsys):
     """Runs ``sicm`` in this process: exit status, standard output, standard error."""
+
     def run(*arguments) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ended:
             main([str(a) for a in arguments])
@@ -42,11 +57,12 @@ def sicm(capsys):
 @pytest.fixture
 def fails(sicm):
     """Runs ``sicm`` on bad input: the one line on standard error after "error: "."""
+
     def run(*arguments) -> str:
         status, out, err = sicm(*arguments)
         assert status == 2 and out == "", (status, out, err)
         assert err.startswith("error: ") and err.endswith("\n") and err.count("\n") == 1, err
-        return err[len("error: "):-1]
+        return err[len("error: ") : -1]
 
     return run
 
@@ -70,6 +86,7 @@ def packet(sicm, pair, tmp_path):
 
 # ----------------------------------------------------------------------------------------------------------------- help
 
+
 def test_every_command_explains_itself_with_an_example(sicm):
     status, out, _ = sicm("--help")
     assert status == 0 and all(name.split()[0] in out for name in COMMANDS)
@@ -86,14 +103,17 @@ def test_version(sicm):
 
 
 def test_help_imports_nothing_heavy():
-    code = ("import sys\nfrom sicm_ros.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
-            "heavy = {'torch', 'rclpy', 'numpy', 'cv2', 'numba', 'PIL'} & set(sys.modules)\nassert not heavy, heavy")
+    code = (
+        "import sys\nfrom sicm_ros.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'rclpy', 'numpy', 'cv2', 'numba', 'PIL'} & set(sys.modules)\nassert not heavy, heavy"
+    )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 # ---------------------------------------------------------------------------------------------------------------- codec
+
 
 def test_encode_decode_inspect(sicm, pair, tmp_path):
     packet, detections, picture = tmp_path / "a.sicm", tmp_path / "a.txt", tmp_path / "a.png"
@@ -108,8 +128,22 @@ def test_encode_decode_inspect(sicm, pair, tmp_path):
     assert fields["packet_bytes"] == size and fields["rate"] == 3 and fields["source_size"] == [320, 120]
     assert fields["baseline_m"] == pytest.approx(RIG.baseline, rel=1e-5)
 
-    status, out, _ = sicm("decode", packet, "-o", detections, "--model", TINY, "--device", "cpu", "--picture", picture,
-                          "--left", pair[0], "--threshold", "0.3")
+    status, out, _ = sicm(
+        "decode",
+        packet,
+        "-o",
+        detections,
+        "--model",
+        TINY,
+        "--device",
+        "cpu",
+        "--picture",
+        picture,
+        "--left",
+        pair[0],
+        "--threshold",
+        "0.3",
+    )
     assert status == 0 and str(detections) in out and "entropy" in out
     found = read_labels(detections)
     assert found and all(o.score is not None and o.score >= 0.3 for o in found)
@@ -172,12 +206,25 @@ def test_a_real_pair(sicm, tmp_path):
     frame = ROOT / "object" / "training"
     pair = [frame / "image_2" / "000107.png", frame / "image_3" / "000107.png", "-c", frame / "calib" / "000107.txt"]
     assert sicm("encode", *pair, "-o", tmp_path / "a.sicm", "-m", TINY)[0] == 0
-    status, _, err = sicm("decode", tmp_path / "a.sicm", "-o", tmp_path / "a.txt", "-m", TINY, "-p", tmp_path / "a.png",
-                          "--left", pair[0], "--labels", frame / "label_2" / "000107.txt")
+    status, _, err = sicm(
+        "decode",
+        tmp_path / "a.sicm",
+        "-o",
+        tmp_path / "a.txt",
+        "-m",
+        TINY,
+        "-p",
+        tmp_path / "a.png",
+        "--left",
+        pair[0],
+        "--labels",
+        frame / "label_2" / "000107.txt",
+    )
     assert (status, err) == (0, "") and read_image(tmp_path / "a.png").shape == (604, 2381, 3)
 
 
 # ------------------------------------------------------------------------------------------------------------ bad input
+
 
 def test_wrong_usage(fails):
     assert fails("encode", "left.png") == "Missing argument 'RIGHT'."
@@ -230,9 +277,14 @@ def test_bad_packets(fails, packet, pair, tmp_path):
     out = ("-o", tmp_path / "a.txt", "-m", TINY)
     data, bad = packet.read_bytes(), tmp_path / "bad.sicm"
     assert fails("decode", tmp_path / "none", *out).startswith(f"{tmp_path / 'none'}: expected a packet to read")
-    for content, kind in ((b"", "not a packet"), (b"PNG, say", "not a packet"), (data[:60], "cut off"),
-                          (data[:-1], "cut off"), (data[:90] + b"?" + data[91:], "damaged"),
-                          (data[:4] + b"\x07" + data[5:], "version: expected")):
+    for content, kind in (
+        (b"", "not a packet"),
+        (b"PNG, say", "not a packet"),
+        (data[:60], "cut off"),
+        (data[:-1], "cut off"),
+        (data[:90] + b"?" + data[91:], "damaged"),
+        (data[:4] + b"\x07" + data[5:], "version: expected"),
+    ):
         bad.write_bytes(content)
         assert fails("decode", bad, *out).startswith(f"{bad}: ") and kind in fails("decode", bad, *out)
         assert kind in fails("inspect", bad)
@@ -243,7 +295,8 @@ def test_bad_packets(fails, packet, pair, tmp_path):
     assert "another model" in fails("decode", packet, "-o", tmp_path / "a.txt", "-m", other)
     Image.new("RGB", (64, 48)).save(pair[0])
     assert "size: expected 320x120 as in the packet" in fails(
-        "decode", packet, *out, "--picture", tmp_path / "a.png", "--left", pair[0])
+        "decode", packet, *out, "--picture", tmp_path / "a.png", "--left", pair[0]
+    )
     assert "--left" in fails("decode", packet, *out, "--left", pair[0])
     assert not (tmp_path / "a.txt").exists()
 
@@ -263,6 +316,7 @@ def test_a_traceback_is_there_for_those_who_ask(monkeypatch, pair, tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------- data, score
+
 
 def test_render_writes_a_kitti_folder_that_scores_itself(sicm, tmp_path):
     status, out, _ = sicm("render", tmp_path / "kitti", "--count", "1", "--seed", "3")
@@ -333,6 +387,7 @@ def test_score_prints_the_official_figures(sicm, tmp_path):
 
 
 # ----------------------------------------------------------------------------------------------------------- the others
+
 
 def test_bench(sicm):
     report = json.loads(sicm("bench", "-m", TINY, "--pairs", "4", "--device", "cpu", "--json")[1])

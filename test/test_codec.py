@@ -50,17 +50,24 @@ def assert_decodes(net: StereoEntropyModel, coder: RangeCoder, coded: QuantisedL
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 2 ** 31), st.sampled_from([0.01, 1.0, 10.0, 1000.0, 1e8]), st.integers(1, 6), st.integers(1, 9),
-       st.floats(0, 2))
-def test_any_latent_comes_back(model: tuple[StereoEntropyModel, RangeCoder], seed: int, loud: float, height: int,
-                               width: int, rate: float) -> None:
+@given(
+    st.integers(0, 2**31),
+    st.sampled_from([0.01, 1.0, 10.0, 1000.0, 1e8]),
+    st.integers(1, 6),
+    st.integers(1, 9),
+    st.floats(0, 2),
+)
+def test_any_latent_comes_back(
+    model: tuple[StereoEntropyModel, RangeCoder], seed: int, loud: float, height: int, width: int, rate: float
+) -> None:
     net, coder = model
     assert_decodes(net, coder, net.quantise(*latents(seed, 8, (height, width), loud=loud), rate))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 3e38])
-def test_latents_that_are_no_numbers_come_back_as_something(model: tuple[StereoEntropyModel, RangeCoder],
-                                                            value: float) -> None:
+def test_latents_that_are_no_numbers_come_back_as_something(
+    model: tuple[StereoEntropyModel, RangeCoder], value: float
+) -> None:
     net, coder = model
     left, right = latents(0, 8, (3, 4))
     left[0, 1, 1, 2] = value
@@ -158,7 +165,7 @@ def test_tables() -> None:
     for row, limit in zip(tables.latent_rows, limits, strict=True):
         assert len(row) == 2 * limit + 1 and row.sum() == TOTAL and row.min() >= 1
         assert (row == row[::-1]).all() and row.argmax() == limit
-    assert tables.latent_rows[0][16] > 65400       # a deviation of 1/8: nearly always zero
+    assert tables.latent_rows[0][16] > 65400  # a deviation of 1/8: nearly always zero
     again = EntropyTables.from_tensors(tables.tensors())
     assert (again.latent == tables.latent).all() and (again.hyper == tables.hyper).all()
 
@@ -179,7 +186,7 @@ def test_spoilt_tables_are_refused(spoil: str) -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.binary(max_size=400), st.integers(0, 2 ** 31))
+@given(st.binary(max_size=400), st.integers(0, 2**31))
 def test_the_coder_survives_any_bytes(payload: bytes, seed: int) -> None:
     coder = _coder()
     decoder = SymbolDecoder(coder, payload)
@@ -201,7 +208,7 @@ def test_coder_round_trip_of_the_largest_symbols() -> None:
     assert (decoder.latents(indices) == symbols).all() and decoder.at_end()
 
 
-def _coder(cache: list[RangeCoder] = []) -> RangeCoder:    # noqa: B006 (a cache)
+def _coder(cache: list[RangeCoder] = []) -> RangeCoder:  # noqa: B006 (a cache)
     if not cache:
         cache.append(RangeCoder(EntropyTables.build(entropy_model("checkerboard"))))
     return cache[0]
@@ -268,6 +275,7 @@ def test_images_to_packet_to_boxes(pair: tuple[np.ndarray, np.ndarray]) -> None:
     # The features are those of the network's own evaluation mode.
     both = load_model(TINY_MODEL)
     from sicm_ros.codec.encoder import prepare
+
     with torch.inference_mode():
         left, right, _ = prepare(*pair, both)
         expected, _, _ = both.net.compress(both.net.features(left, right), encoded.rate)
@@ -311,14 +319,23 @@ def test_uncompressed_detector(pair: tuple[np.ndarray, np.ndarray]) -> None:
     assert detector.detect(*pair, RIG) == []
 
 
-@pytest.mark.parametrize("spoil, message", [
-    (lambda left, right: (left, right[:-1]), "left and right image: expected equal sizes, got 1242x375 and 1242x374"),
-    (lambda left, right: (left.astype(np.float32), right), "left image: expected uint8 RGB .* got float32"),
-    (lambda left, right: (left, right[..., 0]), r"right image: expected uint8 RGB of shape .* got uint8 \(375, 1242\)"),
-    (lambda left, right: (left, None), "right image: expected uint8 RGB .* got NoneType"),
-    (lambda left, right: (left[:20], right[:20]), "image size 1242x20: crop_top"),
-])
-def test_images_that_cannot_be_encoded(pair: tuple[np.ndarray, np.ndarray], spoil, message: str) -> None:    # noqa: ANN001
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (
+            lambda left, right: (left, right[:-1]),
+            "left and right image: expected equal sizes, got 1242x375 and 1242x374",
+        ),
+        (lambda left, right: (left.astype(np.float32), right), "left image: expected uint8 RGB .* got float32"),
+        (
+            lambda left, right: (left, right[..., 0]),
+            r"right image: expected uint8 RGB of shape .* got uint8 \(375, 1242\)",
+        ),
+        (lambda left, right: (left, None), "right image: expected uint8 RGB .* got NoneType"),
+        (lambda left, right: (left[:20], right[:20]), "image size 1242x20: crop_top"),
+    ],
+)
+def test_images_that_cannot_be_encoded(pair: tuple[np.ndarray, np.ndarray], spoil, message: str) -> None:  # noqa: ANN001
     with pytest.raises(InputError, match=message) as error:
         StereoEncoder(TINY_MODEL).encode(*spoil(*pair), RIG)
     assert "\n" not in str(error.value)
@@ -333,8 +350,15 @@ def test_rates_that_the_model_has_not(pair: tuple[np.ndarray, np.ndarray], rate:
 
 
 def test_codec_runs_without_ros_and_training_libraries() -> None:
-    code = ("import sys; import sicm_ros.codec.encoder, sicm_ros.codec.decoder, sicm_ros.codec.detector; "
-            "print([m for m in ('rclpy', 'compressai', 'torchvision', 'matplotlib', 'scipy') if m in sys.modules])")
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                         cwd=Path(__file__).resolve().parents[1])
+    code = (
+        "import sys; import sicm_ros.codec.encoder, sicm_ros.codec.decoder, sicm_ros.codec.detector; "
+        "print([m for m in ('rclpy', 'compressai', 'torchvision', 'matplotlib', 'scipy') if m in sys.modules])"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).resolve().parents[1],
+    )
     assert out.stdout.strip() == "[]"

@@ -36,8 +36,11 @@ def test_four_pairs_at_once_are_four_single_ones(kind: str) -> None:
     for item in range(4):
         own = slice(item, item + 1)
         single = net.quantise(y[0][own], y[1][own], rate[own])
-        for a, b in zip([*whole.hyper, *whole.symbols, *whole.indices, *whole.decoded],
-                        [*single.hyper, *single.symbols, *single.indices, *single.decoded], strict=True):
+        for a, b in zip(
+            [*whole.hyper, *whole.symbols, *whole.indices, *whole.decoded],
+            [*single.hyper, *single.symbols, *single.indices, *single.decoded],
+            strict=True,
+        ):
             assert torch.equal(a[item], b[0])
         payloads.append(prior.compress(whole, coder, item)[0])
         assert payloads[-1] == prior.compress(single, coder)[0]
@@ -52,8 +55,10 @@ def test_four_pairs_at_once_are_four_single_ones(kind: str) -> None:
 def pairs(count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Input of the tiny model."""
     generator = torch.Generator().manual_seed(0)
-    return [(torch.randn(1, 3, 96, 288, generator=generator), torch.randn(1, 3, 96, 288, generator=generator))
-            for _ in range(count)]
+    return [
+        (torch.randn(1, 3, 96, 288, generator=generator), torch.randn(1, 3, 96, 288, generator=generator))
+        for _ in range(count)
+    ]
 
 
 def test_exactness_of_the_tiny_model() -> None:
@@ -69,16 +74,18 @@ def test_exactness_of_the_tiny_model() -> None:
 
 
 @pytest.mark.parametrize("part", ["index", "mean"])
-def test_exactness_notices_a_setting_under_which_one_integer_differs(part: str, monkeypatch: pytest.MonkeyPatch
-                                                                     ) -> None:
+def test_exactness_notices_a_setting_under_which_one_integer_differs(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = IntegerPrior.run
 
-    def wrong(self: IntegerPrior, hyper, size, code):    # noqa: ANN001, ANN202
-        def shifted(step, index, mean):    # noqa: ANN001, ANN202
+    def wrong(self: IntegerPrior, hyper, size, code):  # noqa: ANN001, ANN202
+        def shifted(step, index, mean):  # noqa: ANN001, ANN202
             if torch.is_autocast_enabled("cpu"):
                 changed = index if part == "index" else mean
                 changed[0, 0, 0] = changed[0, 0, 0] - 1 if changed[0, 0, 0] else 1
             return code(step, index, mean)
+
         return run(self, hyper, size, shifted)
 
     monkeypatch.setattr(IntegerPrior, "run", wrong)

@@ -69,9 +69,16 @@ def test_the_bag_holds_packets_and_boxes_and_a_decoder_can_use_it(demo, tmp_path
     with Reader(out / "bag") as bag:
         counts = {c.topic: c.msgcount for c in bag.connections}
         messages = [(c.topic.rsplit("/", 1)[1], store.deserialize_cdr(raw, c.msgtype)) for c, _, raw in bag.messages()]
-    assert counts == {"/sicm_demo/stereo_bitstream": 3, "/sicm_demo/codec_info": 1, "/sicm_demo/detections": 3,
-                      "/sicm_demo/detection_markers": 3, "/sicm_demo/label_info": 1, "/sicm_demo/left/camera_info": 3,
-                      "/sicm_demo/right/camera_info": 3, "/tf_static": 1}
+    assert counts == {
+        "/sicm_demo/stereo_bitstream": 3,
+        "/sicm_demo/codec_info": 1,
+        "/sicm_demo/detections": 3,
+        "/sicm_demo/detection_markers": 3,
+        "/sicm_demo/label_info": 1,
+        "/sicm_demo/left/camera_info": 3,
+        "/sicm_demo/right/camera_info": 3,
+        "/tf_static": 1,
+    }
     arrays = {(m.header.stamp.sec, m.header.stamp.nanosec): m for kind, m in messages if kind == "detections"}
     packets = [m for kind, m in messages if kind == "stereo_bitstream"]
     assert [p.sequence for p in packets] == [0, 1, 2]
@@ -83,8 +90,9 @@ def test_the_bag_holds_packets_and_boxes_and_a_decoder_can_use_it(demo, tmp_path
 def test_the_bag_can_be_played_to_a_decoder(demo, tmp_path):
     """Packets alone, without images: what a recorder at the far end of a link would keep."""
     out, _ = demo
-    decoder = NodeProcess("decoder", {"model": TINY_MODEL, "threads": 1, "bitstream_reliability": "reliable"},
-                          "/replay", tmp_path)
+    decoder = NodeProcess(
+        "decoder", {"model": TINY_MODEL, "threads": 1, "bitstream_reliability": "reliable"}, "/replay", tmp_path
+    )
     player = NodeProcess("kitti_player", {"path": out / "bag", "lockstep": True}, "/replay", tmp_path)
     try:
         assert player.wait(60) == 0, player.output

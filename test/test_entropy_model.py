@@ -23,8 +23,9 @@ def count(*modules: nn.Module) -> int:
 def test_parameters_are_those_of_the_paper_network(context: str) -> None:
     net = StereoEntropyModel(192, 128, context)
     assert count(net.hyper_encoder, net.hyper_decoder) == pytest.approx(8.07e6, rel=0.01)
-    assert count(net.context, net.view_features, net.attention, net.attention_gate, net.estimator) == \
-        pytest.approx(10.64e6, rel=0.01)
+    assert count(net.context, net.view_features, net.attention, net.attention_gate, net.estimator) == pytest.approx(
+        10.64e6, rel=0.01
+    )
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
@@ -50,7 +51,7 @@ def test_every_parameter_learns_also_in_mixed_precision(context: str) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
             out = net(left, right, torch.tensor([0.0, 1.5]))
         assert out.bits_left.dtype == out.left.dtype == torch.float32
-        ((out.bits_left + out.bits_right).sum() + (out.left ** 2 + out.right ** 2).sum()).backward()
+        ((out.bits_left + out.bits_right).sum() + (out.left**2 + out.right**2).sum()).backward()
         for name, p in net.named_parameters():
             assert p.grad is not None and torch.isfinite(p.grad).all() and p.grad.abs().max() > 0, name
         bits.append((out.bits_left + out.bits_right).sum().item())
@@ -106,8 +107,8 @@ def test_gaussian_bits() -> None:
     for i in (0, 21, 40, 63):
         mass = torch.exp2(-gaussian_bits(symbols, torch.log2(scales[i])))
         assert mass.sum() == pytest.approx(1.0, abs=1e-6)
-        if i:        # Sheppard's correction holds where a unit step is small
-            deviation = (mass * symbols ** 2).sum().sqrt().item()
+        if i:  # Sheppard's correction holds where a unit step is small
+            deviation = (mass * symbols**2).sum().sqrt().item()
             assert deviation == pytest.approx((scales[i].item() ** 2 + 1 / 12) ** 0.5, rel=0.01)
     # Outliers keep a gradient, in single precision, too.
     x = torch.tensor([100.0, -300.0], requires_grad=True)
@@ -131,17 +132,18 @@ def float_parameters(net: StereoEntropyModel, y: list[torch.Tensor], monkeypatch
 
 @pytest.mark.parametrize("cell", [(0, 0), (2, 3), (3, 6), (4, 8)])
 @pytest.mark.parametrize("view", [0, 1])
-def test_raster_cells_depend_on_earlier_cells_only(cell: tuple[int, int], view: int,
-                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+def test_raster_cells_depend_on_earlier_cells_only(
+    cell: tuple[int, int], view: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     net = entropy_model("raster")
     y = latents(0, 4, (5, 9))
     before = float_parameters(net, y, monkeypatch)
     y[view][0, :, cell[0], cell[1]] += 50
     changed = (float_parameters(net, y, monkeypatch) != before).any(1).flatten(1)
     number = cell[0] * 9 + cell[1]
-    assert not changed[:, :number + 1].any()
+    assert not changed[:, : number + 1].any()
     if number < 44:
-        assert changed[:, number + 1].all()         # the next cell, in both views
+        assert changed[:, number + 1].all()  # the next cell, in both views
 
 
 @pytest.mark.parametrize("view", [0, 1])

@@ -77,6 +77,7 @@ def test_the_target_notices_what_it_looks_for(target, monkeypatch):
     def raises(error):
         def decode(data):
             raise error
+
         return decode
 
     assert not found(target, whole, monkeypatch, real) and not found(target, cut, monkeypatch, real)
@@ -142,9 +143,17 @@ single = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.integers(0, 2 ** 64 - 1), st.integers(0, 65535), st.tuples(*[st.integers(1, 65535)] * 4), st.floats(0, 1),
-       st.tuples(*[st.floats(1, 1e6, width=32)] * 2), st.tuples(*[st.floats(-1e6, 1e6, width=32)] * 2),
-       st.tuples(*[st.floats(-1e9, 1e9, width=32)] * 6), st.binary(max_size=50), st.integers(0, 2 ** 32 - 1))
+@given(
+    st.integers(0, 2**64 - 1),
+    st.integers(0, 65535),
+    st.tuples(*[st.integers(1, 65535)] * 4),
+    st.floats(0, 1),
+    st.tuples(*[st.floats(1, 1e6, width=32)] * 2),
+    st.tuples(*[st.floats(-1e6, 1e6, width=32)] * 2),
+    st.tuples(*[st.floats(-1e9, 1e9, width=32)] * 6),
+    st.binary(max_size=50),
+    st.integers(0, 2**32 - 1),
+)
 def test_header_round_trip(fingerprint, rate, sizes, crop, focal, centre, columns, payload, symbol_hash):
     """Whatever a rig and sizes are: ``pack`` writes what ``unpack`` reads, or it is refused with words."""
     width, height, network_width, network_height = sizes
@@ -189,8 +198,18 @@ def test_any_kind_of_bytes_will_do():
 
 def test_a_baseline_that_is_lost_to_rounding_is_refused(target):
     """It is positive in the camera's pixels and not in the network's; found by fuzzing."""
-    rig = (700.0, 700.0, -49126.53515625, 100.0, -509459680.0, 0.0, 10370.5361328125, -3.255300998687744, 0.0,
-           0.1797638088464737)
+    rig = (
+        700.0,
+        700.0,
+        -49126.53515625,
+        100.0,
+        -509459680.0,
+        0.0,
+        10370.5361328125,
+        -3.255300998687744,
+        0.0,
+        0.1797638088464737,
+    )
     assert StereoRig(*rig[:4], rig[4:7], rig[7:]).baseline > 0
     with pytest.raises(ImplausiblePacketError, match="packet rig, scaled to the network's input: rig: baseline"):
         target.decoder.decode(patched(GOOD, 25, "10f", *rig))
@@ -212,8 +231,12 @@ def test_large_packets_are_not_copied(target):
     large = bytes(4 << 20)
     sound = sealed(GOOD[:65] + struct.pack("<I", len(large)) + GOOD[69:73] + large)
     other = patched(sound, 5, "Q", 1)
-    for data, words in ((GOOD + large, "packet damaged"), (large, "not a packet"), (sound, "packet payload: expected"),
-                        (other, "packet of another model")):
+    for data, words in (
+        (GOOD + large, "packet damaged"),
+        (large, "not a packet"),
+        (sound, "packet payload: expected"),
+        (other, "packet of another model"),
+    ):
         tracemalloc.start()
         with pytest.raises(PacketError, match=words):
             target.decoder.decode(data)
@@ -275,18 +298,37 @@ def node():
 
         def publish(self, message):
             from rclpy.serialization import serialize_message
-            serialize_message(message)      # what the middleware could not send is found here
+
+            serialize_message(message)  # what the middleware could not send is found here
             self.messages.append(message)
 
     node = DecoderNode.__new__(DecoderNode)
     quiet = SimpleNamespace(info=lambda text: None, warning=lambda text: None)
     node.__dict__.update(
-        _decoder=StereoDecoder(DATA / "models" / "tiny"), _window=Window(), _sequences={}, _state_lock=threading.Lock(),
-        _last_packet=None, _last_header=None, _boxes_shown=False, received=0, decoded=0, lost=0, skipped=0, errors=0,
-        timeouts=0, problems=Problems(lambda text: None), _boxes=Publisher(), _markers=Publisher(), _stats=Publisher(),
-        value={"lazy": False, "timeout": 1.0}.get, get_logger=lambda: quiet, resolve_topic_name=str,
-        get_clock=lambda: SimpleNamespace(now=lambda: SimpleNamespace(nanoseconds=0)))
+        _decoder=StereoDecoder(DATA / "models" / "tiny"),
+        _window=Window(),
+        _sequences={},
+        _state_lock=threading.Lock(),
+        _last_packet=None,
+        _last_header=None,
+        _boxes_shown=False,
+        received=0,
+        decoded=0,
+        lost=0,
+        skipped=0,
+        errors=0,
+        timeouts=0,
+        problems=Problems(lambda text: None),
+        _boxes=Publisher(),
+        _markers=Publisher(),
+        _stats=Publisher(),
+        value={"lazy": False, "timeout": 1.0}.get,
+        get_logger=lambda: quiet,
+        resolve_topic_name=str,
+        get_clock=lambda: SimpleNamespace(now=lambda: SimpleNamespace(nanoseconds=0)),
+    )
     from collections import OrderedDict
+
     node._sequences = OrderedDict()
     node._worker = SimpleNamespace(submit=node._decode, dropped=0)
     return node
@@ -298,6 +340,7 @@ def message(data, **fields):
     from rclpy.serialization import deserialize_message, serialize_message
     from sicm_ros.msg import StereoBitstream
     from std_msgs.msg import Header
+
     stamp = Time(sec=fields.pop("sec", 0), nanosec=fields.pop("nanosec", 0))
     header = Header(stamp=stamp, frame_id=fields.pop("frame_id", "camera"))
     bitstream = StereoBitstream(header=header, data=array.array("B", data), **fields)
@@ -309,10 +352,17 @@ def test_the_node_survives_any_message(node, target):
     for number in range(400):
         _, case = target.mutations.make(6, number)
         session = rng.choice((0, 1, rng.getrandbits(64)))
-        node._on_packet(message(case.data, session=session, sequence=rng.getrandbits(rng.choice((2, 64))),
-                                sec=rng.randrange(-2 ** 31, 2 ** 31), nanosec=rng.getrandbits(32),
-                                frame_id=rng.choice(("", "x" * 5000, "\n\t\u00e9")),
-                                sync_ms=rng.choice((float("nan"), float("inf"), -1.0))))
+        node._on_packet(
+            message(
+                case.data,
+                session=session,
+                sequence=rng.getrandbits(rng.choice((2, 64))),
+                sec=rng.randrange(-(2**31), 2**31),
+                nanosec=rng.getrandbits(32),
+                frame_id=rng.choice(("", "x" * 5000, "\n\t\u00e9")),
+                sync_ms=rng.choice((float("nan"), float("inf"), -1.0)),
+            )
+        )
     assert node.received == 400 and node.decoded == len(node._boxes.messages) > 0
     assert len(node._sequences) <= 8
     refused = {kind for kind in node.problems.counts if kind.endswith("Error")}
@@ -323,16 +373,16 @@ def test_the_node_survives_any_message(node, target):
         assert node.problems.counts["size"] == before + 1
 
 
-@pytest.mark.parametrize("sec", [-1, -2 ** 31, 2 ** 31 - 1])
+@pytest.mark.parametrize("sec", [-1, -(2**31), 2**31 - 1])
 def test_stamps_that_rclpy_refuses_do_not_end_the_node(node, sec):
     """The watchdog runs in the executor: an exception there would end the process. Found by fuzzing."""
     node._on_packet(message(GOOD))
-    node._on_packet(message(b"junk", sec=sec, nanosec=2 ** 32 - 1, sequence=1))
+    node._on_packet(message(b"junk", sec=sec, nanosec=2**32 - 1, sequence=1))
     node._last_packet -= 100.0
     node._watch()
     assert node.timeouts == 1 and node._boxes.messages[-1].detections == []
     stamp = node._boxes.messages[-1].header.stamp
-    assert stamp.sec == min(sec + 104, 2 ** 31 - 1) and stamp.nanosec < 10 ** 9
+    assert stamp.sec == min(sec + 104, 2**31 - 1) and stamp.nanosec < 10**9
 
 
 def test_the_checks_are_those_of_zlib():

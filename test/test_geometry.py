@@ -25,13 +25,15 @@ from sicm_ros.geometry import (
 )
 
 # P2 and P3 of most of the object benchmark.
-RIG = StereoRig(721.5377, 721.5377, 609.5593, 172.854, (44.85728, 0.2163791, 0.002745884),
-                (-339.5242, 2.199936, 0.002729905))
+RIG = StereoRig(
+    721.5377, 721.5377, 609.5593, 172.854, (44.85728, 0.2163791, 0.002745884), (-339.5242, 2.199936, 0.002729905)
+)
 angles = st.floats(-10, 10)
 points = st.lists(st.tuples(st.floats(-30, 30), st.floats(-5, 5), st.floats(2, 80)), min_size=1).map(np.array)
 
 
 # ----------------------------------------------------------------------------------------------------------------- rig
+
 
 def optical_centre(p: np.ndarray) -> np.ndarray:
     """The point that a projection matrix sends to (0, 0, 0)."""
@@ -60,31 +62,42 @@ def test_disparity_is_the_difference_of_the_views():
     assert RIG.disparity(20.0) == pytest.approx(19.22, abs=0.01)
 
 
-@pytest.mark.parametrize("changes, field", [
-    ({"fx": math.nan}, "finite"), ({"cx": math.inf}, "finite"), ({"left_translation": (0.0, math.nan, 0.0)}, "finite"),
-    ({"fx": 0.0}, "focal lengths must be positive"), ({"fy": -700.0}, "focal lengths must be positive"),
-    ({"right_translation": RIG.left_translation}, "baseline"), ({"right_translation": (400.0, 0.0, 0.0)}, "baseline"),
-])
+@pytest.mark.parametrize(
+    "changes, field",
+    [
+        ({"fx": math.nan}, "finite"),
+        ({"cx": math.inf}, "finite"),
+        ({"left_translation": (0.0, math.nan, 0.0)}, "finite"),
+        ({"fx": 0.0}, "focal lengths must be positive"),
+        ({"fy": -700.0}, "focal lengths must be positive"),
+        ({"right_translation": RIG.left_translation}, "baseline"),
+        ({"right_translation": (400.0, 0.0, 0.0)}, "baseline"),
+    ],
+)
 def test_degenerate_rigs_raise(changes, field):
     with pytest.raises(GeometryError, match=field):
         replace(RIG, **changes)
 
 
-@pytest.mark.parametrize("left, right, message", [
-    (np.eye(3), RIG.p_right, "P_left: expected a 3x4 matrix"),
-    (RIG.p_left, np.zeros((3, 4)), "P_right: expected zero skew"),
-    (RIG.p_left + np.eye(3, 4, 1) * 2, RIG.p_right, "P_left: expected zero skew"),
-    (RIG.p_left * 2, RIG.p_right, "P_left: expected zero skew and P\\[2,2\\] = 1"),
-    (RIG.p_left, RIG.p_right + np.diag([5, 5, 0, 0])[:3], "differ by 5.000 pixels"),
-    (RIG.p_right, RIG.p_left, "are the views swapped"),
-    (RIG.p_left, RIG.p_left, "does the right projection lack its translation"),
-])
+@pytest.mark.parametrize(
+    "left, right, message",
+    [
+        (np.eye(3), RIG.p_right, "P_left: expected a 3x4 matrix"),
+        (RIG.p_left, np.zeros((3, 4)), "P_right: expected zero skew"),
+        (RIG.p_left + np.eye(3, 4, 1) * 2, RIG.p_right, "P_left: expected zero skew"),
+        (RIG.p_left * 2, RIG.p_right, "P_left: expected zero skew and P\\[2,2\\] = 1"),
+        (RIG.p_left, RIG.p_right + np.diag([5, 5, 0, 0])[:3], "differ by 5.000 pixels"),
+        (RIG.p_right, RIG.p_left, "are the views swapped"),
+        (RIG.p_left, RIG.p_left, "does the right projection lack its translation"),
+    ],
+)
 def test_projections_of_no_rectified_rig_raise(left, right, message):
     with pytest.raises(GeometryError, match=message):
         StereoRig.from_projections(left, right)
 
 
 # -------------------------------------------------------------------------------------------------------- crop, resize
+
 
 @settings(max_examples=60, deadline=None)
 @given(points, st.floats(0, 300), st.floats(0, 120), st.floats(0.2, 2), st.floats(0.2, 2))
@@ -100,8 +113,12 @@ def test_cropped_and_scaled_rigs_project_to_the_moved_pixels(xyz, left, top, sx,
 
 
 @settings(max_examples=60, deadline=None)
-@given(points, st.sampled_from([(1242, 375), (1241, 376), (1224, 370), (640, 480)]), st.integers(0, 150),
-       st.sampled_from([(1280, 288), (640, 192), (512, 128)]))
+@given(
+    points,
+    st.sampled_from([(1242, 375), (1241, 376), (1224, 370), (640, 480)]),
+    st.integers(0, 150),
+    st.sampled_from([(1280, 288), (640, 192), (512, 128)]),
+)
 def test_the_networks_rig_projects_to_the_networks_pixels(xyz, source, crop_top, network):
     transform = InputTransform(*source, crop_top, *network)
     rig = transform.rig(RIG)
@@ -129,6 +146,7 @@ def test_a_crop_that_leaves_nothing_raises(crop_top):
 
 # --------------------------------------------------------------------------------------------------------------- boxes
 
+
 def test_a_box_at_rest_looks_along_x():
     corners = box_corners(np.array([1.5, 1.6, 4.0]), np.array([10.0, 2.0, 20.0]), 0.0)
     # Front-left on the ground: half a length along +x, half a width along +z (the object's left), at the bottom.
@@ -155,9 +173,13 @@ def test_boxes_in_a_batch_are_the_boxes_alone():
 
 def rotation_matrix(q) -> np.ndarray:
     x, y, z, w = q
-    return np.array([[1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-                     [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-                     [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)]])
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ]
+    )
 
 
 @given(angles, st.tuples(st.floats(0.5, 3), st.floats(0.3, 3), st.floats(0.5, 12)))
@@ -167,16 +189,21 @@ def test_quaternion_turns_ros_axes_into_the_same_corners(ry, hwl):
     location = np.array([1.0, 1.7, 15.0])
     quaternion = box_orientation_quaternion(ry)
     assert sum(v * v for v in quaternion) == pytest.approx(1.0)
-    own = np.array([[x, y, z] for z in (-h / 2, h / 2) for x, y in
-                    ((length / 2, w / 2), (length / 2, -w / 2), (-length / 2, -w / 2), (-length / 2, w / 2))])
+    own = np.array(
+        [
+            [x, y, z]
+            for z in (-h / 2, h / 2)
+            for x, y in ((length / 2, w / 2), (length / 2, -w / 2), (-length / 2, -w / 2), (-length / 2, w / 2))
+        ]
+    )
     turned = own @ rotation_matrix(quaternion).T + location - [0, h / 2, 0]
     np.testing.assert_allclose(turned, box_corners(np.array(hwl), location, ry), atol=1e-9)
 
 
 def test_ros_axes_of_a_box_at_rest():
     rotation = rotation_matrix(box_orientation_quaternion(0.0))
-    np.testing.assert_allclose(rotation @ [1, 0, 0], [1, 0, 0], atol=1e-12)   # forward: optical right
-    np.testing.assert_allclose(rotation @ [0, 1, 0], [0, 0, 1], atol=1e-12)   # left: away from the camera
+    np.testing.assert_allclose(rotation @ [1, 0, 0], [1, 0, 0], atol=1e-12)  # forward: optical right
+    np.testing.assert_allclose(rotation @ [0, 1, 0], [0, 0, 1], atol=1e-12)  # left: away from the camera
     np.testing.assert_allclose(rotation @ [0, 0, 1], [0, -1, 0], atol=1e-12)  # up: optical -y
 
 
@@ -200,6 +227,7 @@ def test_points_behind_the_camera_have_no_positive_depth():
 
 
 # ----------------------------------------------------------------------------------------------------------- real data
+
 
 @needs_kitti
 def test_projected_labels_lie_on_labelled_2d_boxes(tmp_path):
@@ -233,4 +261,4 @@ def test_the_right_view_sees_the_labels_where_the_disparity_says(tmp_path):
         corners = Object3D("Car", (0, 0, 1, 1), 1.5, 1.6, 4.0, 3.0, 1.7, 25.0, 0.4, 0.3).corners()
         left, right = project(rig.p_left, corners)[0], project(rig.p_right, corners)[0]
         np.testing.assert_allclose(left[:, 0] - right[:, 0], rig.disparity(corners[:, 2]), atol=0.05)
-        assert np.abs(left[:, 1] - right[:, 1]).max() < 0.3    # rows of a rectified pair
+        assert np.abs(left[:, 1] - right[:, 1]).max() < 0.3  # rows of a rectified pair

@@ -31,8 +31,9 @@ from sicm_ros.data.kitti import (
 from sicm_ros.geometry import Object3D, StereoRig
 
 CAR = "Car 0.25 1 -1.85 733.06 182.54 934.34 317.95 1.45 1.49 3.79 2.73 1.60 9.79 -1.58"
-RIG = StereoRig(721.5377, 721.5377, 609.5593, 172.854, (44.85728, 0.2163791, 0.002745884),
-                (-339.5242, 2.199936, 0.002729905))
+RIG = StereoRig(
+    721.5377, 721.5377, 609.5593, 172.854, (44.85728, 0.2163791, 0.002745884), (-339.5242, 2.199936, 0.002729905)
+)
 relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -46,12 +47,14 @@ def error_of(call, *arguments) -> str:
 
 # -------------------------------------------------------------------------------------------------------------- labels
 
+
 def test_label_fields_are_in_kitti_order(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text(CAR + "\n" + CAR + " 0.5\r\n   \n\n")
     label, result = read_labels(path)
-    assert label == Object3D("Car", (733.06, 182.54, 934.34, 317.95), 1.45, 1.49, 3.79, 2.73, 1.60, 9.79, -1.58, -1.85,
-                             0.25, 1, None)
+    assert label == Object3D(
+        "Car", (733.06, 182.54, 934.34, 317.95), 1.45, 1.49, 3.79, 2.73, 1.60, 9.79, -1.58, -1.85, 0.25, 1, None
+    )
     assert result.score == 0.5
 
 
@@ -60,16 +63,19 @@ def test_an_empty_label_file_has_no_object(tmp_path):
     assert read_labels(tmp_path / "a.txt") == []
 
 
-@pytest.mark.parametrize("text, expected", [
-    (CAR.rsplit(" ", 1)[0], ":2: columns: expected 15 (a label) or 16 (a result), got 14"),
-    (CAR + " 1 2", ":2: columns: expected 15 (a label) or 16 (a result), got 17"),
-    (CAR.replace("1.49", "wide"), ":2: width: expected a finite number, got 'wide'"),
-    (CAR.replace("9.79", "nan"), ":2: z: expected a finite number, got 'nan'"),
-    (CAR.replace("317.95", "inf"), ":2: bbox bottom: expected a finite number, got 'inf'"),
-    (CAR + " high", ":2: score: expected a finite number, got 'high'"),
-    (CAR.replace(" 1 ", " 7 "), ":2: occluded: expected one of -1, 0, 1, 2, 3, got '7'"),
-    (CAR.replace("Car", "0.5"), ":2: type: expected a class name such as Car, got '0.5'"),
-])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        (CAR.rsplit(" ", 1)[0], ":2: columns: expected 15 (a label) or 16 (a result), got 14"),
+        (CAR + " 1 2", ":2: columns: expected 15 (a label) or 16 (a result), got 17"),
+        (CAR.replace("1.49", "wide"), ":2: width: expected a finite number, got 'wide'"),
+        (CAR.replace("9.79", "nan"), ":2: z: expected a finite number, got 'nan'"),
+        (CAR.replace("317.95", "inf"), ":2: bbox bottom: expected a finite number, got 'inf'"),
+        (CAR + " high", ":2: score: expected a finite number, got 'high'"),
+        (CAR.replace(" 1 ", " 7 "), ":2: occluded: expected one of -1, 0, 1, 2, 3, got '7'"),
+        (CAR.replace("Car", "0.5"), ":2: type: expected a class name such as Car, got '0.5'"),
+    ],
+)
 def test_a_broken_label_names_line_field_and_expectation(tmp_path, text, expected):
     path = tmp_path / "000007.txt"
     path.write_text(CAR + "\n" + text + "\n")
@@ -84,8 +90,12 @@ def test_label_file_that_is_not_one(tmp_path):
 
 
 @relaxed
-@given(text=st.text(max_size=200) | st.lists(st.sampled_from(
-    ["Car", "0", "-1", "1.5", "nan", "1e400", "\n", "x" * 90, "DontCare", "3", "\x0b"]), max_size=40).map(" ".join))
+@given(
+    text=st.text(max_size=200)
+    | st.lists(
+        st.sampled_from(["Car", "0", "-1", "1.5", "nan", "1e400", "\n", "x" * 90, "DontCare", "3", "\x0b"]), max_size=40
+    ).map(" ".join)
+)
 def test_any_text_is_labels_or_one_clear_error(tmp_path, text):
     path = tmp_path / "fuzz.txt"
     path.write_bytes(text.encode("utf-8", "replace"))
@@ -99,10 +109,21 @@ def test_any_text_is_labels_or_one_clear_error(tmp_path, text):
 
 numbers = st.floats(-2000, 2000)
 objects_of_any_kind = st.builds(
-    Object3D, label=st.sampled_from(["Car", "Pedestrian", "DontCare", "Person_sitting"]),
-    bbox=st.tuples(numbers, numbers, numbers, numbers), height=numbers, width=numbers, length=numbers, x=numbers,
-    y=numbers, z=numbers, rotation_y=numbers, alpha=numbers, truncated=st.floats(-1, 1), occluded=st.integers(-1, 3),
-    score=st.none() | st.floats(-50, 50))
+    Object3D,
+    label=st.sampled_from(["Car", "Pedestrian", "DontCare", "Person_sitting"]),
+    bbox=st.tuples(numbers, numbers, numbers, numbers),
+    height=numbers,
+    width=numbers,
+    length=numbers,
+    x=numbers,
+    y=numbers,
+    z=numbers,
+    rotation_y=numbers,
+    alpha=numbers,
+    truncated=st.floats(-1, 1),
+    occluded=st.integers(-1, 3),
+    score=st.none() | st.floats(-50, 50),
+)
 
 
 @relaxed
@@ -113,8 +134,10 @@ def test_written_labels_read_back(tmp_path, objects):
     back = read_labels(path)
     for a, b in zip(objects, back, strict=True):
         assert (a.label, a.occluded, a.score is None) == (b.label, b.occluded, b.score is None)
-        first, second = ([*o.bbox, o.height, o.width, o.length, o.x, o.y, o.z, o.rotation_y, o.alpha, o.truncated,
-                          o.score or 0.0] for o in (a, b))
+        first, second = (
+            [*o.bbox, o.height, o.width, o.length, o.x, o.y, o.z, o.rotation_y, o.alpha, o.truncated, o.score or 0.0]
+            for o in (a, b)
+        )
         np.testing.assert_allclose(second, first, atol=5.1e-5)
 
 
@@ -128,8 +151,17 @@ def test_all_training_labels_read(tmp_path):
         counts.update(o.label for o in objects)
         scored += sum(o.score is not None for o in objects)
     assert len(archive("label_2")) == 7481 and scored == 0
-    assert counts == {"Car": 28742, "DontCare": 11295, "Pedestrian": 4487, "Van": 2914, "Cyclist": 1627, "Truck": 1094,
-                      "Misc": 973, "Tram": 511, "Person_sitting": 222}
+    assert counts == {
+        "Car": 28742,
+        "DontCare": 11295,
+        "Pedestrian": 4487,
+        "Van": 2914,
+        "Cyclist": 1627,
+        "Truck": 1094,
+        "Misc": 973,
+        "Tram": 511,
+        "Person_sitting": 222,
+    }
 
 
 @needs_kitti
@@ -147,10 +179,14 @@ def test_a_real_detectors_results_read(tmp_path):
 
 # --------------------------------------------------------------------------------------------------------- calibration
 
+
 def calib_lines(**changes) -> str:
     values = {"P2": RIG.p_left, "P3": RIG.p_right} | changes
-    return "".join(f"{k}: {v if isinstance(v, str) else ' '.join(map(repr, v.ravel()))}\n" for k, v in values.items()
-                   if v is not None)
+    return "".join(
+        f"{k}: {v if isinstance(v, str) else ' '.join(map(repr, v.ravel()))}\n"
+        for k, v in values.items()
+        if v is not None
+    )
 
 
 def test_written_calibration_reads_back_and_is_complete(tmp_path):
@@ -170,16 +206,19 @@ def test_raw_calibration(tmp_path):
     assert "P2: expected a line 'P2: <12 numbers>', found calib_time, corner_dist, P_rect_02" in message
 
 
-@pytest.mark.parametrize("changes, expected", [
-    ({"P3": None}, "P3: expected a line 'P3: <12 numbers>', found P2"),
-    ({"P2": None, "P3": None}, "P2: expected a line 'P2: <12 numbers>', found no field"),
-    ({"P3": "1 2 3"}, "P3: expected 12 numbers (a 3x4 matrix), got 3"),
-    ({"P3": "0 " * 11 + "x"}, "P3: expected a finite number, got 'x'"),
-    ({"P3": RIG.p_left}, "baseline (P_left[0,3] - P_right[0,3]) / fx must be positive"),
-    ({"P2": RIG.p_right, "P3": RIG.p_left}, "are the views swapped"),
-    ({"P3": RIG.p_right + 3 * np.eye(3, 4) * [1, 1, 0, 0]}, "P2 and P3: expected equal intrinsics"),
-    ({"P2": np.zeros((3, 4))}, "P2: expected zero skew and P[2,2] = 1"),
-])
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({"P3": None}, "P3: expected a line 'P3: <12 numbers>', found P2"),
+        ({"P2": None, "P3": None}, "P2: expected a line 'P2: <12 numbers>', found no field"),
+        ({"P3": "1 2 3"}, "P3: expected 12 numbers (a 3x4 matrix), got 3"),
+        ({"P3": "0 " * 11 + "x"}, "P3: expected a finite number, got 'x'"),
+        ({"P3": RIG.p_left}, "baseline (P_left[0,3] - P_right[0,3]) / fx must be positive"),
+        ({"P2": RIG.p_right, "P3": RIG.p_left}, "are the views swapped"),
+        ({"P3": RIG.p_right + 3 * np.eye(3, 4) * [1, 1, 0, 0]}, "P2 and P3: expected equal intrinsics"),
+        ({"P2": np.zeros((3, 4))}, "P2: expected zero skew and P[2,2] = 1"),
+    ],
+)
 def test_a_broken_calibration_names_file_and_field(tmp_path, changes, expected):
     path = tmp_path / "calib.txt"
     path.write_text(calib_lines(**changes))
@@ -189,8 +228,12 @@ def test_a_broken_calibration_names_file_and_field(tmp_path, changes, expected):
 
 
 @relaxed
-@given(text=st.text(max_size=200) | st.lists(st.sampled_from(
-    ["P2:", "P3:", "\n", "1", "0", "nan", "700", ":", "-300", "P_rect_02:"]), max_size=60).map(" ".join))
+@given(
+    text=st.text(max_size=200)
+    | st.lists(
+        st.sampled_from(["P2:", "P3:", "\n", "1", "0", "nan", "700", ":", "-300", "P_rect_02:"]), max_size=60
+    ).map(" ".join)
+)
 def test_any_text_is_a_calibration_or_one_clear_error(tmp_path, text):
     path = tmp_path / "fuzz.txt"
     path.write_bytes(text.encode("utf-8", "replace"))
@@ -214,6 +257,7 @@ def test_all_training_calibrations_read(tmp_path):
 
 # -------------------------------------------------------------------------------------------------------------- images
 
+
 def write_image(path, width=64, height=20, mode="RGB"):
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(width).integers(0, 255, (height, width, 3), dtype=np.uint8)
@@ -234,7 +278,7 @@ def test_what_is_no_image_gives_one_clear_error(tmp_path):
     assert error_of(read_image, tmp_path) == f"{tmp_path}: expected an image, got a folder"
     write_image(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
-    for bad in (b"", b"hello", data[:len(data) // 2], data[:500] + b"\0\0\0\0" + data[504:]):
+    for bad in (b"", b"hello", data[: len(data) // 2], data[:500] + b"\0\0\0\0" + data[504:]):
         (tmp_path / "b.png").write_bytes(bad)
         assert f"expected a PNG or JPEG image, got {len(bad)} bytes" in error_of(read_image, tmp_path / "b.png")
     Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "deep.png")
@@ -242,6 +286,7 @@ def test_what_is_no_image_gives_one_clear_error(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------------- sources
+
 
 def object_folder(root, names=("000003", "000001")):
     folder = root / "training"
@@ -277,8 +322,9 @@ def test_object_source_errors_name_the_file(tmp_path):
     folder = object_folder(tmp_path)
     source = open_source(tmp_path)
     write_image(folder / "image_3" / "000001.png", width=62)
-    assert error_of(source.__getitem__, 0) == (f"{folder}/image_3/000001.png: size: expected 64x20 like the left view "
-                                               f"{folder}/image_2/000001.png, got 62x20")
+    assert error_of(source.__getitem__, 0) == (
+        f"{folder}/image_3/000001.png: size: expected 64x20 like the left view {folder}/image_2/000001.png, got 62x20"
+    )
     (folder / "image_3" / "000001.png").unlink()
     assert error_of(source.__getitem__, 0) == f"{folder}/image_3/000001.png: no such image"
     (folder / "calib" / "000003.txt").write_text(calib_lines(P3=None))
@@ -345,8 +391,12 @@ def test_no_source(tmp_path):
 
 def test_pair_from_three_files(tmp_path):
     folder = object_folder(tmp_path)
-    frame = read_pair(*(folder / sub / name for sub, name in
-                        (("image_2", "000001.png"), ("image_3", "000003.png"), ("calib", "000001.txt"))))
+    frame = read_pair(
+        *(
+            folder / sub / name
+            for sub, name in (("image_2", "000001.png"), ("image_3", "000003.png"), ("calib", "000001.txt"))
+        )
+    )
     assert frame.name == "000001" and frame.rig == RIG and frame.labels is None
 
 
@@ -365,7 +415,9 @@ def test_real_frames():
     source = open_source(ROOT / "object")
     assert [f.name for f in source] == ["000107", "001691"]
     assert [Counter(o.label for o in f.labels) for f in source] == [
-        {"Car": 7, "Misc": 1, "DontCare": 2}, {"Car": 4, "Misc": 1}]
+        {"Car": 7, "Misc": 1, "DontCare": 2},
+        {"Car": 4, "Misc": 1},
+    ]
     assert all(f.left.shape == f.right.shape == (375, 1242, 3) for f in source)
     sequence = open_source(ROOT / "sequence_02")
     assert len(sequence) == 20 and sequence[19].left.shape == (376, 1241, 3)

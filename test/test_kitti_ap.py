@@ -25,6 +25,7 @@ def found(truth: Object3D, score: float = 0.9, **changes) -> Object3D:
 
 # ------------------------------------------------------------------------------------------------- official evaluators
 
+
 def parsed(tmp_path, texts):
     path = tmp_path / "frame.txt"
     for text in texts:
@@ -44,8 +45,12 @@ def test_every_figure_equals_the_official_evaluators(tmp_path):
     for recall in ("R40", "R11"):
         for metric in ("2D", "AOS", "BEV", "3D"):
             for name in ("Car", "Pedestrian", "Cyclist"):
-                np.testing.assert_allclose(table[recall][metric][name], expected[recall][metric][name], atol=0.005,
-                                           err_msg=f"{recall} {metric} {name}")
+                np.testing.assert_allclose(
+                    table[recall][metric][name],
+                    expected[recall][metric][name],
+                    atol=0.005,
+                    err_msg=f"{recall} {metric} {name}",
+                )
                 compared += 3
     assert compared == 72
     for name in ("Car", "Pedestrian", "Cyclist"):
@@ -65,20 +70,31 @@ def test_a_whole_validation_split(tmp_path):
 
 # ------------------------------------------------------------------------------------------------------------ overlaps
 
+
 def test_overlaps_of_known_boxes():
     box = [0, 10, 4, 2, 0]
-    others = [box, [2, 10, 4, 2, 0], [0, 11, 4, 2, 0], [0, 10, 4, 2, math.pi / 2], [4, 10, 4, 2, 0], [0, 10, 2, 1, 0],
-              [0, 10, 4, 2, math.pi], [50, 10, 4, 2, 1]]
-    np.testing.assert_allclose(bev_iou(np.array([box]), np.array(others))[0],
-                               [1, 1 / 3, 1 / 3, 1 / 3, 0, 1 / 4, 1, 0], atol=1e-12)
+    others = [
+        box,
+        [2, 10, 4, 2, 0],
+        [0, 11, 4, 2, 0],
+        [0, 10, 4, 2, math.pi / 2],
+        [4, 10, 4, 2, 0],
+        [0, 10, 2, 1, 0],
+        [0, 10, 4, 2, math.pi],
+        [50, 10, 4, 2, 1],
+    ]
+    np.testing.assert_allclose(
+        bev_iou(np.array([box]), np.array(others))[0], [1, 1 / 3, 1 / 3, 1 / 3, 0, 1 / 4, 1, 0], atol=1e-12
+    )
     # A square turned by 45 degrees over itself: a regular octagon.
     octagon = 2 * (math.sqrt(2) - 1)
     assert bev_iou(np.array([[0, 0, 1, 1, 0.0]]), np.array([[0, 0, 1, 1, math.pi / 4]]))[0, 0] == pytest.approx(
-        octagon / (2 - octagon))
+        octagon / (2 - octagon)
+    )
 
 
 def test_volumes_share_height_too():
-    a = np.array([[0, 1.5, 10, 2.0, 2, 4, 0]])          # from 1.5 (ground) up to -0.5
+    a = np.array([[0, 1.5, 10, 2.0, 2, 4, 0]])  # from 1.5 (ground) up to -0.5
     b = np.array([[0, 1.5, 10, 1.0, 2, 4, 0], [0, 0.5, 10, 2.0, 2, 4, 0], [0, -0.5, 10, 2.0, 2, 4, 0]])
     np.testing.assert_allclose(box3d_iou(a, b)[0], [1 / 2, 1 / 3, 0], atol=1e-12)
 
@@ -130,6 +146,7 @@ def test_rotated_overlap_is_what_sampling_finds(a, b):
 
 # --------------------------------------------------------------------------------------------------------------- rules
 
+
 def average(labels, results, metric="3D", name="Car", recall="R40") -> tuple[float, float, float]:
     return evaluate(labels, results, [name])[recall][metric][name]
 
@@ -172,29 +189,44 @@ def test_a_false_positive_for_each_object_halves_precision():
     assert average(*spread(100, result=both)) == pytest.approx((50, 50, 50), abs=1)
 
 
-@pytest.mark.parametrize("change, expected", [
-    ({"z": CAR.z + 0.25}, (100, 100)),      # IoU 0.73: a hit for both
-    ({"z": CAR.z + 0.45}, (0, 100)),        # 0.56: only for the loose threshold
-    ({"z": CAR.z + 0.60}, (0, 0)),          # 0.45
-])
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        ({"z": CAR.z + 0.25}, (100, 100)),  # IoU 0.73: a hit for both
+        ({"z": CAR.z + 0.45}, (0, 100)),  # 0.56: only for the loose threshold
+        ({"z": CAR.z + 0.60}, (0, 0)),  # 0.45
+    ],
+)
 def test_strict_and_loose_overlap(change, expected):
-    labels, results = spread(60, lambda car: [replace(car, rotation_y=0.0)],
-                             lambda car, score: [found(replace(car, rotation_y=0.0, **change), score)])
+    labels, results = spread(
+        60,
+        lambda car: [replace(car, rotation_y=0.0)],
+        lambda car, score: [found(replace(car, rotation_y=0.0, **change), score)],
+    )
     figures = average(labels, results, "BEV")[0], average(labels, results, "BEV loose")[0]
     assert figures == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("change, counts", [
-    ({"occluded": 1}, (False, True, True)), ({"occluded": 2}, (False, False, True)), ({"occluded": 3}, (False,) * 3),
-    ({"truncated": 0.15}, (True, True, True)), ({"truncated": 0.2}, (False, True, True)),
-    ({"truncated": 0.5}, (False, False, True)), ({"truncated": 0.51}, (False,) * 3),
-    ({"bbox": (400, 150, 500, 190)}, (True, True, True)), ({"bbox": (400, 150, 500, 189.9)}, (False, True, True)),
-    ({"bbox": (400, 150, 500, 174.9)}, (False, False, False)),
-])
+@pytest.mark.parametrize(
+    "change, counts",
+    [
+        ({"occluded": 1}, (False, True, True)),
+        ({"occluded": 2}, (False, False, True)),
+        ({"occluded": 3}, (False,) * 3),
+        ({"truncated": 0.15}, (True, True, True)),
+        ({"truncated": 0.2}, (False, True, True)),
+        ({"truncated": 0.5}, (False, False, True)),
+        ({"truncated": 0.51}, (False,) * 3),
+        ({"bbox": (400, 150, 500, 190)}, (True, True, True)),
+        ({"bbox": (400, 150, 500, 189.9)}, (False, True, True)),
+        ({"bbox": (400, 150, 500, 174.9)}, (False, False, False)),
+    ],
+)
 def test_which_objects_count_at_which_difficulty(change, counts):
     """Found or not, an object that is too hard changes nothing: with only such objects there is no figure."""
-    labels, results = spread(60, lambda car: [replace(car, **change)],
-                             lambda car, score: [found(replace(car, **change), score)])
+    labels, results = spread(
+        60, lambda car: [replace(car, **change)], lambda car, score: [found(replace(car, **change), score)]
+    )
     assert tuple(not math.isnan(v) for v in average(labels, results)) == counts
 
 

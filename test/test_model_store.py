@@ -25,7 +25,7 @@ def stored(tmp_path: Path) -> Path:
 
 def refused(folder: Path, match: str, half: str = "both") -> None:
     with pytest.raises(ModelError, match=match) as error:
-        load_model(folder, half)    # type: ignore[arg-type]
+        load_model(folder, half)  # type: ignore[arg-type]
     assert "\n" not in str(error.value)
 
 
@@ -58,7 +58,7 @@ def test_a_config_that_says_the_same_keeps_its_comments(tmp_path: Path) -> None:
 
 def test_fingerprint(stored: Path) -> None:
     first = load_model(stored).fingerprint
-    assert all(load_model(stored, half).fingerprint == first for half in ("vehicle", "remote"))    # type: ignore[arg-type]
+    assert all(load_model(stored, half).fingerprint == first for half in ("vehicle", "remote"))  # type: ignore[arg-type]
     path = stored / "weights.safetensors"
     tensors = load_file(path)
     for name in ("backbone.stem.0.weight", "entropy_model.hyper_density.1.means", "analysis.anchors.prior_mean"):
@@ -81,6 +81,7 @@ def test_a_packet_of_other_weights_is_refused(stored: Path) -> None:
     import numpy as np
 
     from sicm_ros.codec.decoder import StereoDecoder
+
     image = np.zeros((375, 1242, 3), np.uint8)
     data = StereoEncoder(TINY_MODEL).encode(image, image, RIG).packet
     path = stored / "weights.safetensors"
@@ -112,16 +113,19 @@ def test_no_such_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         load_model("other")
 
 
-@pytest.mark.parametrize("text, match", [
-    ("hight: 96", "unknown key 'hight'"),
-    ("analysis: {anchors: {sizes: 3}}", "unknown key 'analysis.anchors.sizes'"),
-    ("height: tall", "height: .*integer.*got 'tall'"),
-    ("channels: [1, 2]", "channels.2: "),
-    ("context: spiral", "context: .*'raster' or 'checkerboard'.*got 'spiral'"),
-    ("[1, 2]", "expected fields of a model's configuration, got list"),
-    ("a: [", "not YAML"),
-    ("latent_channels: 3", "no network has these sizes: channels: expected an even number, got 3"),
-])
+@pytest.mark.parametrize(
+    "text, match",
+    [
+        ("hight: 96", "unknown key 'hight'"),
+        ("analysis: {anchors: {sizes: 3}}", "unknown key 'analysis.anchors.sizes'"),
+        ("height: tall", "height: .*integer.*got 'tall'"),
+        ("channels: [1, 2]", "channels.2: "),
+        ("context: spiral", "context: .*'raster' or 'checkerboard'.*got 'spiral'"),
+        ("[1, 2]", "expected fields of a model's configuration, got list"),
+        ("a: [", "not YAML"),
+        ("latent_channels: 3", "no network has these sizes: channels: expected an even number, got 3"),
+    ],
+)
 def test_wrong_configurations_are_named(stored: Path, text: str, match: str) -> None:
     (stored / "config.yaml").write_text(text)
     refused(stored, f"config.yaml: {match}")
@@ -137,7 +141,7 @@ def test_wrong_weights_are_named(stored: Path) -> None:
     name = "smfc_encoder.unit0.left.0.bias"
     store(**{name: None})
     refused(stored, f"tensor {name} is missing")
-    assert load_model(stored, "remote").half == "remote"        # needs no such tensor
+    assert load_model(stored, "remote").half == "remote"  # needs no such tensor
     store(**{name: torch.zeros(5)})
     refused(stored, rf"tensor {name}: expected shape \(4,\), got \(5,\)", "vehicle")
     store(**{"backbone.tail": torch.zeros(5)})

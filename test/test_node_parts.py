@@ -18,8 +18,9 @@ from sicm_ros.nodes.frames import static_transforms
 from sicm_ros.nodes.image_conversion import SUPPORTED_ENCODINGS, ImageError, rgb_to_message_fields, to_rgb
 from sicm_ros.nodes.worker import Worker
 
-RIG = StereoRig(721.5377, 721.5377, 609.5593, 172.854, (44.85728, 0.2163791, 0.002745884),
-                (-339.5242, 2.199936, 0.002729905))
+RIG = StereoRig(
+    721.5377, 721.5377, 609.5593, 172.854, (44.85728, 0.2163791, 0.002745884), (-339.5242, 2.199936, 0.002729905)
+)
 
 
 def image(encoding, pixels, bigendian=0, padding=0):
@@ -27,8 +28,9 @@ def image(encoding, pixels, bigendian=0, padding=0):
     height, width = pixels.shape[:2]
     rows = np.ascontiguousarray(pixels).view(np.uint8).reshape(height, -1)
     rows = np.concatenate([rows, np.full((height, padding), 77, np.uint8)], 1)
-    return SimpleNamespace(width=width, height=height, encoding=encoding, is_bigendian=bigendian, step=rows.shape[1],
-                           data=rows.tobytes())
+    return SimpleNamespace(
+        width=width, height=height, encoding=encoding, is_bigendian=bigendian, step=rows.shape[1], data=rows.tobytes()
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ images
@@ -37,9 +39,17 @@ PICTURE = np.random.default_rng(5).integers(0, 256, (6, 8, 3), np.uint8)
 
 
 @pytest.mark.parametrize("padding", [0, 5])
-@pytest.mark.parametrize(("encoding", "channels"), [
-    ("rgb8", (0, 1, 2)), ("bgr8", (2, 1, 0)), ("8UC3", (2, 1, 0)), ("rgba8", (0, 1, 2, 0)), ("bgra8", (2, 1, 0, 0)),
-    ("8UC4", (2, 1, 0, 0))])
+@pytest.mark.parametrize(
+    ("encoding", "channels"),
+    [
+        ("rgb8", (0, 1, 2)),
+        ("bgr8", (2, 1, 0)),
+        ("8UC3", (2, 1, 0)),
+        ("rgba8", (0, 1, 2, 0)),
+        ("bgra8", (2, 1, 0, 0)),
+        ("8UC4", (2, 1, 0, 0)),
+    ],
+)
 def test_colour_orders(encoding, channels, padding):
     assert np.array_equal(to_rgb(image(encoding, PICTURE[..., list(channels)], padding=padding)), PICTURE)
 
@@ -71,7 +81,7 @@ def test_bayer_patterns_by_their_first_row(pattern, bits):
     colour = np.array([200, 120, 40], np.uint16)
     mosaic = np.empty((16, 16), np.uint16)
     for i, channel in enumerate(pattern):
-        mosaic[i // 2::2, i % 2::2] = colour["rgb".index(channel)]
+        mosaic[i // 2 :: 2, i % 2 :: 2] = colour["rgb".index(channel)]
     mosaic = mosaic.astype(np.uint8) if bits == 8 else mosaic * np.uint16(257)
     inner = to_rgb(image(f"bayer_{pattern}{bits}", mosaic[..., None]))[4:-4, 4:-4]
     assert (inner == colour).all()
@@ -85,17 +95,20 @@ def test_yuv_422():
     assert np.array_equal(to_rgb(image("yuv422_yuy2", uyvy[..., ::-1])), red)
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    ({"encoding": "32FC1"}, "encoding: expected one of .*'32FC1'"),
-    ({"encoding": ""}, "encoding"),
-    ({"step": 23}, "step: expected at least 24 bytes .* got 23"),
-    ({"data": b"x" * 143}, "data: expected 144 bytes .* got 143"),
-    ({"data": b""}, "data: expected 144 bytes .* got 0"),
-    ({"width": 0}, "width and height"),
-    ({"height": 0}, "width and height"),
-    ({"width": 2**31}, "width and height"),
-    ({"step": 2**32 - 1}, "data: expected"),
-])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"encoding": "32FC1"}, "encoding: expected one of .*'32FC1'"),
+        ({"encoding": ""}, "encoding"),
+        ({"step": 23}, "step: expected at least 24 bytes .* got 23"),
+        ({"data": b"x" * 143}, "data: expected 144 bytes .* got 143"),
+        ({"data": b""}, "data: expected 144 bytes .* got 0"),
+        ({"width": 0}, "width and height"),
+        ({"height": 0}, "width and height"),
+        ({"width": 2**31}, "width and height"),
+        ({"step": 2**32 - 1}, "data: expected"),
+    ],
+)
 def test_broken_images_are_named(change, words):
     message = image("rgb8", PICTURE)
     vars(message).update(change)
@@ -111,11 +124,18 @@ def test_the_last_row_may_lack_its_padding():
 
 
 @settings(max_examples=200)
-@given(st.sampled_from([*SUPPORTED_ENCODINGS, "nv21", "x"]), st.integers(0, 20), st.integers(0, 20),
-       st.integers(0, 200), st.binary(max_size=2000), st.integers(0, 1))
+@given(
+    st.sampled_from([*SUPPORTED_ENCODINGS, "nv21", "x"]),
+    st.integers(0, 20),
+    st.integers(0, 20),
+    st.integers(0, 200),
+    st.binary(max_size=2000),
+    st.integers(0, 1),
+)
 def test_any_message_gives_an_image_or_an_image_error(encoding, width, height, step, data, bigendian):
-    message = SimpleNamespace(width=width, height=height, encoding=encoding, step=step, data=data,
-                              is_bigendian=bigendian)
+    message = SimpleNamespace(
+        width=width, height=height, encoding=encoding, step=step, data=data, is_bigendian=bigendian
+    )
     try:
         result = to_rgb(message)
     except ImageError:
@@ -130,11 +150,16 @@ def test_message_fields_of_an_array():
 
 # ------------------------------------------------------------------------------------------------------ camera infos
 
+
 def info(side, rig=RIG, width=1242, height=375, stamp=(0, 0), **change):
-    fields = {"header": SimpleNamespace(stamp=SimpleNamespace(sec=stamp[0], nanosec=stamp[1])),
-              "binning_x": 0, "binning_y": 0,
-              "roi": SimpleNamespace(x_offset=0, y_offset=0, width=0, height=0),
-              **camera_info_fields(rig, side, width, height), **change}
+    fields = {
+        "header": SimpleNamespace(stamp=SimpleNamespace(sec=stamp[0], nanosec=stamp[1])),
+        "binning_x": 0,
+        "binning_y": 0,
+        "roi": SimpleNamespace(x_offset=0, y_offset=0, width=0, height=0),
+        **camera_info_fields(rig, side, width, height),
+        **change,
+    }
     return SimpleNamespace(**fields)
 
 
@@ -147,13 +172,16 @@ def test_rig_survives_the_camera_infos_left_translation_included():
     assert cache.rig(1242, 375, 0, 0).baseline == pytest.approx(0.5327, abs=1e-4)
 
 
-@pytest.mark.parametrize(("side", "change", "words"), [
-    ("left", {"p": [0.0] * 12}, "left/camera_info: p: expected positive focal lengths"),
-    ("right", {"p": [1.0] * 11}, "right/camera_info: p: expected 12 finite numbers"),
-    ("right", {"p": [math.nan] * 12}, "right/camera_info: p: expected 12 finite numbers"),
-    ("left", {"binning_x": 2}, "left/camera_info: binning"),
-    ("left", {"roi": SimpleNamespace(x_offset=10, y_offset=0, width=100, height=100)}, "left/camera_info: roi"),
-])
+@pytest.mark.parametrize(
+    ("side", "change", "words"),
+    [
+        ("left", {"p": [0.0] * 12}, "left/camera_info: p: expected positive focal lengths"),
+        ("right", {"p": [1.0] * 11}, "right/camera_info: p: expected 12 finite numbers"),
+        ("right", {"p": [math.nan] * 12}, "right/camera_info: p: expected 12 finite numbers"),
+        ("left", {"binning_x": 2}, "left/camera_info: binning"),
+        ("left", {"roi": SimpleNamespace(x_offset=10, y_offset=0, width=100, height=100)}, "left/camera_info: roi"),
+    ],
+)
 def test_bad_camera_infos_are_refused_and_the_last_good_one_stays(side, change, words):
     cache = RigCache()
     for each in ("left", "right"):
@@ -188,7 +216,7 @@ def test_a_pair_uses_the_calibration_of_its_own_stamp_else_the_latest():
     assert cache.rig(1242, 375, 77, 77) == other
     for side in ("right", "left"):
         cache.update(side, info(side, other, stamp=(2, 5)))
-    assert cache.rig(1242, 375, 5, 5) == other     # two are kept
+    assert cache.rig(1242, 375, 5, 5) == other  # two are kept
 
 
 def test_a_late_camera_info_is_waited_for_but_not_again_and_again():
@@ -238,6 +266,7 @@ def test_cameras_stand_where_their_matrices_say():
 
 # ------------------------------------------------------------------------------------------------- boxes as messages
 
+
 def rotate(q, v):
     x, y, z, w = q.x, q.y, q.z, q.w
     u = np.array([x, y, z])
@@ -249,6 +278,7 @@ def test_boxes_of_messages_are_the_labels_boxes(kitti_root):
     from std_msgs.msg import Header
 
     from sicm_ros.nodes.detections import boxes_of, detection_array
+
     training = kitti_root / "object" / "training"
     labels = [label for label in read_labels(training / "label_2" / "000107.txt") if label.label != "DontCare"]
     rig = read_object_calib(training / "calib" / "000107.txt")
@@ -262,15 +292,21 @@ def test_boxes_of_messages_are_the_labels_boxes(kitti_root):
         size, pose = detection.bbox.size, detection.bbox.center
         assert (size.x, size.y, size.z) == (label.length, label.width, label.height)
         centre = np.array([pose.position.x, pose.position.y, pose.position.z])
-        corners = np.array([centre + rotate(pose.orientation, np.array([x * size.x, y * size.y, z * size.z]) / 2)
-                            for x in (1, -1) for y in (1, -1) for z in (1, -1)])
+        corners = np.array(
+            [
+                centre + rotate(pose.orientation, np.array([x * size.x, y * size.y, z * size.z]) / 2)
+                for x in (1, -1)
+                for y in (1, -1)
+                for z in (1, -1)
+            ]
+        )
         expected = label.corners()
         # The same eight corners, the top ones above (y down), the front ones where KITTI's front is.
         distance = np.linalg.norm(corners[:, None] - expected[None], axis=-1)
         assert (distance.min(1) < 1e-9).all() and len(set(distance.argmin(1))) == 8
-        assert {int(i) for i in distance.argmin(1)[::2]} == {4, 5, 6, 7}      # z = +1: the top face
-        assert {int(i) % 4 for i in distance.argmin(1)[:4]} == {0, 1}         # x = +1: the front
-        assert {int(i) % 4 for i in distance.argmin(1)[[0, 1, 4, 5]]} == {0, 3}   # y = +1: the left side
+        assert {int(i) for i in distance.argmin(1)[::2]} == {4, 5, 6, 7}  # z = +1: the top face
+        assert {int(i) % 4 for i in distance.argmin(1)[:4]} == {0, 1}  # x = +1: the front
+        assert {int(i) % 4 for i in distance.argmin(1)[[0, 1, 4, 5]]} == {0, 3}  # y = +1: the left side
         pixels, depth = project(rig.p_left, centre)
         assert depth > 0 and label.bbox[0] - 5 < pixels[0] < label.bbox[2] + 5
     for box, label in zip(boxes_of(array, ("Car", "Misc")), labels, strict=True):
@@ -287,6 +323,7 @@ def test_markers_begin_with_deleting_the_last_ones():
     from visualization_msgs.msg import Marker
 
     from sicm_ros.nodes.detections import marker_array
+
     header = Header(frame_id="camera")
     assert [m.action for m in marker_array(header, []).markers] == [Marker.DELETEALL]
     first, lines, text = marker_array(header, [BOX]).markers
@@ -301,12 +338,14 @@ def test_label_info_lists_the_classes():
     from std_msgs.msg import Header
 
     from sicm_ros.nodes.detections import label_info
+
     message = label_info(Header(), ("Car", "Pedestrian"), 0.25)
     assert [(c.class_id, c.class_name) for c in message.class_map] == [(0, "car"), (1, "pedestrian")]
     assert message.threshold == 0.25
 
 
 # ------------------------------------------------------------------------------------------------------------ worker
+
 
 def test_newest_work_wins_and_the_rest_is_counted():
     begun, proceed, done = threading.Event(), threading.Event(), []
@@ -353,6 +392,7 @@ def test_an_exception_is_reported_and_the_thread_goes_on():
 
 
 # ------------------------------------------------------------------------------------------------------- diagnostics
+
 
 def test_status_keeps_the_worst_level_and_its_words():
     diagnostics = pytest.importorskip("sicm_ros.nodes.diagnostics")

@@ -28,12 +28,19 @@ from sicm_ros.codec.encoder import StereoEncoder  # noqa: E402
 from sicm_ros.data.kitti import open_source, write_object_calib  # noqa: E402
 from sicm_ros.data.rendered import KITTI_RIG, KITTI_SIZE, random_layout, render_pair  # noqa: E402
 
-OK, WARN, ERROR, STALE = (level[0] for level in (
-    DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR, DiagnosticStatus.STALE))
+OK, WARN, ERROR, STALE = (
+    level[0] for level in (DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR, DiagnosticStatus.STALE)
+)
 NAMESPACE = "/car"
 ENCODER = {"model": TINY_MODEL, "threads": 1, "image_reliability": "reliable", "queue_depth": 100, "lifespan": 0.0}
-DECODER = {"model": TINY_MODEL, "threads": 1, "bitstream_reliability": "reliable", "queue_depth": 100,
-           "bitstream_depth": 100, "timeout": 0.0}
+DECODER = {
+    "model": TINY_MODEL,
+    "threads": 1,
+    "bitstream_reliability": "reliable",
+    "queue_depth": 100,
+    "bitstream_depth": 100,
+    "timeout": 0.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +51,16 @@ def logs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def processes(logs):
     """An encoder and a decoder node that every test of this module uses, one after another, bad input and all."""
-    nodes = {"encoder": NodeProcess("encoder", ENCODER, NAMESPACE, logs),
-             "decoder": NodeProcess("decoder", DECODER, NAMESPACE, logs)}
+    nodes = {
+        "encoder": NodeProcess("encoder", ENCODER, NAMESPACE, logs),
+        "decoder": NodeProcess("decoder", DECODER, NAMESPACE, logs),
+    }
     yield nodes
     ends = {}
     for name, node in nodes.items():
         if node.process.poll() is None:
             node.signal()
-            node.signal()       # a launch file's Ctrl-C comes twice
+            node.signal()  # a launch file's Ctrl-C comes twice
         ends[name] = (node.wait(15), node.output)
     for status, output in ends.values():
         assert status == 0 and "Traceback" not in output, output
@@ -78,8 +87,9 @@ def ready(graph, processes):
     """The graph, with both nodes up and nothing received yet."""
     for name, node in processes.items():
         assert node.process.poll() is None, f"the {name} has ended: {node.output}"
-    graph.wait_for_subscribers("left/camera_info", "right/camera_info", "left/image_rect", "right/image_rect",
-                               "stereo_bitstream")
+    graph.wait_for_subscribers(
+        "left/camera_info", "right/camera_info", "left/image_rect", "right/image_rect", "stereo_bitstream"
+    )
     graph.wait(lambda: graph.node.count_publishers("detections"))
     # The encoder's packets must have found the decoder as well as this test; its next report tells.
     graph.wait_for_status("encoder_node: encoding", lambda level, message, values: values.get("subscribers") == "2")
@@ -153,6 +163,7 @@ def check_against_codec(graph, frames, codec):
 
 # ------------------------------------------------------------------------------------------------------ the main job
 
+
 def test_lockstep_play_of_rendered_pairs(ready, rendered_root, codec, logs):
     status, output = play(rendered_root, logs, lockstep=True)
     assert status == 0, output
@@ -206,6 +217,7 @@ def test_latched_information_reaches_a_late_subscriber(ready, codec):
 
 # ------------------------------------------------------------------------------------------------------- bad input
 
+
 def expect_answer(graph, stamp, pair):
     """A good pair is answered, whatever came before."""
     graph.send_pair(stamp, pair.left, pair.right, pair.rig)
@@ -214,25 +226,45 @@ def expect_answer(graph, stamp, pair):
 
 def fields(image, **change):
     height, width = image.shape[:2]
-    return {"height": height, "width": width, "encoding": "rgb8", "step": 3 * width, "is_bigendian": 0,
-            "data": image.tobytes(), **change}
+    return {
+        "height": height,
+        "width": width,
+        "encoding": "rgb8",
+        "step": 3 * width,
+        "is_bigendian": 0,
+        "data": image.tobytes(),
+        **change,
+    }
 
 
-@pytest.mark.parametrize(("name", "left", "right", "words"), [
-    ("sizes", lambda i: i, lambda i: i[:-1], "the images differ in size: left 1242x375, right 1242x374"),
-    ("encoding", lambda i: fields(i, encoding="32FC1"), lambda i: i, "left/image_rect: image: encoding: expected"),
-    ("data", lambda i: i, lambda i: fields(i, data=i.tobytes()[:1000]),
-     "right/image_rect: image: data: expected 1397250 bytes (375 rows of 3726), got 1000"),
-    ("step", lambda i: fields(i, step=7), lambda i: i, "left/image_rect: image: step: expected at least 3726"),
-    ("empty", lambda i: fields(i, width=0, height=0, data=b""), lambda i: i, "left/image_rect: image: expected width"),
-    ("tiny", lambda i: i[:10], lambda i: i[:10], "crop_top: expected 0 <= crop_top < image height 10"),
-])
+@pytest.mark.parametrize(
+    ("name", "left", "right", "words"),
+    [
+        ("sizes", lambda i: i, lambda i: i[:-1], "the images differ in size: left 1242x375, right 1242x374"),
+        ("encoding", lambda i: fields(i, encoding="32FC1"), lambda i: i, "left/image_rect: image: encoding: expected"),
+        (
+            "data",
+            lambda i: i,
+            lambda i: fields(i, data=i.tobytes()[:1000]),
+            "right/image_rect: image: data: expected 1397250 bytes (375 rows of 3726), got 1000",
+        ),
+        ("step", lambda i: fields(i, step=7), lambda i: i, "left/image_rect: image: step: expected at least 3726"),
+        (
+            "empty",
+            lambda i: fields(i, width=0, height=0, data=b""),
+            lambda i: i,
+            "left/image_rect: image: expected width",
+        ),
+        ("tiny", lambda i: i[:10], lambda i: i[:10], "crop_top: expected 0 <= crop_top < image height 10"),
+    ],
+)
 def test_bad_images_are_dropped_with_words(ready, rendered, processes, name, left, right, words):
     pair, start = rendered[0], time.time_ns()
     ready.send_pair(start, left(pair.left), right(pair.right), pair.rig)
     # Each kind of problem is logged at most every five seconds; the diagnostics always show the latest.
-    ready.wait_for_status("encoder_node: stereo input",
-                          lambda level, message, values: level == ERROR and words in message)
+    ready.wait_for_status(
+        "encoder_node: stereo input", lambda level, message, values: level == ERROR and words in message
+    )
     expect_answer(ready, time.time_ns(), pair)
     assert len(ready.received["stereo_bitstream"]) == len(ready.received["detections"]) == 1
     assert "pair dropped: " in processes["encoder"].output
@@ -248,14 +280,18 @@ def test_mono_images_are_as_good_as_colour_ones(ready, rendered):
 def test_a_wrong_camera_info_is_refused_and_the_last_one_kept(ready, rendered):
     pair = rendered[0]
     from sicm_ros.nodes.camera_info import camera_info_fields
+
     bad = {**camera_info_fields(pair.rig, "right", 1242, 375), "p": [0.0] * 12}
     ready.send_pair(time.time_ns(), pair.left, pair.right, pair.rig, infos={"right": bad})
     ready.wait(lambda: len(ready.received["detections"]) == 1)
-    swapped = {side: camera_info_fields(pair.rig, other, 1242, 375)
-               for side, other in (("left", "right"), ("right", "left"))}
+    swapped = {
+        side: camera_info_fields(pair.rig, other, 1242, 375) for side, other in (("left", "right"), ("right", "left"))
+    }
     ready.send_pair(time.time_ns(), pair.left, pair.right, pair.rig, infos=swapped)
-    ready.wait_for_status("encoder_node: stereo input", lambda level, message, values:
-                          level == ERROR and "baseline" in message and "are the views swapped" in message)
+    ready.wait_for_status(
+        "encoder_node: stereo input",
+        lambda level, message, values: level == ERROR and "baseline" in message and "are the views swapped" in message,
+    )
     expect_answer(ready, time.time_ns(), pair)
     assert len(ready.received["detections"]) == 2
 
@@ -267,18 +303,21 @@ def test_images_that_cannot_be_paired_are_counted_and_explained(ready, rendered)
         ready.publishers["left/image_rect"].publish(image_message(pair.left, start + i * 10**8))
         ready.publishers["right/image_rect"].publish(image_message(pair.right, start + i * 10**8 + 40_000_000))
         time.sleep(0.1)
-    status = ready.wait_for_status("encoder_node: stereo input", lambda level, message, values:
-                                   level == ERROR and "none can be paired" in message)
+    status = ready.wait_for_status(
+        "encoder_node: stereo input", lambda level, message, values: level == ERROR and "none can be paired" in message
+    )
     assert "40.0 ms apart" in status[1] and "sync_tolerance" in status[1]
     expect_answer(ready, start + 10**10, pair)
-    ready.wait_for_status("encoder_node: stereo input", lambda level, message, values:
-                          int(values.get("dropped_left_unmatched", 0)) >= 5)
+    ready.wait_for_status(
+        "encoder_node: stereo input", lambda level, message, values: int(values.get("dropped_left_unmatched", 0)) >= 5
+    )
 
 
 def image_message(image, stamp):
     from rclpy.time import Time
     from sensor_msgs.msg import Image
     from std_msgs.msg import Header
+
     header = Header(stamp=Time(nanoseconds=stamp).to_msg(), frame_id="camera_0_optical")
     return Image(header=header, **{**fields(image), "data": array.array("B", image.tobytes())})
 
@@ -293,7 +332,7 @@ def packet_message(data, sequence, session=77):
 def resealed(packet, offset, value):
     """The packet with other bytes at ``offset`` and a right check sum."""
     body = bytearray(packet[:-4])
-    body[offset:offset + len(value)] = value
+    body[offset : offset + len(value)] = value
     return bytes(body) + struct.pack("<I", zlib.crc32(bytes(body)))
 
 
@@ -321,38 +360,54 @@ def test_bad_packets_are_dropped_with_words_and_the_decoder_goes_on(ready, rende
     ready.wait(lambda: ready.received["detections"])
     assert [m.header.stamp.sec for m in ready.received["detections"]] == [sequence]
     expected = {f"refused_{kind}": "1" for kind in bad} | {"refused_NotAPacketError": "2"}
-    ready.wait_for_status("decoder_node: link", lambda level, message, values:
-                          {k: v for k, v in values.items() if k.startswith("refused_")} == expected)
-    for words in ("not a packet: expected it to start with", "packet cut off: expected",
-                  "packet damaged: expected CRC-32", "packet version: expected 1, got 99",
-                  "packet of another model: expected fingerprint",
-                  "expected 1 to 4194304 bytes, got 0"):
+    ready.wait_for_status(
+        "decoder_node: link",
+        lambda level, message, values: {k: v for k, v in values.items() if k.startswith("refused_")} == expected,
+    )
+    for words in (
+        "not a packet: expected it to start with",
+        "packet cut off: expected",
+        "packet damaged: expected CRC-32",
+        "packet version: expected 1, got 99",
+        "packet of another model: expected fingerprint",
+        "expected 1 to 4194304 bytes, got 0",
+    ):
         assert processes["decoder"].output.count(words) == 1, words
 
 
 def test_gaps_and_repetitions_are_counted_and_a_recording_may_start_over(ready, rendered, codec):
     pair = rendered[0]
     good = codec[0].encode(pair.left, pair.right, pair.rig).packet
-    before = {k: int(v) for k, v in ready.wait_for_status("decoder_node: link", lambda *_: True)[2].items()
-              if k in ("lost", "refused_duplicate")}
+    before = {
+        k: int(v)
+        for k, v in ready.wait_for_status("decoder_node: link", lambda *_: True)[2].items()
+        if k in ("lost", "refused_duplicate")
+    }
     for sequence in (0, 1, 4, 4, 5, 0, 1):
         ready.publishers["stereo_bitstream"].publish(packet_message(good, sequence, session=99))
     ready.wait(lambda: len(ready.received["detections"]) == 6)
     assert [m.header.stamp.sec for m in ready.received["detections"]] == [0, 1, 4, 5, 0, 1]
-    ready.wait_for_status("decoder_node: link", lambda level, message, values:
-                          int(values["lost"]) == before["lost"] + 2 and
-                          int(values["refused_duplicate"]) == before.get("refused_duplicate", 0) + 1)
+    ready.wait_for_status(
+        "decoder_node: link",
+        lambda level, message, values: (
+            int(values["lost"]) == before["lost"] + 2
+            and int(values["refused_duplicate"]) == before.get("refused_duplicate", 0) + 1
+        ),
+    )
 
 
 # ------------------------------------------------------------------------------------- parameters, silence, demand
+
 
 def test_rate_and_threshold_change_while_running(ready, rendered, codec):
     pair = rendered[0]
     assert ready.set_parameter("encoder_node", "rate", 5.0) == (True, "")
     try:
         expect_answer(ready, time.time_ns(), pair)
-        assert ready.received["stereo_bitstream"][-1].data.tobytes() == codec[0].encode(
-            pair.left, pair.right, pair.rig, rate=5.0).packet
+        assert (
+            ready.received["stereo_bitstream"][-1].data.tobytes()
+            == codec[0].encode(pair.left, pair.right, pair.rig, rate=5.0).packet
+        )
         successful, reason = ready.set_parameter("encoder_node", "rate", 5.5)
         assert not successful and "rate: expected 0 to 5 (or -1) for model tiny, got 5.5" in reason
         assert not ready.set_parameter("encoder_node", "rate", 99.0)[0]
@@ -377,12 +432,18 @@ def test_max_bitrate_lowers_the_rate_and_drops_what_cannot_be_sent(ready, render
         for _ in range(20):
             ready.send_pair(time.time_ns(), pair.left, pair.right, pair.rig)
             time.sleep(0.1)
-        _, _, values = ready.wait_for_status("encoder_node: encoding", lambda level, message, values:
-                                             values["max_bitrate"] == "25000" and "rate" in values
-                                             and float(values["rate"]) < 5.0)
-        ready.wait_for_status("encoder_node: encoding", lambda level, message, values:
-                              level == WARN and "to keep within max_bitrate" in message
-                              and int(values["dropped_max_bitrate"]) > 0)
+        _, _, values = ready.wait_for_status(
+            "encoder_node: encoding",
+            lambda level, message, values: (
+                values["max_bitrate"] == "25000" and "rate" in values and float(values["rate"]) < 5.0
+            ),
+        )
+        ready.wait_for_status(
+            "encoder_node: encoding",
+            lambda level, message, values: (
+                level == WARN and "to keep within max_bitrate" in message and int(values["dropped_max_bitrate"]) > 0
+            ),
+        )
         sent = len(ready.received["stereo_bitstream"])
         assert 2 <= sent < 20
     finally:
@@ -397,6 +458,7 @@ def test_silence_clears_the_boxes_once_and_is_told(ready, rendered):
     expect_answer(ready, time.time_ns(), rendered[0])
     ready.set_parameter("decoder_node", "timeout", 0.4)
     try:
+
         def empty():
             return [m for m in ready.received["detections"] if not m.detections]
 
@@ -404,8 +466,11 @@ def test_silence_clears_the_boxes_once_and_is_told(ready, rendered):
         boxes, last = ready.received["detections"][-2:]
         assert len(boxes.detections) > 0 and last is empty()[0]
         assert last.header.frame_id == boxes.header.frame_id and stamp_ns(last) >= stamp_ns(boxes) + 4 * 10**8
-        ready.wait(lambda: [len(m.markers) for m in ready.received["detection_markers"][-2:]] == [
-            1 + 2 * len(boxes.detections), 1])
+        ready.wait(
+            lambda: (
+                [len(m.markers) for m in ready.received["detection_markers"][-2:]] == [1 + 2 * len(boxes.detections), 1]
+            )
+        )
         level, message, _ = ready.wait_for_status("decoder_node: link", lambda level, *_: level == STALE)
         assert "no packet on /car/stereo_bitstream for" in message
         time.sleep(1.0)
@@ -421,6 +486,7 @@ def test_dead_cameras_are_told(ready):
 
 
 # --------------------------------------------------------------------------------------------- lifecycle and endings
+
 
 def change(graph, node, transition):
     client = graph.node.create_client(ChangeState, f"{node}/change_state")
@@ -466,17 +532,20 @@ def test_lifecycle_and_nothing_is_subscribed_while_nobody_listens(logs):
         graph.close()
 
 
-@pytest.mark.parametrize(("module", "parameters", "words"), [
-    ("encoder", {"model": "no-such-model"}, "encoder_node: cannot configure: model 'no-such-model' not found"),
-    ("decoder", {"model": TINY_MODEL, "device": "quantum"}, "decoder_node: cannot configure: device 'quantum'"),
-    ("encoder", {"sync": "sometimes"}, "parameter sync: expected one of exact, approximate, got 'sometimes'"),
-    ("encoder", {"rate": 3}, "parameter rate: expected a number with a decimal point in [-1, 15]"),
-    ("encoder", {"model": TINY_MODEL, "rate": 9.0}, "rate: expected 0 to 5 (or -1) for model tiny, got 9"),
-    ("decoder", {"queue_depth": 0}, "parameter queue_depth: expected an integer in [1, 1000]"),
-    ("kitti_player", {}, "parameter path: expected a KITTI folder or a bag, got nothing"),
-    ("kitti_player", {"path": "/no/such/folder"}, "/no/such/folder: expected a KITTI folder"),
-    ("kitti_player", {"path": "/no/such.mcap"}, "/no/such.mcap: no such bag"),
-])
+@pytest.mark.parametrize(
+    ("module", "parameters", "words"),
+    [
+        ("encoder", {"model": "no-such-model"}, "encoder_node: cannot configure: model 'no-such-model' not found"),
+        ("decoder", {"model": TINY_MODEL, "device": "quantum"}, "decoder_node: cannot configure: device 'quantum'"),
+        ("encoder", {"sync": "sometimes"}, "parameter sync: expected one of exact, approximate, got 'sometimes'"),
+        ("encoder", {"rate": 3}, "parameter rate: expected a number with a decimal point in [-1, 15]"),
+        ("encoder", {"model": TINY_MODEL, "rate": 9.0}, "rate: expected 0 to 5 (or -1) for model tiny, got 9"),
+        ("decoder", {"queue_depth": 0}, "parameter queue_depth: expected an integer in [1, 1000]"),
+        ("kitti_player", {}, "parameter path: expected a KITTI folder or a bag, got nothing"),
+        ("kitti_player", {"path": "/no/such/folder"}, "/no/such/folder: expected a KITTI folder"),
+        ("kitti_player", {"path": "/no/such.mcap"}, "/no/such.mcap: no such bag"),
+    ],
+)
 def test_bad_configuration_is_one_line_and_status_2(logs, module, parameters, words):
     node = NodeProcess(module, parameters, "/bad", logs)
     try:

@@ -22,8 +22,12 @@ PACKAGE = ElementTree.parse(ROOT / "package.xml").getroot()
 DATA_FOLDERS = ("config", "launch", "models", "rviz")
 
 # Modules whose distribution, or whose ROS package, has another name.
-DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "lightning_fabric": "lightning-fabric",
-                 "yaml": "PyYAML"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "cv2": "opencv-python-headless",
+    "lightning_fabric": "lightning-fabric",
+    "yaml": "PyYAML",
+}
 
 
 def dependencies(*tags: str) -> set[str]:
@@ -37,14 +41,18 @@ def requirements(name: str) -> set[str]:
 
 def prefix_of(package: str) -> Path:
     prefixes = os.environ.get("AMENT_PREFIX_PATH", sys.prefix).split(os.pathsep)
-    found = [Path(prefix) for prefix in prefixes
-             if (Path(prefix) / "share/ament_index/resource_index/packages" / package).exists()]
+    found = [
+        Path(prefix)
+        for prefix in prefixes
+        if (Path(prefix) / "share/ament_index/resource_index/packages" / package).exists()
+    ]
     if not found:
         pytest.skip(f"{package} is not installed in this environment: start the tests with ./run test or colcon test")
     return found[0]
 
 
 # --------------------------------------------------------------------------------------------------------- declarations
+
 
 def test_package_xml_declares_an_interface_package_built_by_cmake():
     assert PACKAGE.get("format") == "3"
@@ -88,8 +96,11 @@ def test_every_ros_dependency_is_used():
     text = "".join(path.read_text() for folder in ("sicm_ros", "launch") for path in (ROOT / folder).rglob("*.py"))
     # What is needed without being named in Python: the runtime of the messages, and the command `ros2 launch`.
     named = dependencies("depend", "exec_depend") - {"rosidl_default_runtime", "ros2launch"}
-    assert [name for name in sorted(named) if not name.startswith("python3-")
-            and not re.search(rf"(?:import|from) {name}\b|package=\"{name}\"", text)] == []
+    assert [
+        name
+        for name in sorted(named)
+        if not name.startswith("python3-") and not re.search(rf"(?:import|from) {name}\b|package=\"{name}\"", text)
+    ] == []
 
 
 def test_every_requirement_is_pinned_once():
@@ -104,12 +115,19 @@ def test_every_requirement_is_pinned_once():
 
 
 def test_every_source_file_names_its_licence():
-    files = [path for folder in ("sicm_ros", "test", "launch", "cmake") for path in (ROOT / folder).rglob("*")
-             if path.suffix in (".py", ".cmake")]
+    files = [
+        path
+        for folder in ("sicm_ros", "test", "launch", "cmake")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".cmake")
+    ]
     files += [ROOT / name for name in ("setup.py", "run", "CMakeLists.txt")]
     assert len(files) > 20
-    assert [str(path) for path in files
-            if path.stat().st_size and "SPDX-License-Identifier: Apache-2.0" not in path.read_text()[:200]] == []
+    assert [
+        str(path)
+        for path in files
+        if path.stat().st_size and "SPDX-License-Identifier: Apache-2.0" not in path.read_text()[:200]
+    ] == []
 
 
 def test_links_in_the_documentation_resolve():
@@ -123,21 +141,25 @@ def test_links_in_the_documentation_resolve():
 
 # ------------------------------------------------------------------------------------------------------------- messages
 
+
 def test_cmake_builds_every_message():
     for folder in (ROOT, ROOT / "interfaces/vision_msgs"):
         listed = re.findall(r"^\s+(msg/\w+\.msg)$", (folder / "CMakeLists.txt").read_text(), re.MULTILINE)
         assert listed == sorted(str(path.relative_to(folder)) for path in folder.glob("msg/*.msg"))
 
 
-@pytest.mark.parametrize(("package", "message", "type_hash"), [
-    # Those of the genuine vision_msgs 4.1.1: with any other hash, a genuine subscriber is not found.
-    ("vision_msgs", "Detection3DArray", "793f5eab9595ac1c0da07873cc859db42eae51f0ee76056db8562515d830e018"),
-    ("vision_msgs", "LabelInfo", "3d37df4015cdf660cc851c51897f2acd957e1ca6205ba0a99aebffb9406b0783"),
-    ("vision_msgs", "VisionInfo", "95d3116a17484ad91c9a2686e1d54890bbfc3ff6c6a2de137738c4950d45d284"),
-    # Ours: a change ends the exchange with every vehicle that has the older package, so it is to be a decision.
-    ("sicm_ros", "StereoBitstream", "5897201282874adb6a39272bec1d0b5224e05599ffa872f07b50d0ee20af5468"),
-    ("sicm_ros", "CodecInfo", "0bfcfff002179c6f8ce47e53ca5edfc6b67eb74767561185ba02476d9c44a568"),
-])
+@pytest.mark.parametrize(
+    ("package", "message", "type_hash"),
+    [
+        # Those of the genuine vision_msgs 4.1.1: with any other hash, a genuine subscriber is not found.
+        ("vision_msgs", "Detection3DArray", "793f5eab9595ac1c0da07873cc859db42eae51f0ee76056db8562515d830e018"),
+        ("vision_msgs", "LabelInfo", "3d37df4015cdf660cc851c51897f2acd957e1ca6205ba0a99aebffb9406b0783"),
+        ("vision_msgs", "VisionInfo", "95d3116a17484ad91c9a2686e1d54890bbfc3ff6c6a2de137738c4950d45d284"),
+        # Ours: a change ends the exchange with every vehicle that has the older package, so it is to be a decision.
+        ("sicm_ros", "StereoBitstream", "5897201282874adb6a39272bec1d0b5224e05599ffa872f07b50d0ee20af5468"),
+        ("sicm_ros", "CodecInfo", "0bfcfff002179c6f8ce47e53ca5edfc6b67eb74767561185ba02476d9c44a568"),
+    ],
+)
 def test_type_hashes(package, message, type_hash):
     description = prefix_of(package) / "share" / package / "msg" / f"{message}.json"
     hashes = {entry["type_name"]: entry["hash_string"] for entry in json.loads(description.read_text())["type_hashes"]}
@@ -149,6 +171,7 @@ def test_messages_survive_serialisation():
     from array import array
 
     from sicm_ros.msg import CodecInfo, StereoBitstream
+
     packet = StereoBitstream(session=2**64 - 1, sequence=7, entropy_ms=1.5, data=array("B", range(256)))
     packet.right_stamp.nanosec = 999_999_999
     back = serialization.deserialize_message(serialization.serialize_message(packet), StereoBitstream)
@@ -159,23 +182,45 @@ def test_messages_survive_serialisation():
 
 # --------------------------------------------------------------------------------------------------------- installation
 
+
 def test_cmake_installs_every_data_folder():
     (listed,) = re.findall(r"install\(DIRECTORY ([\w ]+) DESTINATION share/", (ROOT / "CMakeLists.txt").read_text())
     assert tuple(listed.split()) == DATA_FOLDERS
     # Whoever adds a folder at the top decides here whether it is installed.
-    others = {"benchmarks", "build", "cmake", "data", "docs", "install", "interfaces", "log", "msg", "out",
-              "requirements", "runs", "sicm_ros", "test"}
+    others = {
+        "benchmarks",
+        "build",
+        "cmake",
+        "data",
+        "docs",
+        "install",
+        "interfaces",
+        "log",
+        "msg",
+        "out",
+        "requirements",
+        "runs",
+        "sicm_ros",
+        "test",
+    }
     folders = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] not in "._"}
     assert {name for name in folders if not name.endswith(".egg-info")} <= others | set(DATA_FOLDERS)
 
 
 def test_every_data_file_is_installed():
     share = prefix_of("sicm_ros") / "share/sicm_ros"
-    sources = [path for folder in DATA_FOLDERS for path in (ROOT / folder).rglob("*")
-               if path.is_file() and "__pycache__" not in path.parts]
-    missing = [str(path.relative_to(ROOT)) for path in sources
-               if not (share / path.relative_to(ROOT)).is_file()
-               or (share / path.relative_to(ROOT)).stat().st_size != path.stat().st_size]
+    sources = [
+        path
+        for folder in DATA_FOLDERS
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    ]
+    missing = [
+        str(path.relative_to(ROOT))
+        for path in sources
+        if not (share / path.relative_to(ROOT)).is_file()
+        or (share / path.relative_to(ROOT)).stat().st_size != path.stat().st_size
+    ]
     assert missing == []
 
 
@@ -191,8 +236,22 @@ def test_every_executable_has_its_main():
 
 # ------------------------------------------------------------------------------------------------------------------ run
 
-TOOLS = ("bash", "cat", "dirname", "env", "find", "flock", "grep", "mkdir", "paste", "rm", "sed", "sha256sum", "sort",
-         "tr")
+TOOLS = (
+    "bash",
+    "cat",
+    "dirname",
+    "env",
+    "find",
+    "flock",
+    "grep",
+    "mkdir",
+    "paste",
+    "rm",
+    "sed",
+    "sha256sum",
+    "sort",
+    "tr",
+)
 
 
 @pytest.fixture
@@ -270,6 +329,7 @@ def test_run_refuses_an_environment_of_another_ros(project):
 def test_run_help_lists_the_commands_of_sicm(project):
     typer = pytest.importorskip("typer")
     from sicm_ros.cli import app
+
     commands = set(typer.main.get_command(app).commands)
     listed = re.search(r"any command of sicm: ([\w, \n]+);", start(project).stdout).group(1)
     assert set(listed.replace(",", " ").split()) | {"demo"} == commands

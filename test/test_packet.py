@@ -110,19 +110,22 @@ def test_other_model() -> None:
     refused(forged(5, "Q", 1), WrongModelError, r"expected fingerprint \w{16} \(tiny\), got 0000000000000001")
 
 
-@pytest.mark.parametrize("offset, fmt, values, match", [
-    (13, "H", (5 * 1024 + 1,), "packet rate: expected 0 to 5, got 5.0"),
-    (15, "H", (0,), "packet geometry: expected positive sizes"),
-    (19, "H", (375,), "packet geometry: expected positive sizes and crop_top < source_height"),
-    (19, "H", (21,), r"packet geometry: expected network size and crop \(288, 96, 20\), got \(288, 96, 21\)"),
-    (21, "H", (65535,), "packet geometry: expected network size"),
-    (25, "f", (float("nan"),), "packet rig: every value must be finite"),
-    (25, "f", (-700.0,), "packet rig: focal lengths must be positive"),
-    (25, "f", (1e-30,), "packet rig: "),
-    (33, "f", (3e38,), "packet rig: "),
-    (53, "f", (339.0,), "packet rig: baseline .* must be positive"),
-    (53, "f", (-3e38,), "packet rig: expected focal lengths"),
-])
+@pytest.mark.parametrize(
+    "offset, fmt, values, match",
+    [
+        (13, "H", (5 * 1024 + 1,), "packet rate: expected 0 to 5, got 5.0"),
+        (15, "H", (0,), "packet geometry: expected positive sizes"),
+        (19, "H", (375,), "packet geometry: expected positive sizes and crop_top < source_height"),
+        (19, "H", (21,), r"packet geometry: expected network size and crop \(288, 96, 20\), got \(288, 96, 21\)"),
+        (21, "H", (65535,), "packet geometry: expected network size"),
+        (25, "f", (float("nan"),), "packet rig: every value must be finite"),
+        (25, "f", (-700.0,), "packet rig: focal lengths must be positive"),
+        (25, "f", (1e-30,), "packet rig: "),
+        (33, "f", (3e38,), "packet rig: "),
+        (53, "f", (339.0,), "packet rig: baseline .* must be positive"),
+        (53, "f", (-3e38,), "packet rig: expected focal lengths"),
+    ],
+)
 def test_implausible_fields(offset: int, fmt: str, values: tuple[float, ...], match: str) -> None:
     refused(forged(offset, fmt, *values), ImplausiblePacketError, match)
 
@@ -131,15 +134,19 @@ def test_implausible_payload() -> None:
     payload = bytes(10_000)
     body = bytearray(GOOD[:73])
     struct.pack_into("<I", body, 65, len(payload))
-    refused(with_crc(bytes(body) + payload), ImplausiblePacketError,
-            "packet payload: expected at most 692 bytes, got 10000")
+    refused(
+        with_crc(bytes(body) + payload), ImplausiblePacketError, "packet payload: expected at most 692 bytes, got 10000"
+    )
 
 
 def test_forged_symbols() -> None:
     refused(forged(69, "I", 0), SymbolMismatchError, "packet symbols: expected hash 00000000")
     for position in range(73, len(GOOD) - 4, 5):
-        refused(forged(position, "B", GOOD[position] ^ 0x55), SymbolMismatchError,
-                "both ends computed different|expected a payload that ends with them")
+        refused(
+            forged(position, "B", GOOD[position] ^ 0x55),
+            SymbolMismatchError,
+            "both ends computed different|expected a payload that ends with them",
+        )
     # The same symbols, and something after them.
     body = bytearray(GOOD[:-4] + b"\x01\x02\x03\x04")
     struct.pack_into("<I", body, 65, len(body) - 73)
@@ -162,7 +169,7 @@ def test_any_forged_header_gives_boxes_or_a_typed_error(data: st.DataObject) -> 
     for _ in range(data.draw(st.integers(1, 3))):
         start = data.draw(st.integers(13, 72))
         chunk = data.draw(st.binary(min_size=1, max_size=8))
-        body[start:start + len(chunk)] = chunk
+        body[start : start + len(chunk)] = chunk
     try:
         decoded = DECODER.decode(with_crc(bytes(body)))
     except PacketError as e:

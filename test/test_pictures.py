@@ -23,8 +23,9 @@ from sicm_ros.evaluation.pictures import (
 )
 from sicm_ros.geometry import Object3D, StereoRig, project
 
-RIG = StereoRig(721.5377, 721.5377, 609.5593, 172.854, (44.85728, 0.2163791, 0.002745884),
-                (-339.5242, 2.199936, 0.002729905))
+RIG = StereoRig(
+    721.5377, 721.5377, 609.5593, 172.854, (44.85728, 0.2163791, 0.002745884), (-339.5242, 2.199936, 0.002729905)
+)
 GREY = np.full((375, 1242, 3), 128, np.uint8)
 CAR = Object3D("Car", (0, 0, 0, 0), 1.5, 1.6, 4.0, 1.0, 1.7, 15.0, -1.2, -1.2, score=0.87)
 DONT_CARE = Object3D("DontCare", (690, 140, 810, 230), -1, -1, -1, -1000, -1000, -1000, -10, -10)
@@ -36,7 +37,7 @@ def changed(picture: np.ndarray) -> np.ndarray:
 
 def near_colour(picture: np.ndarray, uv: np.ndarray, colour, tolerance=60) -> bool:
     u, v = np.round(uv).astype(int)
-    patch = picture[max(v - 1, 0):v + 2, max(u - 1, 0):u + 2].astype(int)
+    patch = picture[max(v - 1, 0) : v + 2, max(u - 1, 0) : u + 2].astype(int)
     return bool((np.abs(patch - np.array(colour)).max(-1) < tolerance).any())
 
 
@@ -55,9 +56,9 @@ def test_lines_pass_through_the_projected_corners():
     hits = [near_colour(picture, corner, CLASS_COLOURS["Car"]) for corner in uv]
     assert sum(hits) >= 7
     box = changed(picture)
-    rows, columns = np.nonzero(box[round(uv[:, 1].min()):])
+    rows, columns = np.nonzero(box[round(uv[:, 1].min()) :])
     assert [columns.min(), columns.max()] == pytest.approx([uv[:, 0].min(), uv[:, 0].max()], abs=4)
-    assert not box[math.ceil(uv[:, 1].max()) + 4:].any()
+    assert not box[math.ceil(uv[:, 1].max()) + 4 :].any()
 
 
 def test_labels_are_thin_and_of_their_own_colour():
@@ -82,15 +83,23 @@ def test_the_front_is_the_filled_face():
 
 @pytest.mark.parametrize("where", [{"z": -6.0}, {"z": -2.2}, {"x": 60.0, "z": 20.0}, {"x": -90.0, "z": 5.0}])
 def test_boxes_out_of_sight_leave_no_mark(where):
-    picture = draw_boxes(GREY, [replace(CAR, rotation_y=0.0, width=1.6, length=4.0, **where)], RIG,
-                         [replace(CAR, rotation_y=0.0, **where)])
+    picture = draw_boxes(
+        GREY,
+        [replace(CAR, rotation_y=0.0, width=1.6, length=4.0, **where)],
+        RIG,
+        [replace(CAR, rotation_y=0.0, **where)],
+    )
     assert not changed(picture).any()
 
 
-@pytest.mark.parametrize("box", [
-    replace(CAR, x=-2.0, z=1.0, rotation_y=-math.pi / 2), replace(CAR, x=1.9, z=1.8, rotation_y=-1.3),
-    replace(CAR, label="Truck", x=3.5, z=3.0, length=10.0, height=3.2, rotation_y=-1.5),
-])
+@pytest.mark.parametrize(
+    "box",
+    [
+        replace(CAR, x=-2.0, z=1.0, rotation_y=-math.pi / 2),
+        replace(CAR, x=1.9, z=1.8, rotation_y=-1.3),
+        replace(CAR, label="Truck", x=3.5, z=3.0, length=10.0, height=3.2, rotation_y=-1.5),
+    ],
+)
 def test_a_box_partly_behind_the_camera_shows_exactly_its_front_part(box):
     picture = draw_boxes(GREY, [box], RIG)
     # Points all over the box's faces; those before the camera are where the picture may change, and nowhere else.
@@ -110,18 +119,33 @@ def test_a_box_partly_behind_the_camera_shows_exactly_its_front_part(box):
     # Left of the box's leftmost point or right of its rightmost one nothing may be drawn (its tag apart).
     columns = np.nonzero(inside.any(0))[0]
     below_tag = touched[40:]
-    assert not below_tag[:, :max(columns.min() - 12, 0)].any() and not below_tag[:, columns.max() + 12:].any()
+    assert not below_tag[:, : max(columns.min() - 12, 0)].any() and not below_tag[:, columns.max() + 12 :].any()
 
 
 coordinates = st.floats(-100, 100)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.builds(Object3D, label=st.sampled_from(["Car", "Pedestrian", "Zeppelin"]),
-                          bbox=st.just((0, 0, 1, 1)), height=st.floats(0, 9), width=st.floats(0, 9),
-                          length=st.floats(0, 30) | st.floats(0, 1e12),
-                          x=coordinates, y=coordinates, z=coordinates, rotation_y=st.floats(-9, 9), alpha=st.just(0.0),
-                          score=st.none() | st.floats(0, 1)), max_size=4), st.sampled_from([(375, 1242), (60, 90)]))
+@given(
+    st.lists(
+        st.builds(
+            Object3D,
+            label=st.sampled_from(["Car", "Pedestrian", "Zeppelin"]),
+            bbox=st.just((0, 0, 1, 1)),
+            height=st.floats(0, 9),
+            width=st.floats(0, 9),
+            length=st.floats(0, 30) | st.floats(0, 1e12),
+            x=coordinates,
+            y=coordinates,
+            z=coordinates,
+            rotation_y=st.floats(-9, 9),
+            alpha=st.just(0.0),
+            score=st.none() | st.floats(0, 1),
+        ),
+        max_size=4,
+    ),
+    st.sampled_from([(375, 1242), (60, 90)]),
+)
 def test_any_boxes_can_be_drawn(objects, shape):
     image = np.zeros((*shape, 3), np.uint8)
     assert draw_boxes(image, objects, RIG, objects).shape == image.shape
@@ -131,15 +155,16 @@ def test_any_boxes_can_be_drawn(objects, shape):
 def test_distant_tags_do_not_cover_each_other():
     row = [replace(CAR, z=20.0 + 2 * i) for i in range(12)]
     picture = draw_boxes(GREY, row, RIG)
-    assert changed(picture)[:120].any()      # stacked upward
+    assert changed(picture)[:120].any()  # stacked upward
     assert not changed(picture)[:2].any()
 
 
 # ----------------------------------------------------------------------------------------------------------- from above
 
+
 def test_a_box_from_above_is_where_it_is_and_points_where_it_drives():
     panel = birds_eye([replace(CAR, x=-8.0, z=30.0, rotation_y=0.0, length=6.0)], reach=50.0)
-    is_car = (np.abs(panel.astype(int) - CLASS_COLOURS["Car"]).max(-1) < 40)
+    is_car = np.abs(panel.astype(int) - CLASS_COLOURS["Car"]).max(-1) < 40
     rows, columns = np.nonzero(is_car)
     scale = (560 - 26 - 14) / 50.0
     # The tick out of its front (+x, to the right) moves the mark's right end, not its left.
@@ -160,12 +185,13 @@ def test_the_reach_grows_with_the_objects_up_to_90_m():
 
 # -------------------------------------------------------------------------------------------------------------- figures
 
+
 def test_a_figure_joins_image_and_view_from_above():
     figure = detection_figure(GREY, [CAR], RIG, [CAR, DONT_CARE], "000107   3412 bytes")
     assert figure.dtype == np.uint8 and figure.shape == (FIGURE_HEIGHT + 44, round(1242 * FIGURE_HEIGHT / 375) + 526, 3)
     header = figure[:44].astype(int)
-    assert (header[:, :400] > 200).any()                                                    # the title
-    for colour in (CLASS_COLOURS["Car"], LABEL_COLOUR):                                     # the legend
+    assert (header[:, :400] > 200).any()  # the title
+    for colour in (CLASS_COLOURS["Car"], LABEL_COLOUR):  # the legend
         assert (np.abs(header[:, 1500:] - colour).max(-1) < 3).any()
 
 

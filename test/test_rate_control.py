@@ -56,7 +56,7 @@ class Camera:
         self.time += nanoseconds
         self.reading += nanoseconds - jump_back
 
-    def frame(self, max_bitrate: float, size, preferred: float = HIGHEST, coding_ns: int = 0) -> Frame:    # noqa: ANN001
+    def frame(self, max_bitrate: float, size, preferred: float = HIGHEST, coding_ns: int = 0) -> Frame:  # noqa: ANN001
         def encode_at(rate: float) -> Packet:
             assert 0 <= rate <= min(preferred, HIGHEST)
             self.wait(coding_ns)
@@ -66,8 +66,19 @@ class Camera:
         self.frames.append(Frame(self.time, max_bitrate, decision))
         return self.frames[-1]
 
-    def run(self, max_bitrate, bytes_at_0, *, hz=10.0, seconds=20.0, slope=0.25, noise=0.05, jitter=0.0,    # noqa: ANN001
-            preferred=HIGHEST, seed=0) -> list[Frame]:    # noqa: ANN001
+    def run(
+        self,
+        max_bitrate,
+        bytes_at_0,
+        *,
+        hz=10.0,
+        seconds=20.0,
+        slope=0.25,
+        noise=0.05,
+        jitter=0.0,  # noqa: ANN001
+        preferred=HIGHEST,
+        seed=0,
+    ) -> list[Frame]:  # noqa: ANN001
         """Frames of ``bytes_at_0`` (a number, or of the frame's index) at rate 0, times exp(slope * rate)."""
         rng, start, begin = random.Random(seed), self.time, len(self.frames)
         for i in range(int(seconds * hz)):
@@ -102,23 +113,32 @@ def rates(frames: list[Frame]) -> list[float]:
 BUDGETS = st.one_of(st.just(0.0), st.floats(1.0, 5e6), st.sampled_from([40e3, 150e3, 300e3, 1e6]))
 INTERVALS = st.one_of(st.integers(0, 2 * SECOND), st.sampled_from([1, SECOND // 30, SECOND // 10, SECOND - 1, SECOND]))
 SIZES = st.one_of(st.integers(77, 40_000), st.sampled_from([77, 990, 991, 2000, 5000]))
-EVENTS = st.lists(st.tuples(
-    INTERVALS, st.one_of(st.just(0), st.integers(0, 100 * SECOND)), BUDGETS | st.none(), st.floats(-1, 2 * HIGHEST),
-    st.lists(SIZES, min_size=MAX_TRIES, max_size=MAX_TRIES), st.integers(0, SECOND // 5)), max_size=80)
+EVENTS = st.lists(
+    st.tuples(
+        INTERVALS,
+        st.one_of(st.just(0), st.integers(0, 100 * SECOND)),
+        BUDGETS | st.none(),
+        st.floats(-1, 2 * HIGHEST),
+        st.lists(SIZES, min_size=MAX_TRIES, max_size=MAX_TRIES),
+        st.integers(0, SECOND // 5),
+    ),
+    max_size=80,
+)
 
 
 @settings(max_examples=400, deadline=None)
 @given(BUDGETS, EVENTS)
 @example(150e3, [(SECOND // 10, 0, None, 0.0, [900] * MAX_TRIES, 0)] * 60)
-@example(0.0, [(SECOND // 10, 0, None, 5.0, [20_000] * MAX_TRIES, 0)] * 9
-         + [(1, 0, 150e3, 5.0, [77] * MAX_TRIES, 0)] * 9)
+@example(
+    0.0, [(SECOND // 10, 0, None, 5.0, [20_000] * MAX_TRIES, 0)] * 9 + [(1, 0, 150e3, 5.0, [77] * MAX_TRIES, 0)] * 9
+)
 def test_no_second_holds_more_than_the_budget(budget, events):
     """Whatever the sizes (even such as have nothing to do with the rate), times, clock jumps and budgets are."""
     camera = Camera()
     for interval, back, change, preferred, sizes, coding in events:
         budget = budget if change is None else change
         camera.wait(interval, back)
-        left = iter(sizes)                                     # StopIteration: more tries than allowed
+        left = iter(sizes)  # StopIteration: more tries than allowed
         frame = camera.frame(budget, lambda rate, left=left: next(left), max(preferred, 0.0), coding)
         decision = frame.decision
         assert 1 <= len(decision.tries) <= MAX_TRIES
@@ -132,8 +152,15 @@ def test_no_second_holds_more_than_the_budget(budget, events):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.floats(20e3, 2e6), st.floats(1, 40), st.floats(100, 5000), st.floats(0, 1), st.floats(0, 0.6),
-       st.floats(0, 2), st.integers(0, 99))
+@given(
+    st.floats(20e3, 2e6),
+    st.floats(1, 40),
+    st.floats(100, 5000),
+    st.floats(0, 1),
+    st.floats(0, 0.6),
+    st.floats(0, 2),
+    st.integers(0, 99),
+)
 def test_no_second_of_a_plausible_stream_exceeds_the_budget(budget, hz, base, slope, noise, jitter, seed):
     frames = Camera().run(budget, base, hz=hz, seconds=4, slope=slope, noise=noise, jitter=jitter, seed=seed)
     assert all(bits <= limit for bits, limit in windows(frames))
@@ -177,13 +204,15 @@ def test_what_was_sent_without_a_budget_counts_when_one_comes():
 
 # ------------------------------------------------------------------------------------------------- use and smoothness
 
-@pytest.mark.parametrize(("budget", "hz", "least"), [(200e3, 10, 0.8), (300e3, 10, 0.8), (700e3, 30, 0.88),
-                                                     (150e3, 5, 0.7)])
+
+@pytest.mark.parametrize(
+    ("budget", "hz", "least"), [(200e3, 10, 0.8), (300e3, 10, 0.8), (700e3, 30, 0.88), (150e3, 5, 0.7)]
+)
 @pytest.mark.parametrize("jitter", [0.0, 0.1])
 def test_the_budget_is_used_without_drops_or_jumps(budget, hz, least, jitter):
     frames = Camera().run(budget, 1200, hz=hz, seconds=30, jitter=jitter)
     assert all(f.decision.sent for f in frames)
-    settled = frames[5 * hz:]
+    settled = frames[5 * hz :]
     assert least < used(settled) <= 1
     steps = np.abs(np.diff(rates(settled)))
     assert steps.max() < 0.75 and steps.mean() < 0.12
@@ -207,7 +236,7 @@ def test_the_last_try_is_at_the_lowest_rate():
         camera.frame(0.0, lambda rate, size=size: size)
         camera.wait(3 * SECOND // 10)
 
-    def too_much(rate: float) -> int:            # but for the lowest rate
+    def too_much(rate: float) -> int:  # but for the lowest rate
         tried.append(rate)
         return 22_500 if rate else 100
 
@@ -273,6 +302,7 @@ def test_wire_bytes_are_those_that_were_captured(packet, measured):
 
 
 # ------------------------------------------------------------------------------------------------- with the encoder
+
 
 @pytest.fixture(scope="module")
 def encoder():

@@ -15,13 +15,18 @@ pytest.importorskip("sicm_ros.msg", reason="the messages of sicm_ros are not bui
 from sicm_ros.nodes import decoder, encoder, kitti_player  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
-NODES = {"encoder_node": encoder.PARAMETERS, "decoder_node": decoder.PARAMETERS,
-         "kitti_player_node": kitti_player.PARAMETERS}
+NODES = {
+    "encoder_node": encoder.PARAMETERS,
+    "decoder_node": decoder.PARAMETERS,
+    "kitti_player_node": kitti_player.PARAMETERS,
+}
 LAUNCH_FILES = sorted((ROOT / "launch").glob("*.launch.py"))
 
 
-@pytest.mark.parametrize(("file", "node"), [("vehicle.yaml", "encoder_node"), ("remote.yaml", "decoder_node"),
-                                            ("kitti_player.yaml", "kitti_player_node")])
+@pytest.mark.parametrize(
+    ("file", "node"),
+    [("vehicle.yaml", "encoder_node"), ("remote.yaml", "decoder_node"), ("kitti_player.yaml", "kitti_player_node")],
+)
 def test_parameter_files_hold_valid_values_of_the_node(file, node):
     specs = {spec.name: spec for spec in NODES[node]}
     values = yaml.safe_load((ROOT / "config" / file).read_text())["/**"]["ros__parameters"]
@@ -37,8 +42,13 @@ def test_parameter_files_hold_valid_values_of_the_node(file, node):
 
 def row(spec):
     default = str(spec.default).lower() if isinstance(spec.default, bool) else str(spec.default) or '""'
-    allowed = ", ".join(spec.choices) if spec.choices else "" if spec.minimum is None else \
-        f"{spec.minimum:g} to {spec.maximum:g}"
+    allowed = (
+        ", ".join(spec.choices)
+        if spec.choices
+        else ""
+        if spec.minimum is None
+        else f"{spec.minimum:g} to {spec.maximum:g}"
+    )
     return f"| `{spec.name}` | `{default}` | {allowed} | {'yes' if spec.runtime else ''} | {spec.description} |"
 
 
@@ -66,8 +76,11 @@ def test_launch_arguments_are_described_and_used(path):
     assert {"namespace", "model", "device", "log_level"} <= set(declared)
     for name in declared:
         assert constants.count(name) > 1, f"{name} is declared but not used"
-    assert {call.args[0].value for call in calls if getattr(call.func, "id", "") == "LaunchConfiguration"
-            and isinstance(call.args[0], ast.Constant)} <= set(declared)
+    assert {
+        call.args[0].value
+        for call in calls
+        if getattr(call.func, "id", "") == "LaunchConfiguration" and isinstance(call.args[0], ast.Constant)
+    } <= set(declared)
     executables = {k.value.value for call in calls for k in call.keywords if k.arg == "executable"}
     assert executables <= {*NODES, "rviz2"}
 
@@ -96,8 +109,9 @@ def test_dds_profiles_are_well_formed():
     sizes = {}
     for name in ("fastdds_lossy", "fastdds_images"):
         root = ElementTree.parse(ROOT / "config" / f"{name}.xml").getroot()
-        declared = {d.findtext("d:transport_id", namespaces=space): d
-                    for d in root.iterfind(".//d:transport_descriptor", space)}
+        declared = {
+            d.findtext("d:transport_id", namespaces=space): d for d in root.iterfind(".//d:transport_descriptor", space)
+        }
         used = [e.text for e in root.iterfind(".//d:userTransports/d:transport_id", space)]
         assert used and set(used) == set(declared)
         sizes[name] = {d.findtext("d:type", namespaces=space): d for d in declared.values()}

@@ -31,7 +31,11 @@ def drops(sync):
 def test_exact_pairs_in_any_arrival_order():
     sync = StereoSync()
     assert feed(sync, ("l", 0), ("r", 0), ("r", 100), ("l", 100), ("l", 200), ("l", 300), ("r", 200), ("r", 300)) == [
-        (0, 0), (100, 100), (200, 200), (300, 300)]
+        (0, 0),
+        (100, 100),
+        (200, 200),
+        (300, 300),
+    ]
     assert drops(sync) == {} and sync.pairs == 4
 
 
@@ -54,7 +58,10 @@ def test_approximate_takes_the_nearest_within_the_tolerance():
 def test_a_lost_image_is_counted_and_does_not_shift_the_pairs():
     sync = StereoSync(tolerance_s=0.010)
     assert feed(sync, ("l", 0), ("r", 1), ("l", 100), ("l", 200), ("r", 201), ("r", 301), ("l", 400), ("r", 401)) == [
-        (0, 1), (200, 201), (400, 401)]
+        (0, 1),
+        (200, 201),
+        (400, 401),
+    ]
     assert drops(sync) == {("left", "unmatched"): 1, ("right", "unmatched"): 1}
 
 
@@ -143,8 +150,9 @@ def test_invariants_under_any_input(sequence, tolerance, depth):
         assert sync.received[side] == sync.pairs + dropped + sync.waiting(side)
 
 
-@given(st.integers(1, 40), st.integers(0, 9), st.randoms(use_true_random=False),
-       st.sets(st.integers(0, 39), max_size=8))
+@given(
+    st.integers(1, 40), st.integers(0, 9), st.randoms(use_true_random=False), st.sets(st.integers(0, 39), max_size=8)
+)
 def test_every_complete_pair_is_found_whatever_the_interleaving(frames, jitter, random, lost):
     """Streams in order, 33 ms apart, right up to 9 ms off, some right images lost, arbitrary interleaving."""
     left = [("left", 33 * i) for i in range(frames)]

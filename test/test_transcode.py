@@ -78,8 +78,14 @@ def test_packets_become_boxes_and_stay(bag, tmp_path):
     transcode(bag, tmp_path / "packets", model=TINY, namespace="car1", storage="mcap")
     done = transcode(tmp_path / "packets", tmp_path / "boxes", "detections", TINY, threshold=0.0)
     found = read(tmp_path / "boxes")
-    assert {"/car1/stereo_bitstream", "/car1/codec_info", "/car1/detections", "/car1/detection_markers",
-            "/car1/label_info", "/tf_static"} <= set(found)
+    assert {
+        "/car1/stereo_bitstream",
+        "/car1/codec_info",
+        "/car1/detections",
+        "/car1/detection_markers",
+        "/car1/label_info",
+        "/tf_static",
+    } <= set(found)
     decoder = StereoDecoder(TINY, score_threshold=0.0)
     boxes = [decoder.decode(bytes(m.data)).objects for _, m in found["/car1/stereo_bitstream"]]
     assert sum(map(len, boxes)) == done.boxes > 0
@@ -124,6 +130,7 @@ def test_processes_share_the_work_and_keep_the_order(bag, tmp_path):
 
 def test_a_damaged_packet_is_dropped_and_counted(bag, tmp_path):
     from sicm_ros.nodes.bag import BagWriter
+
     transcode(bag, tmp_path / "good", model=TINY)
     with open_bag(tmp_path / "good") as reader, BagWriter(tmp_path / "bad") as writer:
         for connection, stamp, raw in reader.messages():

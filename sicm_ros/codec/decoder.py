@@ -42,8 +42,9 @@ class DecodedPair:
 class StereoDecoder:
     """Decodes packets of one model. ``score_threshold`` (None: the model's) may be set at any time."""
 
-    def __init__(self, model: str | Path | StoredModel, device: str | torch.device = "cpu",
-                 score_threshold: float | None = None) -> None:
+    def __init__(
+        self, model: str | Path | StoredModel, device: str | torch.device = "cpu", score_threshold: float | None = None
+    ) -> None:
         self.model = open_model(model, "remote", device)
         self._coder = RangeCoder(self.model.tables)
         default = self.model.config.analysis.score_threshold
@@ -54,12 +55,16 @@ class StereoDecoder:
         header = read_header(data)
         model, config = self.model, self.model.config
         if header.fingerprint != model.fingerprint:
-            raise WrongModelError(f"packet of another model: expected fingerprint {model.fingerprint:016x} "
-                                  f"({model.name}), got {header.fingerprint:016x}")
+            raise WrongModelError(
+                f"packet of another model: expected fingerprint {model.fingerprint:016x} "
+                f"({model.name}), got {header.fingerprint:016x}"
+            )
         expected = (config.width, config.height, config.crop_top)
         if (header.width, header.height, header.crop_top) != expected:
-            raise ImplausiblePacketError(f"packet geometry: expected network size and crop {expected}, got "
-                                         f"{(header.width, header.height, header.crop_top)}")
+            raise ImplausiblePacketError(
+                f"packet geometry: expected network size and crop {expected}, got "
+                f"{(header.width, header.height, header.crop_top)}"
+            )
         if header.rate_index > (config.rates - 1) * RATE_STEPS:
             raise ImplausiblePacketError(f"packet rate: expected 0 to {config.rates - 1}, got {header.rate:g}")
         # No symbol takes more than the 24 bits of the coder's precision.
@@ -74,12 +79,15 @@ class StereoDecoder:
         header, payload = self._checked(data)
         decoded = prior.decompress(payload, self._coder, net.entropy_model.integer_prior(), model.config.latent_size)
         if decoded.symbol_hash != header.symbol_hash:
-            raise SymbolMismatchError(f"packet symbols: expected hash {header.symbol_hash:08x}, got "
-                                      f"{decoded.symbol_hash:08x}; both ends computed different probabilities, or the "
-                                      "packet was forged")
+            raise SymbolMismatchError(
+                f"packet symbols: expected hash {header.symbol_hash:08x}, got "
+                f"{decoded.symbol_hash:08x}; both ends computed different probabilities, or the "
+                "packet was forged"
+            )
         if not decoded.complete:
-            raise SymbolMismatchError("packet symbols: expected a payload that ends with them, got one that does "
-                                      "not; the packet was forged")
+            raise SymbolMismatchError(
+                "packet symbols: expected a payload that ends with them, got one that does not; the packet was forged"
+            )
         clock.lap("entropy")
         latents = net.entropy_model.inverse_gain(decoded.left, decoded.right, header.rate)
         features = net.reconstruct(*latents)

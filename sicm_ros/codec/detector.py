@@ -18,8 +18,9 @@ from .encoder import prepare
 __all__ = ["StereoDetector", "analyse"]
 
 
-def analyse(model: StoredModel, features: StereoFeatures, transform: InputTransform, rig: StereoRig,
-            score_threshold: float) -> list[Object3D]:
+def analyse(
+    model: StoredModel, features: StereoFeatures, transform: InputTransform, rig: StereoRig, score_threshold: float
+) -> list[Object3D]:
     """Boxes found in the features of one pair, best first. ``rig`` is that of the camera images."""
     analysis, config = model.net.analysis, model.config
     rigs = rig_tensor([transform.rig(rig)], model.device)
@@ -30,8 +31,9 @@ def analyse(model: StoredModel, features: StereoFeatures, transform: InputTransf
 class StereoDetector:
     """The detector without the codec: what compression is compared with. Raises ModelError and InputError."""
 
-    def __init__(self, model: str | Path | StoredModel, device: str | torch.device = "cpu",
-                 score_threshold: float | None = None) -> None:
+    def __init__(
+        self, model: str | Path | StoredModel, device: str | torch.device = "cpu", score_threshold: float | None = None
+    ) -> None:
         self.model = open_model(model, "both", device)
         default = self.model.config.analysis.score_threshold
         self.score_threshold = default if score_threshold is None else score_threshold

@@ -82,8 +82,10 @@ def check_pair(left: np.ndarray, right: np.ndarray) -> None:
             what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
             raise InputError(f"{side} image: expected uint8 RGB of shape (height, width, 3), got {what}")
     if left.shape != right.shape:
-        raise InputError(f"left and right image: expected equal sizes, got {left.shape[1]}x{left.shape[0]} and "
-                         f"{right.shape[1]}x{right.shape[0]}")
+        raise InputError(
+            f"left and right image: expected equal sizes, got {left.shape[1]}x{left.shape[0]} and "
+            f"{right.shape[1]}x{right.shape[0]}"
+        )
 
 
 def prepare(left: np.ndarray, right: np.ndarray, model: StoredModel) -> tuple[Tensor, Tensor, InputTransform]:
@@ -104,8 +106,9 @@ class StereoEncoder:
     ``rate`` (None: the model's default) is in [0, len(model.rates) - 1]; 0 gives the fewest bits, others lie between.
     """
 
-    def __init__(self, model: str | Path | StoredModel, device: str | torch.device = "cpu",
-                 rate: float | None = None) -> None:
+    def __init__(
+        self, model: str | Path | StoredModel, device: str | torch.device = "cpu", rate: float | None = None
+    ) -> None:
         self.model = open_model(model, "vehicle", device)
         self._coder = RangeCoder(self.model.tables)
         self.rate = self._checked(self.model.config.default_rate if rate is None else rate)
@@ -122,8 +125,15 @@ class StereoEncoder:
             self._checked(rate)
         return self.encode_latents(self.analyse(left, right, rig), rate)
 
-    def encode_within(self, left: np.ndarray, right: np.ndarray, rig: StereoRig, controller: RateController,
-                      max_bitrate: float, preferred_rate: float | None = None) -> RateDecision[EncodedPair]:
+    def encode_within(
+        self,
+        left: np.ndarray,
+        right: np.ndarray,
+        rig: StereoRig,
+        controller: RateController,
+        max_bitrate: float,
+        preferred_rate: float | None = None,
+    ) -> RateDecision[EncodedPair]:
         """Encode one pair at a rate up to the preferred one such that ``max_bitrate`` (bits per second) is kept.
 
         The "entropy" time of what is sent includes the tries before it. Raises ValueError for a bad budget.
@@ -133,10 +143,18 @@ class StereoEncoder:
         decision = controller.encode(max_bitrate, preferred, lambda rate: self.encode_latents(latents, rate))
         if decision.sent is None:
             return decision
-        wall, cpu = (sum(times) for times in zip(*((coded.stage_ms["entropy"], coded.cpu_ms["entropy"])
-                                                   for coded in decision.tries), strict=True))
-        return replace(decision, sent=replace(decision.sent, stage_ms={**latents.stage_ms, "entropy": wall},
-                                              cpu_ms={**latents.cpu_ms, "entropy": cpu}))
+        wall, cpu = (
+            sum(times)
+            for times in zip(
+                *((coded.stage_ms["entropy"], coded.cpu_ms["entropy"]) for coded in decision.tries), strict=True
+            )
+        )
+        return replace(
+            decision,
+            sent=replace(
+                decision.sent, stage_ms={**latents.stage_ms, "entropy": wall}, cpu_ms={**latents.cpu_ms, "entropy": cpu}
+            ),
+        )
 
     @torch.inference_mode()
     def analyse(self, left: np.ndarray, right: np.ndarray, rig: StereoRig) -> PairLatents:
@@ -160,5 +178,11 @@ class StereoEncoder:
         payload, symbol_hash, bits = prior.compress(coded, self._coder)
         data = packet.pack(self.model.fingerprint, index, latents.transform, latents.rig, payload, symbol_hash)
         clock.lap("entropy")
-        return EncodedPair(data, index / packet.RATE_STEPS, symbol_hash, bits, latents.stage_ms | clock.stage_ms,
-                           latents.cpu_ms | clock.cpu_ms)
+        return EncodedPair(
+            data,
+            index / packet.RATE_STEPS,
+            symbol_hash,
+            bits,
+            latents.stage_ms | clock.stage_ms,
+            latents.cpu_ms | clock.cpu_ms,
+        )

@@ -9,13 +9,31 @@ from dataclasses import dataclass
 
 from ..geometry import GeometryError, InputTransform, StereoRig
 
-__all__ = ["DamagedPacketError", "ImplausiblePacketError", "MAGIC", "NotAPacketError", "OVERHEAD", "PacketError",
-           "PacketHeader", "RATE_STEPS", "SymbolMismatchError", "TruncatedPacketError", "VERSION", "WrongModelError",
-           "WrongVersionError", "inspect", "pack", "payload_of", "rate_index", "read_header", "unpack"]
+__all__ = [
+    "DamagedPacketError",
+    "ImplausiblePacketError",
+    "MAGIC",
+    "NotAPacketError",
+    "OVERHEAD",
+    "PacketError",
+    "PacketHeader",
+    "RATE_STEPS",
+    "SymbolMismatchError",
+    "TruncatedPacketError",
+    "VERSION",
+    "WrongModelError",
+    "WrongVersionError",
+    "inspect",
+    "pack",
+    "payload_of",
+    "rate_index",
+    "read_header",
+    "unpack",
+]
 
 MAGIC = b"SICM"
 VERSION = 1
-RATE_STEPS = 1024                         # a rate travels as this many steps from one trained rate to the next
+RATE_STEPS = 1024  # a rate travels as this many steps from one trained rate to the next
 # magic, version, fingerprint, rate, source width and height, crop, network width and height, rig, payload bytes, hash
 _HEADER = struct.Struct("<4sBQHHHHHH10fII")
 _CRC = struct.Struct("<I")
@@ -85,15 +103,32 @@ class PacketHeader:
         return InputTransform(self.source_width, self.source_height, self.crop_top, self.width, self.height)
 
 
-def pack(fingerprint: int, rate: int, transform: InputTransform, rig: StereoRig, payload: bytes,
-         symbol_hash: int) -> bytes:
+def pack(
+    fingerprint: int, rate: int, transform: InputTransform, rig: StereoRig, payload: bytes, symbol_hash: int
+) -> bytes:
     """The packet. ``rate`` is a ``rate_index``, ``rig`` the camera images'. Raises GeometryError if a size needs more
     than 16 bits."""
     sizes = (transform.source_width, transform.source_height, transform.crop_top, transform.width, transform.height)
     if max(sizes) > 0xFFFF:
         raise GeometryError(f"image size: expected at most 65535 x 65535, got {sizes[0]} x {sizes[1]}")
-    body = _HEADER.pack(MAGIC, VERSION, fingerprint, rate, *sizes, rig.fx, rig.fy, rig.cx, rig.cy,
-                        *rig.left_translation, *rig.right_translation, len(payload), symbol_hash) + payload
+    body = (
+        _HEADER.pack(
+            MAGIC,
+            VERSION,
+            fingerprint,
+            rate,
+            *sizes,
+            rig.fx,
+            rig.fy,
+            rig.cx,
+            rig.cy,
+            *rig.left_translation,
+            *rig.right_translation,
+            len(payload),
+            symbol_hash,
+        )
+        + payload
+    )
     return body + _CRC.pack(zlib.crc32(body))
 
 
@@ -107,8 +142,20 @@ def read_header(data: bytes) -> PacketHeader:
         raise WrongVersionError(f"packet version: expected {VERSION}, got {view[len(MAGIC)]}")
     if len(view) < OVERHEAD:
         raise TruncatedPacketError(f"packet cut off: expected at least {OVERHEAD} bytes, got {len(view)}")
-    (_, version, fingerprint, rate, source_width, source_height, crop_top, width, height, *numbers, payload_bytes,
-     symbol_hash) = _HEADER.unpack_from(view)
+    (
+        _,
+        version,
+        fingerprint,
+        rate,
+        source_width,
+        source_height,
+        crop_top,
+        width,
+        height,
+        *numbers,
+        payload_bytes,
+        symbol_hash,
+    ) = _HEADER.unpack_from(view)
     total = OVERHEAD + payload_bytes
     if len(view) < total:
         raise TruncatedPacketError(f"packet cut off: expected {total} bytes, got {len(view)}")
@@ -119,21 +166,45 @@ def read_header(data: bytes) -> PacketHeader:
         raise DamagedPacketError(f"packet damaged: expected CRC-32 {expected:08x}, got {got:08x}")
     # From here on the bytes are what somebody wrote; that may still be nonsense.
     if min(source_width, source_height, width, height) == 0 or crop_top >= source_height:
-        raise ImplausiblePacketError(f"packet geometry: expected positive sizes and crop_top < source_height, got "
-                                     f"source {source_width}x{source_height}, crop_top {crop_top}, network "
-                                     f"{width}x{height}")
+        raise ImplausiblePacketError(
+            f"packet geometry: expected positive sizes and crop_top < source_height, got "
+            f"source {source_width}x{source_height}, crop_top {crop_top}, network "
+            f"{width}x{height}"
+        )
     try:
-        rig = StereoRig(numbers[0], numbers[1], numbers[2], numbers[3],
-                        (numbers[4], numbers[5], numbers[6]), (numbers[7], numbers[8], numbers[9]))
+        rig = StereoRig(
+            numbers[0],
+            numbers[1],
+            numbers[2],
+            numbers[3],
+            (numbers[4], numbers[5], numbers[6]),
+            (numbers[7], numbers[8], numbers[9]),
+        )
     except GeometryError as e:
         raise ImplausiblePacketError(f"packet {e}") from None
     # Wide bounds, that keep every number computed from them finite.
-    if not (1 <= min(rig.fx, rig.fy) and max(rig.fx, rig.fy, abs(rig.cx), abs(rig.cy)) <= 1e6 and rig.baseline <= 1e3
-            and max(map(abs, (*rig.left_translation, *rig.right_translation))) <= 1e9):
-        raise ImplausiblePacketError("packet rig: expected focal lengths of 1 to 1e6 pixels and a baseline below 1 km, "
-                                     f"got {rig}")
-    header = PacketHeader(fingerprint, rate, source_width, source_height, crop_top, width, height, rig, payload_bytes,
-                          symbol_hash, version)
+    if not (
+        1 <= min(rig.fx, rig.fy)
+        and max(rig.fx, rig.fy, abs(rig.cx), abs(rig.cy)) <= 1e6
+        and rig.baseline <= 1e3
+        and max(map(abs, (*rig.left_translation, *rig.right_translation))) <= 1e9
+    ):
+        raise ImplausiblePacketError(
+            f"packet rig: expected focal lengths of 1 to 1e6 pixels and a baseline below 1 km, got {rig}"
+        )
+    header = PacketHeader(
+        fingerprint,
+        rate,
+        source_width,
+        source_height,
+        crop_top,
+        width,
+        height,
+        rig,
+        payload_bytes,
+        symbol_hash,
+        version,
+    )
     try:
         # Huge translations that nearly cancel leave a baseline of rounding errors, which may turn negative.
         header.transform().rig(rig)
@@ -144,7 +215,7 @@ def read_header(data: bytes) -> PacketHeader:
 
 def payload_of(data: bytes) -> bytes:
     """The payload of a packet that ``read_header`` has accepted."""
-    return bytes(memoryview(data).cast("B")[_HEADER.size: -_CRC.size])
+    return bytes(memoryview(data).cast("B")[_HEADER.size : -_CRC.size])
 
 
 def unpack(data: bytes) -> tuple[PacketHeader, bytes]:
@@ -165,7 +236,10 @@ def inspect(data: bytes) -> dict[str, object]:
         "crop_top": header.crop_top,
         "network_size": [header.width, header.height],
         "scale": [transform.scaled_width / header.source_width, transform.scale],
-        "fx": rig.fx, "fy": rig.fy, "cx": rig.cx, "cy": rig.cy,
+        "fx": rig.fx,
+        "fy": rig.fy,
+        "cx": rig.cx,
+        "cy": rig.cy,
         "left_translation": list(rig.left_translation),
         "right_translation": list(rig.right_translation),
         "baseline_m": rig.baseline,

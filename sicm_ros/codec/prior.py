@@ -67,8 +67,9 @@ def decompress(payload: bytes, coder: RangeCoder, prior: IntegerPrior, size: tup
     return decompress_batch([payload], coder, prior, size)[0]
 
 
-def decompress_batch(payloads: Sequence[bytes], coder: RangeCoder, prior: IntegerPrior,
-                     size: tuple[int, int]) -> list[DecodedLatents]:
+def decompress_batch(
+    payloads: Sequence[bytes], coder: RangeCoder, prior: IntegerPrior, size: tuple[int, int]
+) -> list[DecodedLatents]:
     """Decode several pairs with one evaluation of the prior for all of them."""
     decoders, hashes = [SymbolDecoder(coder, payload) for payload in payloads], [_SymbolHash() for _ in payloads]
 
@@ -87,5 +88,7 @@ def decompress_batch(payloads: Sequence[bytes], coder: RangeCoder, prior: Intege
         return read(lambda decoder, item: decoder.latents(indices[item])).to(mean)
 
     left, right = to_maps(prior.run(hyper, size, code), size)
-    return [DecodedLatents(left[i : i + 1], right[i : i + 1], hashes[i].value, decoder.at_end())
-            for i, decoder in enumerate(decoders)]
+    return [
+        DecodedLatents(left[i : i + 1], right[i : i + 1], hashes[i].value, decoder.at_end())
+        for i, decoder in enumerate(decoders)
+    ]

@@ -41,7 +41,7 @@ def _grouped(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 _LIMITS = symbol_limits().numpy().astype(np.int32)
-_CENTRES = np.cumsum(2 * _LIMITS + 1) - _LIMITS - 1          # of each row in EntropyTables.latent
+_CENTRES = np.cumsum(2 * _LIMITS + 1) - _LIMITS - 1  # of each row in EntropyTables.latent
 
 
 class SymbolEncoder:

@@ -141,9 +141,9 @@ class RateController:
         self.window = BitWindow() if window is None else window
         self._last_frame: int | None = None
         self._last_rate: float | None = None
-        self._clear_at = 0                                  # when the next of packets like those sent would be due
+        self._clear_at = 0  # when the next of packets like those sent would be due
         self._periods: deque[int] = deque(maxlen=9)
-        self._history: deque[tuple[float, float]] = deque(maxlen=120)          # rate and log bits of the last frames
+        self._history: deque[tuple[float, float]] = deque(maxlen=120)  # rate and log bits of the last frames
         self._slope = ASSUMED_SLOPE
 
     def encode(self, max_bitrate: float, preferred_rate: float, encode_at: Callable[[float], T]) -> RateDecision[T]:
@@ -175,7 +175,7 @@ class RateController:
             self._clear_at = max(self._clear_at, now) + SECOND_NS // int(max_bitrate / bits)
             return self._sent(coded, rate, tries)
         else:
-            refusal = "more than the window has left"       # the window only empties while a frame is coded
+            refusal = "more than the window has left"  # the window only empties while a frame is coded
         self._history.append((rate, math.log(bits)))
         return RateDecision(None, rate, tries, f"its packet at rate {rate:.2f} has {bits} bits on the wire, {refusal}")
 
@@ -191,8 +191,9 @@ class RateController:
         self._history.append((rate, math.log(wire_bits(coded.packet))))
         return RateDecision(coded, rate, tries)
 
-    def _search(self, now: int, max_bitrate: float, highest: float,
-                encode_at: Callable[[float], T]) -> tuple[tuple[T, ...], float, bool, bool]:
+    def _search(
+        self, now: int, max_bitrate: float, highest: float, encode_at: Callable[[float], T]
+    ) -> tuple[tuple[T, ...], float, bool, bool]:
         """Tries at falling rates; the last one's rate, whether it fits the window, and whether it is as planned."""
         free = max_bitrate - self.window.bits()
         rooms = self._rooms(now, max_bitrate)

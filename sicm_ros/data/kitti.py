@@ -21,17 +21,46 @@ from PIL import Image
 
 from sicm_ros.geometry import GeometryError, Object3D, StereoRig
 
-__all__ = ["KittiError", "KittiObject", "KittiOdometry", "KittiRaw", "StereoFrame", "open_source", "read_calib",
-           "read_image", "read_labels", "read_object_calib", "read_pair", "read_raw_calib", "read_split",
-           "write_labels", "write_object_calib"]
+__all__ = [
+    "KittiError",
+    "KittiObject",
+    "KittiOdometry",
+    "KittiRaw",
+    "StereoFrame",
+    "open_source",
+    "read_calib",
+    "read_image",
+    "read_labels",
+    "read_object_calib",
+    "read_pair",
+    "read_raw_calib",
+    "read_split",
+    "write_labels",
+    "write_object_calib",
+]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 # The object benchmark's frames carry no time; they get KITTI's camera rate.
 SYNTHETIC_PERIOD_NS = 100_000_000
 
 # The columns of a label file after the class name; a result file has the score too.
-LABEL_FIELDS = ("truncated", "occluded", "alpha", "bbox left", "bbox top", "bbox right", "bbox bottom", "height",
-                "width", "length", "x", "y", "z", "rotation_y", "score")
+LABEL_FIELDS = (
+    "truncated",
+    "occluded",
+    "alpha",
+    "bbox left",
+    "bbox top",
+    "bbox right",
+    "bbox bottom",
+    "height",
+    "width",
+    "length",
+    "x",
+    "y",
+    "z",
+    "rotation_y",
+    "score",
+)
 
 
 class KittiError(ValueError):
@@ -52,6 +81,7 @@ class StereoFrame:
 
 
 # ---------------------------------------------------------------------------------------------------------------- text
+
 
 def _read_text(path: Path) -> str:
     try:
@@ -91,6 +121,7 @@ def _number(path: Path, line: int, field: str, text: str) -> float:
 
 # -------------------------------------------------------------------------------------------------------------- labels
 
+
 def read_labels(path: str | Path) -> list[Object3D]:
     """Objects of a label file (15 columns) or a result file (16, with the score), DontCare regions included.
 
@@ -109,8 +140,23 @@ def read_labels(path: str | Path) -> list[Object3D]:
         truncated, occluded, alpha, left, top, right, bottom, height, width, length, x, y, z, rotation_y = values[:14]
         if occluded not in (-1, 0, 1, 2, 3):
             raise KittiError(f"{path}:{line}: occluded: expected one of -1, 0, 1, 2, 3, got {_shortened(rest[1])}")
-        objects.append(Object3D(name, (left, top, right, bottom), height, width, length, x, y, z, rotation_y, alpha,
-                                truncated, int(occluded), values[14] if len(values) == 15 else None))
+        objects.append(
+            Object3D(
+                name,
+                (left, top, right, bottom),
+                height,
+                width,
+                length,
+                x,
+                y,
+                z,
+                rotation_y,
+                alpha,
+                truncated,
+                int(occluded),
+                values[14] if len(values) == 15 else None,
+            )
+        )
     return objects
 
 
@@ -132,6 +178,7 @@ def write_labels(path: str | Path, objects: Sequence[Object3D]) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- calibration
+
 
 def _read_projections(path: Path, left_key: str, right_key: str) -> StereoRig:
     matrices: dict[str, np.ndarray] = {}
@@ -182,17 +229,22 @@ def write_object_calib(path: str | Path, rig: StereoRig) -> None:
     P0 and P1 repeat P2 and P3 (a rig knows of no grey cameras), R0_rect is the identity, and the lidar and the IMU get
     the same origin and axes: x forward, y left, z up.
     """
+
     def matrix(values: np.ndarray) -> str:
         return " ".join(f"{v:.12e}" for v in np.asarray(values).ravel())
 
     lidar_to_camera = np.array([[0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0]], np.float64)
     lines = [f"P{i}: {matrix(rig.p_left if i % 2 == 0 else rig.p_right)}\n" for i in range(4)]
-    lines += [f"R0_rect: {matrix(np.eye(3))}\n", f"Tr_velo_to_cam: {matrix(lidar_to_camera)}\n",
-              f"Tr_imu_to_velo: {matrix(np.eye(4)[:3])}\n"]
+    lines += [
+        f"R0_rect: {matrix(np.eye(3))}\n",
+        f"Tr_velo_to_cam: {matrix(lidar_to_camera)}\n",
+        f"Tr_imu_to_velo: {matrix(np.eye(4)[:3])}\n",
+    ]
     Path(path).write_text("".join(lines), encoding="utf-8")
 
 
 # -------------------------------------------------------------------------------------------------------------- images
+
 
 def read_image(path: str | Path) -> np.ndarray:
     """A PNG or JPEG as (H, W, 3) uint8 RGB. Raises KittiError when it is missing or not a whole image."""
@@ -213,8 +265,9 @@ def read_image(path: str | Path) -> np.ndarray:
     except KittiError:
         raise
     except Exception:  # Pillow raises whatever the damaged part of a file leads it into
-        raise KittiError(f"{path}: expected a PNG or JPEG image, "
-                         f"got {len(data)} bytes that are not a whole one") from None
+        raise KittiError(
+            f"{path}: expected a PNG or JPEG image, got {len(data)} bytes that are not a whole one"
+        ) from None
 
 
 def _find_image(folder: Path, name: str) -> Path:
@@ -236,8 +289,10 @@ def _image_names(folder: Path) -> list[str]:
 def _read_views(left_path: Path, right_path: Path) -> tuple[np.ndarray, np.ndarray]:
     left, right = read_image(left_path), read_image(right_path)
     if left.shape != right.shape:
-        raise KittiError(f"{right_path}: size: expected {left.shape[1]}x{left.shape[0]} like the left view "
-                         f"{left_path}, got {right.shape[1]}x{right.shape[0]}")
+        raise KittiError(
+            f"{right_path}: size: expected {left.shape[1]}x{left.shape[0]} like the left view "
+            f"{left_path}, got {right.shape[1]}x{right.shape[0]}"
+        )
     return left, right
 
 
@@ -249,6 +304,7 @@ def read_pair(left: str | Path, right: str | Path, calib: str | Path) -> StereoF
 
 
 # ------------------------------------------------------------------------------------------------------------- sources
+
 
 def read_split(path: str | Path) -> list[str]:
     """Frame ids of a split file, one a line. Raises KittiError on anything else, and on a file with none."""
@@ -282,8 +338,9 @@ class KittiObject:
 
     def __getitem__(self, index: int) -> StereoFrame:
         name = self.ids[index]
-        left, right = _read_views(_find_image(self.folder / "image_2", name),
-                                  _find_image(self.folder / "image_3", name))
+        left, right = _read_views(
+            _find_image(self.folder / "image_2", name), _find_image(self.folder / "image_3", name)
+        )
         rig = read_object_calib(self.folder / "calib" / f"{name}.txt")
         labels = read_labels(self.folder / "label_2" / f"{name}.txt") if self.has_labels else None
         stamp = (index % len(self.ids)) * SYNTHETIC_PERIOD_NS
@@ -305,8 +362,9 @@ class KittiRaw:
         if not found:
             raise KittiError(f"{places[-1]}: expected calib_cam_to_cam.txt, there is none")
         self.rig = read_raw_calib(found[0])
-        self.stamps = {side: self._read_stamps(self.folder / side / "timestamps.txt")
-                       for side in ("image_02", "image_03")}
+        self.stamps = {
+            side: self._read_stamps(self.folder / side / "timestamps.txt") for side in ("image_02", "image_03")
+        }
 
     @staticmethod
     def _read_stamps(path: Path) -> list[int]:
@@ -318,8 +376,9 @@ class KittiRaw:
                 whole = datetime.strptime(second, "%Y-%m-%d %H:%M:%S").replace(tzinfo=timezone.utc)
                 nanoseconds = int((fraction or "0").ljust(9, "0")[:9])
             except ValueError:
-                raise KittiError(f"{path}:{line}: time: expected YYYY-MM-DD HH:MM:SS.fffffffff, "
-                                 f"got {_shortened(text)}") from None
+                raise KittiError(
+                    f"{path}:{line}: time: expected YYYY-MM-DD HH:MM:SS.fffffffff, got {_shortened(text)}"
+                ) from None
             stamps.append(int(whole.timestamp()) * 1_000_000_000 + nanoseconds)
         return stamps
 
@@ -337,8 +396,9 @@ class KittiRaw:
 
     def __getitem__(self, index: int) -> StereoFrame:
         name = self.ids[index]
-        left, right = _read_views(_find_image(self.folder / "image_02" / "data", name),
-                                  _find_image(self.folder / "image_03" / "data", name))
+        left, right = _read_views(
+            _find_image(self.folder / "image_02" / "data", name), _find_image(self.folder / "image_03" / "data", name)
+        )
         stamps = self._stamp("image_02", name), self._stamp("image_03", name)
         return StereoFrame(name, left, right, self.rig, *stamps, None)
 
@@ -358,21 +418,24 @@ class KittiOdometry:
                 if not 0 <= seconds < 10**9:
                     raise InvalidOperation
             except InvalidOperation:
-                raise KittiError(f"{path}:{line}: time: expected seconds since the sequence's start, "
-                                 f"got {_shortened(text)}") from None
+                raise KittiError(
+                    f"{path}:{line}: time: expected seconds since the sequence's start, got {_shortened(text)}"
+                ) from None
             self.stamps.append(round(seconds * 1_000_000_000))
         last = max((int(n) for n in self.ids if n.isdecimal()), default=0)
         if any(not n.isdecimal() for n in self.ids) or last >= len(self.stamps):
-            raise KittiError(f"{path}: expected a time for each image up to {self.ids[-1]}, "
-                             f"the file has {len(self.stamps)}")
+            raise KittiError(
+                f"{path}: expected a time for each image up to {self.ids[-1]}, the file has {len(self.stamps)}"
+            )
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> StereoFrame:
         name = self.ids[index]
-        left, right = _read_views(_find_image(self.folder / "image_2", name),
-                                  _find_image(self.folder / "image_3", name))
+        left, right = _read_views(
+            _find_image(self.folder / "image_2", name), _find_image(self.folder / "image_3", name)
+        )
         stamp = self.stamps[int(name)]
         return StereoFrame(name, left, right, self.rig, stamp, stamp, None)
 
@@ -394,5 +457,7 @@ def open_source(path: str | Path) -> KittiObject | KittiRaw | KittiOdometry:
     for split in ("training", "testing"):
         if (path / split / "image_2").is_dir():
             return KittiObject(path, split)
-    raise KittiError(f"{path}: expected an object folder (training/image_2), a raw drive (image_02/data) or an "
-                     "odometry sequence (image_2 and calib.txt), found none of them")
+    raise KittiError(
+        f"{path}: expected an object folder (training/image_2), a raw drive (image_02/data) or an "
+        "odometry sequence (image_2 and calib.txt), found none of them"
+    )

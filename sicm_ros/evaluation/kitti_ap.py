@@ -25,20 +25,21 @@ CLASSES = ("Car", "Pedestrian", "Cyclist")
 DIFFICULTIES = ("easy", "moderate", "hard")
 METRICS = ("2D", "AOS", "BEV", "3D", "BEV loose", "3D loose")
 
-MIN_HEIGHT = (40, 25, 25)           # pixels of a 2D box, by difficulty
+MIN_HEIGHT = (40, 25, 25)  # pixels of a 2D box, by difficulty
 MAX_OCCLUSION = (0, 1, 2)
 MAX_TRUNCATION = (0.15, 0.3, 0.5)
 STRICT_IOU = {"Car": 0.7, "Pedestrian": 0.5, "Cyclist": 0.5}
 LOOSE_IOU = {"Car": 0.5, "Pedestrian": 0.25, "Cyclist": 0.25}
 NEIGHBOURS = {"car": "van", "pedestrian": "person_sitting"}
 RECALL_STEPS = 40
-NO_ANGLE = -10.0                    # alpha of a detection that has none
+NO_ANGLE = -10.0  # alpha of a detection that has none
 
 # What a box is to a class and a difficulty.
 COUNTS, IGNORED, ABSENT = 0, 1, -1
 
 
 # ------------------------------------------------------------------------------------------------------------ overlaps
+
 
 @njit(cache=True)
 def _bev_intersection(ax, az, al, aw, ar, bx, bz, bl, bw, br):  # type: ignore[no-untyped-def]
@@ -89,8 +90,9 @@ def _bev_intersection(ax, az, al, aw, ar, bx, bz, bl, bw, br):  # type: ignore[n
 def _bev_iou(a, b, out):  # type: ignore[no-untyped-def]
     for i in range(a.shape[0]):
         for j in range(b.shape[0]):
-            shared = _bev_intersection(a[i, 0], a[i, 1], a[i, 2], a[i, 3], a[i, 4],
-                                       b[j, 0], b[j, 1], b[j, 2], b[j, 3], b[j, 4])
+            shared = _bev_intersection(
+                a[i, 0], a[i, 1], a[i, 2], a[i, 3], a[i, 4], b[j, 0], b[j, 1], b[j, 2], b[j, 3], b[j, 4]
+            )
             union = a[i, 2] * a[i, 3] + b[j, 2] * b[j, 3] - shared
             out[i, j] = shared / union if union > 0 else 0.0
 
@@ -103,8 +105,9 @@ def _box3d_iou(a, b, out):  # type: ignore[no-untyped-def]
             height = min(a[i, 1], b[j, 1]) - max(a[i, 1] - a[i, 3], b[j, 1] - b[j, 3])
             shared = 0.0
             if height > 0:
-                shared = height * _bev_intersection(a[i, 0], a[i, 2], a[i, 5], a[i, 4], a[i, 6],
-                                                    b[j, 0], b[j, 2], b[j, 5], b[j, 4], b[j, 6])
+                shared = height * _bev_intersection(
+                    a[i, 0], a[i, 2], a[i, 5], a[i, 4], a[i, 6], b[j, 0], b[j, 2], b[j, 5], b[j, 4], b[j, 6]
+                )
             union = a[i, 3] * a[i, 4] * a[i, 5] + b[j, 3] * b[j, 4] * b[j, 5] - shared
             out[i, j] = shared / union if union > 0 else 0.0
 
@@ -150,14 +153,15 @@ def _image_overlap(a: np.ndarray, b: np.ndarray, of_a: bool = False) -> np.ndarr
 
 # -------------------------------------------------------------------------------------------------------------- frames
 
+
 @dataclass(frozen=True)
 class _Boxes:
     """Boxes of all frames end to end; those of frame i are [start[i], start[i + 1])."""
 
     start: np.ndarray
     names: np.ndarray
-    bbox: np.ndarray        # (N, 4)
-    box3d: np.ndarray       # (N, 7) x, y, z, h, w, l, rotation_y
+    bbox: np.ndarray  # (N, 4)
+    box3d: np.ndarray  # (N, 7) x, y, z, h, w, l, rotation_y
     alpha: np.ndarray
     occluded: np.ndarray
     truncated: np.ndarray
@@ -172,10 +176,13 @@ class _Boxes:
             return np.array(values, np.float64).reshape(len(objects), width)
 
         flat = array([(o.alpha, o.occluded, o.truncated, 0.0 if o.score is None else o.score) for o in objects], 4)
-        return cls(np.cumsum([0, *map(len, frames)]), np.array([o.label.lower() for o in objects], dtype=str),
-                   array([o.bbox for o in objects], 4),
-                   array([(o.x, o.y, o.z, o.height, o.width, o.length, o.rotation_y) for o in objects], 7),
-                   *(np.ascontiguousarray(column) for column in flat.T))
+        return cls(
+            np.cumsum([0, *map(len, frames)]),
+            np.array([o.label.lower() for o in objects], dtype=str),
+            array([o.bbox for o in objects], 4),
+            array([(o.x, o.y, o.z, o.height, o.width, o.length, o.rotation_y) for o in objects], 7),
+            *(np.ascontiguousarray(column) for column in flat.T),
+        )
 
     def frame(self, index: int) -> slice:
         return slice(self.start[index], self.start[index + 1])
@@ -199,8 +206,11 @@ class _Overlaps:
 
 
 def _truth_flags(truth: _Boxes, name: str, difficulty: int) -> np.ndarray:
-    too_hard = ((truth.occluded > MAX_OCCLUSION[difficulty]) | (truth.truncated > MAX_TRUNCATION[difficulty])
-                | (truth.image_height < MIN_HEIGHT[difficulty]))
+    too_hard = (
+        (truth.occluded > MAX_OCCLUSION[difficulty])
+        | (truth.truncated > MAX_TRUNCATION[difficulty])
+        | (truth.image_height < MIN_HEIGHT[difficulty])
+    )
     flags = np.full(len(truth.names), ABSENT, np.int8)
     own = truth.names == name
     flags[own & ~too_hard] = COUNTS
@@ -217,9 +227,9 @@ def _detection_flags(found: _Boxes, name: str, difficulty: int) -> np.ndarray:
 
 # ------------------------------------------------------------------------------------------------------------ matching
 
+
 @njit(cache=True)
-def _matched_scores(truth_start, truth_flags, found_start, found_flags, scores,
-                    overlap_start, overlaps, least):  # type: ignore[no-untyped-def]
+def _matched_scores(truth_start, truth_flags, found_start, found_flags, scores, overlap_start, overlaps, least):  # type: ignore[no-untyped-def]
     """Scores of the true positives when every detection may match: each object takes its best-scored detection."""
     matched = np.empty(truth_flags.shape[0])
     count = 0
@@ -245,8 +255,22 @@ def _matched_scores(truth_start, truth_flags, found_start, found_flags, scores,
 
 
 @njit(cache=True)
-def _count(truth_start, truth_flags, truth_alpha, found_start, found_flags, found_alpha, scores,
-           overlap_start, overlaps, least, care_start, care_overlaps, care_least, thresholds):  # type: ignore[no-untyped-def]
+def _count(
+    truth_start,
+    truth_flags,
+    truth_alpha,
+    found_start,
+    found_flags,
+    found_alpha,
+    scores,
+    overlap_start,
+    overlaps,
+    least,
+    care_start,
+    care_overlaps,
+    care_least,
+    thresholds,
+):  # type: ignore[no-untyped-def]
     """True positives, false positives and summed orientation similarity at each threshold: (thresholds, 3)."""
     totals = np.zeros((thresholds.shape[0], 3))
     taken = np.zeros(scores.shape[0], np.bool_)
@@ -313,7 +337,7 @@ def _averages(values: np.ndarray) -> tuple[float, float]:
     """R11 and R40 in percent of precisions (or similarities) at the thresholds, in order of rising recall."""
     curve = np.zeros(RECALL_STEPS + 1)
     # Rounding in the thresholds' recall can give one more than the curve has points for.
-    curve[:min(len(values), len(curve))] = values[:len(curve)]
+    curve[: min(len(values), len(curve))] = values[: len(curve)]
     curve = np.maximum.accumulate(curve[::-1])[::-1]
     return float(curve[::4].mean() * 100), float(curve[1:].mean() * 100)
 
@@ -321,8 +345,9 @@ def _averages(values: np.ndarray) -> tuple[float, float]:
 Table = dict[str, dict[str, dict[str, tuple[float, ...]]]]
 
 
-def evaluate(labels: Sequence[Sequence[Object3D]], results: Sequence[Sequence[Object3D]],
-             classes: Sequence[str] = CLASSES) -> Table:
+def evaluate(
+    labels: Sequence[Sequence[Object3D]], results: Sequence[Sequence[Object3D]], classes: Sequence[str] = CLASSES
+) -> Table:
     """Score ``results`` (one list of detections a frame) against ``labels`` (ground truth, DontCare included).
 
     Returns ``table["R40" | "R11"][metric][class] = (easy, moderate, hard)``, average precision in percent; the metrics
@@ -346,12 +371,14 @@ def evaluate(labels: Sequence[Sequence[Object3D]], results: Sequence[Sequence[Ob
     ground = [0, 2, 5, 4, 6]
     overlaps = {
         "2D": _Overlaps.of([_image_overlap(found.bbox[found.frame(i)], truth.bbox[truth.frame(i)]) for i in frames]),
-        "BEV": _Overlaps.of([bev_iou(found.box3d[found.frame(i)][:, ground], truth.box3d[truth.frame(i)][:, ground])
-                             for i in frames]),
+        "BEV": _Overlaps.of(
+            [bev_iou(found.box3d[found.frame(i)][:, ground], truth.box3d[truth.frame(i)][:, ground]) for i in frames]
+        ),
         "3D": _Overlaps.of([box3d_iou(found.box3d[found.frame(i)], truth.box3d[truth.frame(i)]) for i in frames]),
     }
-    in_care = _Overlaps.of([_image_overlap(found.bbox[found.frame(i)], care.bbox[care.frame(i)], of_a=True)
-                            for i in frames])
+    in_care = _Overlaps.of(
+        [_image_overlap(found.bbox[found.frame(i)], care.bbox[care.frame(i)], of_a=True) for i in frames]
+    )
     nowhere = _Overlaps(np.zeros(len(labels) + 1, np.int64), np.zeros(0))
     has_angles = bool((found.alpha != NO_ANGLE).all())
 
@@ -367,12 +394,33 @@ def evaluate(labels: Sequence[Sequence[Object3D]], results: Sequence[Sequence[Ob
                 overlap = overlaps[metric.split()[0]]
                 least = (LOOSE_IOU if metric.endswith("loose") else STRICT_IOU)[name]
                 regions = in_care if metric == "2D" else nowhere
-                matched = _matched_scores(truth.start, truth_flags, found.start, found_flags, found.score,
-                                          overlap.start, overlap.values, least)
+                matched = _matched_scores(
+                    truth.start,
+                    truth_flags,
+                    found.start,
+                    found_flags,
+                    found.score,
+                    overlap.start,
+                    overlap.values,
+                    least,
+                )
                 thresholds = _thresholds(matched, objects)
-                totals = _count(truth.start, truth_flags, truth.alpha, found.start, found_flags, found.alpha,
-                                found.score, overlap.start, overlap.values, least, regions.start, regions.values, least,
-                                thresholds)
+                totals = _count(
+                    truth.start,
+                    truth_flags,
+                    truth.alpha,
+                    found.start,
+                    found_flags,
+                    found.alpha,
+                    found.score,
+                    overlap.start,
+                    overlap.values,
+                    least,
+                    regions.start,
+                    regions.values,
+                    least,
+                    thresholds,
+                )
                 positives = np.maximum(totals[:, 0] + totals[:, 1], 1)
                 kinds = [(metric, totals[:, 0])] + ([("AOS", totals[:, 2])] if metric == "2D" else [])
                 for kind, hits in kinds:

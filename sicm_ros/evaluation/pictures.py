@@ -23,8 +23,13 @@ __all__ = ["CLASS_COLOURS", "LABEL_COLOUR", "birds_eye", "detection_figure", "dr
 Colour = tuple[int, int, int]
 
 CLASS_COLOURS: dict[str, Colour] = {
-    "Car": (34, 211, 238), "Van": (129, 140, 248), "Truck": (192, 132, 252), "Tram": (45, 212, 191),
-    "Pedestrian": (251, 113, 133), "Person_sitting": (244, 114, 182), "Cyclist": (251, 191, 36),
+    "Car": (34, 211, 238),
+    "Van": (129, 140, 248),
+    "Truck": (192, 132, 252),
+    "Tram": (45, 212, 191),
+    "Pedestrian": (251, 113, 133),
+    "Person_sitting": (244, 114, 182),
+    "Cyclist": (251, 191, 36),
 }
 OTHER_COLOUR: Colour = (203, 213, 225)
 LABEL_COLOUR: Colour = (132, 255, 80)
@@ -33,9 +38,9 @@ GRID: Colour = (58, 70, 94)
 GRID_TEXT: Colour = (126, 140, 164)
 INK: Colour = (236, 240, 248)
 
-NEAR = 0.1              # metres in front of the camera where boxes are cut
-SUBPIXEL_BITS = 4       # OpenCV draws at sixteenths of a pixel
-FIGURE_HEIGHT = 560     # of the image in a figure, pixels
+NEAR = 0.1  # metres in front of the camera where boxes are cut
+SUBPIXEL_BITS = 4  # OpenCV draws at sixteenths of a pixel
+FIGURE_HEIGHT = 560  # of the image in a figure, pixels
 
 # Faces of a box by the corners of box_corners, the front first.
 FACES = ((0, 1, 5, 4), (2, 3, 7, 6), (3, 0, 4, 7), (1, 2, 6, 5), (0, 1, 2, 3), (4, 5, 6, 7))
@@ -54,8 +59,12 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 def _drawable(objects: Sequence[Object3D] | None) -> list[Object3D]:
     """Objects with a volume, the farthest first, so that nearer ones are drawn over them."""
-    kept = [o for o in objects or () if min(o.height, o.width, o.length) > 0
-            and all(math.isfinite(v) for v in (o.x, o.y, o.z, o.rotation_y, o.height, o.width, o.length))]
+    kept = [
+        o
+        for o in objects or ()
+        if min(o.height, o.width, o.length) > 0
+        and all(math.isfinite(v) for v in (o.x, o.y, o.z, o.rotation_y, o.height, o.width, o.length))
+    ]
     return sorted(kept, key=lambda o: -math.hypot(o.x, o.z))
 
 
@@ -70,7 +79,7 @@ def _fill(image: np.ndarray, points: np.ndarray, colour: Colour, opacity: float)
     high = np.clip(np.ceil(points.max(0)) + 2, 0, [image.shape[1], image.shape[0]]).astype(int)
     if (high <= low).any():
         return
-    part = image[low[1]:high[1], low[0]:high[0]]
+    part = image[low[1] : high[1], low[0] : high[0]]
     over = part.copy()
     cv2.fillConvexPoly(over, _fixed(points - low), colour, cv2.LINE_AA, SUBPIXEL_BITS)
     cv2.addWeighted(over, opacity, part, 1 - opacity, 0, dst=part)
@@ -83,6 +92,7 @@ def _line(image: np.ndarray, ends: np.ndarray, colour: Colour, thickness: int) -
 
 # --------------------------------------------------------------------------------------------------------- perspective
 
+
 def _clip(points: np.ndarray, width: int, height: int) -> np.ndarray:
     """Homogeneous pixels (N, 3) of a convex polygon or a segment, cut to what is before the camera and near the image.
 
@@ -90,8 +100,15 @@ def _clip(points: np.ndarray, width: int, height: int) -> np.ndarray:
     exactly its visible part. Returns pixels (M, 2), M = 0 where nothing is left.
     """
     margin = 50.0
-    planes = np.array([[0, 0, 1, -NEAR], [1, 0, margin, 0], [-1, 0, width + margin, 0], [0, 1, margin, 0],
-                       [0, -1, height + margin, 0]])
+    planes = np.array(
+        [
+            [0, 0, 1, -NEAR],
+            [1, 0, margin, 0],
+            [-1, 0, width + margin, 0],
+            [0, 1, margin, 0],
+            [0, -1, height + margin, 0],
+        ]
+    )
     segment = len(points) == 2
     for plane in planes:
         distances = points @ plane[:3] + plane[3]
@@ -118,7 +135,7 @@ def _draw_box(image: np.ndarray, o: Object3D, p: np.ndarray, colour: Colour, thi
     hidden: list[np.ndarray] = []
     shown: list[np.ndarray] = []
     if solid and homogeneous[:, 2].min() > NEAR and np.ptp(homogeneous[:, 1] / homogeneous[:, 2]) < height / 8:
-        thickness = max(1, thickness - 1)       # thick lines would hide what is far away
+        thickness = max(1, thickness - 1)  # thick lines would hide what is far away
     for edge in EDGES:
         ends = _clip(homogeneous[list(edge)], width, height)
         if len(ends) == 2:
@@ -138,7 +155,7 @@ def _draw_box(image: np.ndarray, o: Object3D, p: np.ndarray, colour: Colour, thi
         for ends in hidden:
             _line(over, ends, colour, thickness)
         cv2.addWeighted(over, 0.35, image, 0.65, 0, dst=image)
-    if solid and shown:         # a dark rim keeps bright lines readable on bright ground
+    if solid and shown:  # a dark rim keeps bright lines readable on bright ground
         over = image.copy()
         for ends in shown:
             _line(over, ends, BACKGROUND, thickness + 2)
@@ -182,9 +199,9 @@ def _draw_tags(image: np.ndarray, objects: Sequence[Object3D], p: np.ndarray, si
         colour = class_colour(o.label)
         if anchor[1] > y + h + 2:
             _line(image, np.array([(min(max(anchor[0], left), left + w), y + h), anchor]), colour, 1)
-        part = image[y:y + h, left:left + w]
+        part = image[y : y + h, left : left + w]
         part[:] = (part * 0.22 + np.array(BACKGROUND) * 0.78).astype(np.uint8)
-        part[:, :max(size // 5, 2)] = colour
+        part[:, : max(size // 5, 2)] = colour
     canvas = Image.fromarray(image)
     draw = ImageDraw.Draw(canvas)
     for _, text, left, y, w, h, _ in texts:
@@ -192,8 +209,9 @@ def _draw_tags(image: np.ndarray, objects: Sequence[Object3D], p: np.ndarray, si
     image[:] = np.asarray(canvas)
 
 
-def draw_boxes(image: np.ndarray, objects: Sequence[Object3D], rig: StereoRig,
-               labels: Sequence[Object3D] | None = None) -> np.ndarray:
+def draw_boxes(
+    image: np.ndarray, objects: Sequence[Object3D], rig: StereoRig, labels: Sequence[Object3D] | None = None
+) -> np.ndarray:
     """A copy of the left ``image`` (H, W, 3) RGB with the 3D boxes of ``objects`` and, thin, of ``labels``.
 
     ``rig`` is that of this image. DontCare regions and boxes without a volume are not drawn; boxes partly behind the
@@ -213,9 +231,16 @@ def draw_boxes(image: np.ndarray, objects: Sequence[Object3D], rig: StereoRig,
 
 # ----------------------------------------------------------------------------------------------------------- from above
 
-def birds_eye(objects: Sequence[Object3D], labels: Sequence[Object3D] | None = None, *,
-              rig: StereoRig | None = None, image_width: int | None = None, size: tuple[int, int] = (520, 560),
-              reach: float | None = None) -> np.ndarray:
+
+def birds_eye(
+    objects: Sequence[Object3D],
+    labels: Sequence[Object3D] | None = None,
+    *,
+    rig: StereoRig | None = None,
+    image_width: int | None = None,
+    size: tuple[int, int] = (520, 560),
+    reach: float | None = None,
+) -> np.ndarray:
     """Boxes from above, forward up, the camera at the middle of the bottom edge, with a ring every 10 m.
 
     With ``rig`` and ``image_width`` the left camera's field of view is drawn too. ``size`` is (width, height) in
@@ -258,10 +283,17 @@ def birds_eye(objects: Sequence[Object3D], labels: Sequence[Object3D] | None = N
         # Ring numbers stand right of the field of view, and farther out where the ring leaves the panel.
         bearing = math.radians(45) if rig is None or image_width is None else math.atan2(image_width - rig.cx, rig.fx)
         side = min(math.sin(bearing) * ring * scale + 16, width / 2 - 18)
-        up = math.sqrt(max((ring * scale) ** 2 - side ** 2, 0.0))
+        up = math.sqrt(max((ring * scale) ** 2 - side**2, 0.0))
         if up > 0 and camera[1] - up > 8:
-            draw.text((camera[0] + side, camera[1] - up), f"{ring} m", GRID_TEXT, _font(12), anchor="mm",
-                      stroke_width=2, stroke_fill=BACKGROUND)
+            draw.text(
+                (camera[0] + side, camera[1] - up),
+                f"{ring} m",
+                GRID_TEXT,
+                _font(12),
+                anchor="mm",
+                stroke_width=2,
+                stroke_fill=BACKGROUND,
+            )
     return np.array(canvas)
 
 
@@ -276,8 +308,14 @@ def _draw_outline(panel: np.ndarray, base: np.ndarray, colour: Colour, thickness
 
 # -------------------------------------------------------------------------------------------------------------- figures
 
-def detection_figure(image: np.ndarray, objects: Sequence[Object3D], rig: StereoRig,
-                     labels: Sequence[Object3D] | None = None, title: str = "") -> np.ndarray:
+
+def detection_figure(
+    image: np.ndarray,
+    objects: Sequence[Object3D],
+    rig: StereoRig,
+    labels: Sequence[Object3D] | None = None,
+    title: str = "",
+) -> np.ndarray:
     """The left image with 3D boxes, beside it the view from above, over both a line with ``title`` and a legend."""
     factor = FIGURE_HEIGHT / image.shape[0]
     width = round(image.shape[1] * factor)
@@ -308,4 +346,4 @@ def write_picture(path: str | Path, picture: np.ndarray) -> None:
     path = Path(path)
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise ValueError(f"{path}: suffix: expected .png or .jpg, got {path.suffix or 'none'}")
-    Image.fromarray(picture).save(path, quality=92)      # the quality is JPEG's; PNG has none
+    Image.fromarray(picture).save(path, quality=92)  # the quality is JPEG's; PNG has none

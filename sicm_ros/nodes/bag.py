@@ -37,8 +37,20 @@ from sicm_ros.nodes.frames import CAMERA_FRAME, static_transforms
 from sicm_ros.nodes.image_conversion import rgb_to_message_fields, to_rgb
 from sicm_ros.nodes.stereo_sync import Side, StereoSync
 
-__all__ = ["BagError", "BagRecorder", "BagStereo", "BagWriter", "find_stereo_topics", "from_kitti", "is_bag",
-           "message_class", "open_bag", "opened", "play", "typestore"]
+__all__ = [
+    "BagError",
+    "BagRecorder",
+    "BagStereo",
+    "BagWriter",
+    "find_stereo_topics",
+    "from_kitti",
+    "is_bag",
+    "message_class",
+    "open_bag",
+    "opened",
+    "play",
+    "typestore",
+]
 
 Storage = Literal["sqlite3", "mcap"]
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
@@ -57,12 +69,16 @@ class BagError(ValueError):
 
 # ------------------------------------------------------------------------------------------------------------- types
 
+
 def _definition_folders(package: str) -> Iterator[Path]:
     """Where the .msg files of a package may lie: source tree, workspaces and installs, this environment."""
     root = Path(__file__).resolve().parents[2]
     yield root / "msg" if package == "sicm_ros" else root / "interfaces" / package / "msg"
-    prefixes = [*os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep), sys.prefix,
-                *(str(parent) for parent in Path(__file__).resolve().parents)]
+    prefixes = [
+        *os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep),
+        sys.prefix,
+        *(str(parent) for parent in Path(__file__).resolve().parents),
+    ]
     for prefix in filter(None, prefixes):
         yield Path(prefix) / "share" / package / "msg"
 
@@ -82,6 +98,7 @@ def typestore() -> Typestore:
 
 
 # ----------------------------------------------------------------------------------------------------------- reading
+
 
 def is_bag(path: str | Path) -> bool:
     """Whether ``path`` looks like a rosbag2 folder or a single bag file."""
@@ -109,8 +126,9 @@ def _open(reader: AnyReader, path: Path) -> None:
         raise BagError(f"{path}: not a readable bag: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
-def _messages(reader: AnyReader, path: Path,
-              connections: Sequence[Connection]) -> Iterator[tuple[Connection, int, Any]]:
+def _messages(
+    reader: AnyReader, path: Path, connections: Sequence[Connection]
+) -> Iterator[tuple[Connection, int, Any]]:
     """The deserialised messages of some connections, with the recording time; a damaged file is a BagError."""
     try:
         for connection, stamp_ns, raw in reader.messages(connections):
@@ -121,6 +139,7 @@ def _messages(reader: AnyReader, path: Path,
 
 def find_stereo_topics(topics: Sequence[str]) -> tuple[str, str]:
     """The left and the right topic among image topics, by their names. Raises BagError if that is not clear."""
+
     def preference(pair: tuple[str, str]) -> tuple[int, ...]:
         return tuple(-(word in pair[0]) for word in _PREFERENCES)
 
@@ -135,6 +154,7 @@ def find_stereo_topics(topics: Sequence[str]) -> tuple[str, str]:
 
 def _is_pair(left: str, right: str) -> bool:
     """Whether two names differ in their side only: left/right, or neighbouring camera numbers."""
+
     def neutral(name: str) -> str:
         return re.sub(r"\d+", "#", re.sub("left|right", "*", name))
 
@@ -155,8 +175,14 @@ class BagStereo:
     images that found no partner in the last pass.
     """
 
-    def __init__(self, path: str | Path, left_topic: str = "", right_topic: str = "", tolerance_s: float = 0.01,
-                 calib: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        left_topic: str = "",
+        right_topic: str = "",
+        tolerance_s: float = 0.01,
+        calib: str | Path | None = None,
+    ) -> None:
         self.path, self.tolerance_s, self.drops = Path(path), tolerance_s, 0
         with opened(self.path) as reader:
             images = {c.topic: c for c in reader.connections if c.msgtype in IMAGE_TYPES}
@@ -185,8 +211,11 @@ class BagStereo:
         for side, topic in self.topics.items():
             # image_transport's compressed topics have one level more.
             names = {topic.rsplit("/", levels)[0] + "/camera_info" for levels in (1, 2)}
-            connections = [c for c in reader.connections
-                           if c.topic in names and c.msgtype == "sensor_msgs/msg/CameraInfo" and c.msgcount]
+            connections = [
+                c
+                for c in reader.connections
+                if c.topic in names and c.msgtype == "sensor_msgs/msg/CameraInfo" and c.msgcount
+            ]
             if not connections:
                 raise BagError(f"{self.path}: no camera_info beside {topic}; {_GIVE_CALIB}")
             for _, _, message in _messages(reader, self.path, connections[:1]):
@@ -217,8 +246,13 @@ class BagStereo:
                     sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in (left, right)]
                     raise BagError(f"{self.path}: left and right image differ in size: {' and '.join(sizes)}")
                 rig = self._rig_of(left, *(item[1].header.stamp for item in (match.left, match.right)))
-                yield (StereoFrame(f"{sync.pairs - 1:06d}", left, right, rig, match.left_stamp_ns, match.right_stamp_ns,
-                                   None), match.left[1].header.frame_id, recorded_ns)
+                yield (
+                    StereoFrame(
+                        f"{sync.pairs - 1:06d}", left, right, rig, match.left_stamp_ns, match.right_stamp_ns, None
+                    ),
+                    match.left[1].header.frame_id,
+                    recorded_ns,
+                )
         self.drops = sum(sync.drops.values()) + sum(sync.waiting(side) for side in SIDES)
 
     def _rig_of(self, image: np.ndarray, *stamps: Any) -> StereoRig:
@@ -267,10 +301,20 @@ class opened:
 
 # ----------------------------------------------------------------------------------------------------------- writing
 
+
 def _latched_qos() -> Qos:
     no_time = QosTime(0, 0)
-    return Qos(QosHistory.KEEP_LAST, 1, QosReliability.RELIABLE, QosDurability.TRANSIENT_LOCAL, no_time, no_time,
-               QosLiveliness.AUTOMATIC, no_time, False)
+    return Qos(
+        QosHistory.KEEP_LAST,
+        1,
+        QosReliability.RELIABLE,
+        QosDurability.TRANSIENT_LOCAL,
+        no_time,
+        no_time,
+        QosLiveliness.AUTOMATIC,
+        no_time,
+        False,
+    )
 
 
 class BagWriter:
@@ -305,8 +349,9 @@ class BagWriter:
     def _write(self, topic: str, msgtype: str, stamp_ns: int, raw: bytes | memoryview) -> None:
         if topic not in self._connections:
             qos = [_latched_qos()] if topic.rsplit("/", 1)[-1] in LATCHED else []
-            self._connections[topic] = self._writer.add_connection(topic, msgtype, typestore=self.store,
-                                                                   offered_qos_profiles=qos)
+            self._connections[topic] = self._writer.add_connection(
+                topic, msgtype, typestore=self.store, offered_qos_profiles=qos
+            )
         self._writer.write(self._connections[topic], stamp_ns, raw)
         self.messages += 1
 
@@ -315,11 +360,15 @@ class BagWriter:
         types = self.store.types
         transforms = [
             types["geometry_msgs/msg/TransformStamped"](
-                header=self.header(stamp_ns, t.parent), child_frame_id=t.child,
+                header=self.header(stamp_ns, t.parent),
+                child_frame_id=t.child,
                 transform=types["geometry_msgs/msg/Transform"](
                     translation=types["geometry_msgs/msg/Vector3"](*t.translation),
-                    rotation=types["geometry_msgs/msg/Quaternion"](*t.rotation)))
-            for t in static_transforms(rig, camera_frame)]
+                    rotation=types["geometry_msgs/msg/Quaternion"](*t.rotation),
+                ),
+            )
+            for t in static_transforms(rig, camera_frame)
+        ]
         message = types["tf2_msgs/msg/TFMessage"](transforms=transforms)
         self.write("/tf_static", "tf2_msgs/msg/TFMessage", stamp_ns, message)
 
@@ -334,8 +383,13 @@ class BagWriter:
         self._thread.shutdown()
 
 
-def from_kitti(source: str | Path, out: str | Path, storage: Storage = "sqlite3", frames: int | None = None,
-               progress: Callable[[int, int], None] | None = None) -> int:
+def from_kitti(
+    source: str | Path,
+    out: str | Path,
+    storage: Storage = "sqlite3",
+    frames: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
     """Write a KITTI object folder, raw drive or odometry sequence as a rosbag2, ready for any ROS 2 player.
 
     Topics are those of the encoder node, at the root; stamps are the source's own (the object benchmark's frames get
@@ -352,26 +406,37 @@ def from_kitti(source: str | Path, out: str | Path, storage: Storage = "sqlite3"
             frame = data[index]
             if not index:
                 bag.write_static_transforms(frame.rig, frame.stamp_ns)
-            views: tuple[tuple[Side, np.ndarray, int], ...] = (("left", frame.left, frame.stamp_ns),
-                                                               ("right", frame.right, frame.right_stamp_ns))
+            views: tuple[tuple[Side, np.ndarray, int], ...] = (
+                ("left", frame.left, frame.stamp_ns),
+                ("right", frame.right, frame.right_stamp_ns),
+            )
             for side, image, stamp_ns in views:
                 header = bag.header(stamp_ns, CAMERA_FRAME)
                 height, width, _ = image.shape
                 info = camera_info_fields(frame.rig, side, width, height)
                 roi = types["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False)
                 info.update({name: np.array(info[name]) for name in ("d", "k", "r", "p")})
-                bag.write(f"/{side}/camera_info", "sensor_msgs/msg/CameraInfo", stamp_ns, types[
-                    "sensor_msgs/msg/CameraInfo"](header=header, binning_x=0, binning_y=0, roi=roi, **info))
+                bag.write(
+                    f"/{side}/camera_info",
+                    "sensor_msgs/msg/CameraInfo",
+                    stamp_ns,
+                    types["sensor_msgs/msg/CameraInfo"](header=header, binning_x=0, binning_y=0, roi=roi, **info),
+                )
                 fields = rgb_to_message_fields(image)
                 fields["data"] = np.frombuffer(fields["data"], np.uint8)
-                bag.write(f"/{side}/image_rect", "sensor_msgs/msg/Image", stamp_ns,
-                          types["sensor_msgs/msg/Image"](header=header, **fields))
+                bag.write(
+                    f"/{side}/image_rect",
+                    "sensor_msgs/msg/Image",
+                    stamp_ns,
+                    types["sensor_msgs/msg/Image"](header=header, **fields),
+                )
             if progress is not None:
                 progress(index + 1, total)
     return total
 
 
 # ------------------------------------------------------------------------------------------------------- live topics
+
 
 def message_class(msgtype: str) -> Any:
     """The Python class of ``package/msg/Name``, or None where its package is not installed."""
@@ -386,6 +451,7 @@ class BagRecorder:
 
     def __init__(self, node: Any, path: str | Path, topics: Mapping[str, str], storage: Storage = "sqlite3") -> None:
         from sicm_ros.nodes.qos import boxes_qos, latched_qos
+
         self.writer = BagWriter(path, storage)
         self._node = node
         self._subscriptions = []
@@ -406,8 +472,13 @@ class BagRecorder:
         self.writer.close()
 
 
-def play(path: str | Path, rate: float | None = None, loop: bool = False, lockstep: bool = False,
-         parameters: Mapping[str, object] | None = None) -> int:
+def play(
+    path: str | Path,
+    rate: float | None = None,
+    loop: bool = False,
+    lockstep: bool = False,
+    parameters: Mapping[str, object] | None = None,
+) -> int:
     """Play a bag with the player node, in this process, until it ends or is interrupted; the exit status.
 
     ``rate`` in Hz (default: the bag's own); ``parameters`` are further ones of the player node.
@@ -415,6 +486,7 @@ def play(path: str | Path, rate: float | None = None, loop: bool = False, lockst
     if not is_bag(path):
         raise BagError(f"{path}: expected a rosbag2 folder (with metadata.yaml) or a .db3 or .mcap file")
     from sicm_ros.nodes.kitti_player import main
+
     values = {"path": str(path), "rate": float(rate or 0.0), "loop": loop, "lockstep": lockstep, **(parameters or {})}
     arguments = ["--ros-args"]
     for name, value in values.items():

@@ -30,16 +30,23 @@ def check_camera_info(side: Side, message: Any) -> None:
     if p.shape != (12,) or not np.isfinite(p).all():
         raise CameraInfoError(f"{side}/camera_info: p: expected 12 finite numbers, got {list(message.p)}")
     if p[0] <= 0 or p[5] <= 0:
-        raise CameraInfoError(f"{side}/camera_info: p: expected positive focal lengths, got fx={p[0]:g}, fy={p[5]:g}; "
-                              "is the camera calibrated?")
+        raise CameraInfoError(
+            f"{side}/camera_info: p: expected positive focal lengths, got fx={p[0]:g}, fy={p[5]:g}; "
+            "is the camera calibrated?"
+        )
     if message.binning_x > 1 or message.binning_y > 1:
-        raise CameraInfoError(f"{side}/camera_info: binning: expected 0 or 1, got {message.binning_x} and "
-                              f"{message.binning_y}")
+        raise CameraInfoError(
+            f"{side}/camera_info: binning: expected 0 or 1, got {message.binning_x} and {message.binning_y}"
+        )
     roi = message.roi
-    if (roi.x_offset, roi.y_offset) != (0, 0) or (roi.width, roi.height) not in ((0, 0), (message.width,
-    message.height)):
-        raise CameraInfoError(f"{side}/camera_info: roi: expected the whole image, got {roi.width}x{roi.height} at "
-                              f"({roi.x_offset}, {roi.y_offset})")
+    if (roi.x_offset, roi.y_offset) != (0, 0) or (roi.width, roi.height) not in (
+        (0, 0),
+        (message.width, message.height),
+    ):
+        raise CameraInfoError(
+            f"{side}/camera_info: roi: expected the whole image, got {roi.width}x{roi.height} at "
+            f"({roi.x_offset}, {roi.y_offset})"
+        )
 
 
 @dataclass(frozen=True)
@@ -120,8 +127,10 @@ class RigCache:
         for side, camera in (("left", left), ("right", right)):
             # Some drivers and bags leave the size at 0.
             if (camera.width, camera.height) not in ((width, height), (0, 0)):
-                raise CameraInfoError(f"{side}/camera_info: width, height: expected {width}x{height}, the image's, "
-                                      f"got {camera.width}x{camera.height}")
+                raise CameraInfoError(
+                    f"{side}/camera_info: width, height: expected {width}x{height}, the image's, "
+                    f"got {camera.width}x{camera.height}"
+                )
         made = self._made
         if made is None or made[:2] != (left, right):
             self._made = made = (left, right, self._make(left, right))
@@ -141,5 +150,12 @@ def camera_info_fields(rig: StereoRig, side: Side, width: int, height: int) -> d
     """The fields of a CameraInfo, but for its header, of one rectified view of ``rig``."""
     k = [rig.fx, 0.0, rig.cx, 0.0, rig.fy, rig.cy, 0.0, 0.0, 1.0]
     p = rig.p_left if side == "left" else rig.p_right
-    return {"height": height, "width": width, "distortion_model": "plumb_bob", "d": [0.0] * 5, "k": k,
-            "r": [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0], "p": [float(v) for v in p.ravel()]}
+    return {
+        "height": height,
+        "width": width,
+        "distortion_model": "plumb_bob",
+        "d": [0.0] * 5,
+        "k": k,
+        "r": [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0],
+        "p": [float(v) for v in p.ravel()],
+    }

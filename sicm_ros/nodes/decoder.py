@@ -36,16 +36,29 @@ MAX_SESSIONS = 8
 
 PARAMETERS = (
     *COMMON_PARAMETERS,
-    ParameterSpec("score_threshold", -1.0,
-                  "boxes with a lower score are not published; -1 for the model's default", -1.0, 1.0,
-                  runtime=True),
-    ParameterSpec("timeout", 1.0,
-                  "seconds without a packet after which an empty array is published and the diagnostics "
-                  "turn STALE; 0 to never do so", 0.0, 3600.0, runtime=True),
-    ParameterSpec("queue_depth", 1,
-                  "packets that may wait to be decoded; when one more comes, the oldest is dropped", 1, 1000),
-    ParameterSpec("bitstream_reliability", "best_effort", "reliability of the packet subscription",
-                  choices=tuple(RELIABILITIES)),
+    ParameterSpec(
+        "score_threshold",
+        -1.0,
+        "boxes with a lower score are not published; -1 for the model's default",
+        -1.0,
+        1.0,
+        runtime=True,
+    ),
+    ParameterSpec(
+        "timeout",
+        1.0,
+        "seconds without a packet after which an empty array is published and the diagnostics "
+        "turn STALE; 0 to never do so",
+        0.0,
+        3600.0,
+        runtime=True,
+    ),
+    ParameterSpec(
+        "queue_depth", 1, "packets that may wait to be decoded; when one more comes, the oldest is dropped", 1, 1000
+    ),
+    ParameterSpec(
+        "bitstream_reliability", "best_effort", "reliability of the packet subscription", choices=tuple(RELIABILITIES)
+    ),
     ParameterSpec("bitstream_depth", 5, "received packets kept until they are taken", 1, 1000),
 )
 
@@ -80,17 +93,21 @@ class DecoderNode(ManagedNode):
 
         from sicm_ros.codec.decoder import StereoDecoder
         from sicm_ros.model_store import load_model
+
         if self.value("threads"):
             torch.set_num_threads(self.value("threads"))
         self._model = load_model(self.value("model"), half="remote", device=self.value("device"))
         self._decoder = StereoDecoder(self._model, device=self.value("device"), score_threshold=self._threshold())
         options = overridable()
-        self._boxes = self.create_lifecycle_publisher(Detection3DArray, "detections", boxes_qos(),
-                                                      qos_overriding_options=options)
-        self._markers = self.create_lifecycle_publisher(MarkerArray, "detection_markers", boxes_qos(),
-                                                        qos_overriding_options=options)
-        self._stats = self.create_lifecycle_publisher(DiagnosticStatus, "decode_stats", boxes_qos(),
-                                                      qos_overriding_options=options)
+        self._boxes = self.create_lifecycle_publisher(
+            Detection3DArray, "detections", boxes_qos(), qos_overriding_options=options
+        )
+        self._markers = self.create_lifecycle_publisher(
+            MarkerArray, "detection_markers", boxes_qos(), qos_overriding_options=options
+        )
+        self._stats = self.create_lifecycle_publisher(
+            DiagnosticStatus, "decode_stats", boxes_qos(), qos_overriding_options=options
+        )
         self._labels = self.create_lifecycle_publisher(LabelInfo, "label_info", latched_qos())
         self.get_logger().info(f"model {self._model.name}, fingerprint {self._model.fingerprint:016x}")
 
@@ -101,10 +118,15 @@ class DecoderNode(ManagedNode):
         self._last_packet, self._last_header = None, None
         self._publish_label_info(self._threshold())
         self._inputs = [
-            self.create_subscription(StereoBitstream, "stereo_bitstream", self._on_packet,
-                                     packet_qos(self.value("bitstream_reliability"), self.value("bitstream_depth")),
-                                     qos_overriding_options=overridable()),
-            self.create_subscription(CodecInfo, "codec_info", self._on_codec_info, latched_qos())]
+            self.create_subscription(
+                StereoBitstream,
+                "stereo_bitstream",
+                self._on_packet,
+                packet_qos(self.value("bitstream_reliability"), self.value("bitstream_depth")),
+                qos_overriding_options=overridable(),
+            ),
+            self.create_subscription(CodecInfo, "codec_info", self._on_codec_info, latched_qos()),
+        ]
         self._watchdog = self.create_timer(0.1, self._watch, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def deactivate(self) -> None:
@@ -140,8 +162,10 @@ class DecoderNode(ManagedNode):
         info = self._codec_info
         if info is None or self._model is None or info.fingerprint == self._model.fingerprint:
             return None
-        return (f"the encoder uses model {info.model_name} (fingerprint {info.fingerprint:016x}), this node "
-                f"{self._model.name} ({self._model.fingerprint:016x}): start both with the same model")
+        return (
+            f"the encoder uses model {info.model_name} (fingerprint {info.fingerprint:016x}), this node "
+            f"{self._model.name} ({self._model.fingerprint:016x}): start both with the same model"
+        )
 
     def _on_packet(self, message: StereoBitstream) -> None:
         now = time.monotonic()
@@ -151,8 +175,10 @@ class DecoderNode(ManagedNode):
         if not self._account(message):
             return
         if not 0 < len(message.data) <= MAX_PACKET_BYTES:
-            self.problems.add("size", f"packet {message.sequence} dropped: expected 1 to {MAX_PACKET_BYTES} bytes, got "
-                              f"{len(message.data)}")
+            self.problems.add(
+                "size",
+                f"packet {message.sequence} dropped: expected 1 to {MAX_PACKET_BYTES} bytes, got {len(message.data)}",
+            )
             return
         if self.value("lazy") and not self._wanted():
             self.skipped += 1
@@ -167,8 +193,11 @@ class DecoderNode(ManagedNode):
             if self._sequences:
                 self.get_logger().info(f"the encoder started anew: session {message.session:016x}")
         elif sequence == previous:
-            self.problems.add("duplicate", f"packet {sequence} of session {message.session:016x} came twice: does more "
-                              "than one bag or bridge publish it?")
+            self.problems.add(
+                "duplicate",
+                f"packet {sequence} of session {message.session:016x} came twice: does more "
+                "than one bag or bridge publish it?",
+            )
             return False
         elif sequence > previous + 1:
             gap = sequence - previous - 1
@@ -176,8 +205,9 @@ class DecoderNode(ManagedNode):
             self.problems.add("lost", f"{gap} packets lost before packet {sequence}")
         if previous is not None and next(reversed(self._sequences)) != message.session:
             topic = self.resolve_topic_name("stereo_bitstream")
-            self.problems.add("encoders", f"more than one encoder publishes on {topic}: give each vehicle its own "
-                              "namespace")
+            self.problems.add(
+                "encoders", f"more than one encoder publishes on {topic}: give each vehicle its own namespace"
+            )
         # A smaller number is a recording that starts over: nothing is lost then.
         self._sequences[message.session] = sequence
         self._sequences.move_to_end(message.session)
@@ -192,6 +222,7 @@ class DecoderNode(ManagedNode):
 
     def _decode(self, item: tuple[StereoBitstream, int]) -> None:
         from sicm_ros.codec.packet import PacketError
+
         message, arrival_ns = item
         started_ns = time.monotonic_ns()
         try:
@@ -205,8 +236,13 @@ class DecoderNode(ManagedNode):
         stages = dict(decoded.stage_ms)
         stamp = message.header.stamp
         age = self.get_clock().now().nanoseconds / 1e6 - (stamp.sec * 1e3 + stamp.nanosec / 1e6)
-        sample = {**stages, "wait": (started_ns - arrival_ns) / 1e6, "total": (finished_ns - arrival_ns) / 1e6,
-                  "boxes": float(len(decoded.objects)), "bytes": float(len(message.data))}
+        sample = {
+            **stages,
+            "wait": (started_ns - arrival_ns) / 1e6,
+            "total": (finished_ns - arrival_ns) / 1e6,
+            "boxes": float(len(decoded.objects)),
+            "bytes": float(len(message.data)),
+        }
         # Stamps of recorded data are of another time; an age is shown only where it can be one.
         if 0 <= age < 60_000:
             sample["end_to_end"] = age
@@ -262,23 +298,32 @@ class DecoderNode(ManagedNode):
 
     def collect(self) -> list[Status]:
         """Diagnostics: the link, and the decoding."""
-        totals = {"received": self.received, "decoded": self.decoded, "lost": self.lost,
-                  "late": self._worker.dropped if self._worker else 0,
-                  **{f"problem {kind}": count for kind, count in self.problems.counts.items()}}
+        totals = {
+            "received": self.received,
+            "decoded": self.decoded,
+            "lost": self.lost,
+            "late": self._worker.dropped if self._worker else 0,
+            **{f"problem {kind}": count for kind, count in self.problems.counts.items()},
+        }
         new, samples, seconds = self._window.tick(totals)
         return [self._link_status(new, samples, seconds), self._decoding_status(new, samples, seconds)]
 
     def _link_status(self, new: dict[str, int], samples: dict[str, list[float]], seconds: float) -> Status:
         status = Status("link")
         silence, timeout = self._silence(), self.value("timeout")
-        status.set(packets=self.received, packets_hz=new["received"] / seconds, lost=self.lost,
-                   kbit_per_s=sum(samples.get("bytes", [])) * 8e-3 / seconds)
+        status.set(
+            packets=self.received,
+            packets_hz=new["received"] / seconds,
+            lost=self.lost,
+            kbit_per_s=sum(samples.get("bytes", [])) * 8e-3 / seconds,
+        )
         topic = self.resolve_topic_name("stereo_bitstream")
         if silence is None:
             status.report("STALE", f"no packet on {topic} yet: is the encoder active, in this namespace and domain?")
         elif timeout and silence > timeout:
-            status.report("STALE", f"no packet on {topic} for {silence:.1f} s: is the link up, and does the encoder "
-                          "get images?")
+            status.report(
+                "STALE", f"no packet on {topic} for {silence:.1f} s: is the link up, and does the encoder get images?"
+            )
         mismatch = self._codec_mismatch()
         if mismatch:
             status.report("ERROR", mismatch)
@@ -288,31 +333,52 @@ class DecoderNode(ManagedNode):
             if new.get(f"problem {kind}"):
                 status.report("ERROR" if kind == "WrongModelError" else "WARN", self.problems.latest[kind])
         if new["lost"]:
-            status.report("WARN", f"{new['lost']} packets lost in the last second: lower the rate of the encoder, or "
-                          "use the Fast DDS profile for lossy links")
+            status.report(
+                "WARN",
+                f"{new['lost']} packets lost in the last second: lower the rate of the encoder, or "
+                "use the Fast DDS profile for lossy links",
+            )
         if new.get("problem encoders"):
             status.report("WARN", self.problems.latest["encoders"])
         return status
 
     def _decoding_status(self, new: dict[str, int], samples: dict[str, list[float]], seconds: float) -> Status:
         status = Status("decoding")
-        status.set(decoded=self.decoded, decoded_hz=new["decoded"] / seconds, errors=self.errors,
-                   skipped_without_subscriber=self.skipped, dropped_queue=self._worker.dropped if self._worker else 0,
-                   timeouts=self.timeouts)
+        status.set(
+            decoded=self.decoded,
+            decoded_hz=new["decoded"] / seconds,
+            errors=self.errors,
+            skipped_without_subscriber=self.skipped,
+            dropped_queue=self._worker.dropped if self._worker else 0,
+            timeouts=self.timeouts,
+        )
         for name, values in samples.items():
             status.set(**{_with_unit(name): sum(values) / len(values)})
         if new.get("problem decoding"):
             status.report("ERROR", self.problems.latest["decoding"])
         if new["late"]:
-            status.report("WARN", f"{new['late']} packets dropped in the last second, decoding is slower than they "
-                          "come: use another device or a smaller model")
+            status.report(
+                "WARN",
+                f"{new['late']} packets dropped in the last second, decoding is slower than they "
+                "come: use another device or a smaller model",
+            )
         if not self._wanted() and self.value("lazy"):
             status.report("OK", "idle: nobody subscribes to the boxes")
         return status
 
 
-_REFUSALS = ("NotAPacketError", "TruncatedPacketError", "DamagedPacketError", "WrongVersionError", "WrongModelError",
-             "SymbolMismatchError", "ImplausiblePacketError", "PacketError", "size", "duplicate")
+_REFUSALS = (
+    "NotAPacketError",
+    "TruncatedPacketError",
+    "DamagedPacketError",
+    "WrongVersionError",
+    "WrongModelError",
+    "SymbolMismatchError",
+    "ImplausiblePacketError",
+    "PacketError",
+    "size",
+    "duplicate",
+)
 
 
 def _later(stamp: Time, seconds: float) -> Time:
@@ -328,13 +394,21 @@ def _with_unit(name: str) -> str:
 def _frame_stats(message: StereoBitstream, sample: dict[str, float]) -> DiagnosticStatus:
     """The times of one frame, for tools that want more than the means on /diagnostics."""
     stamp = message.header.stamp
-    values = {"stamp": f"{stamp.sec}.{stamp.nanosec:09d}",
-              **{f"encoder_{name}": f"{getattr(message, name):.3f}"
-                 for name in ("sync_ms", "preprocess_ms", "backbone_ms", "smfc_ms", "entropy_ms")},
-              **{_with_unit(name): f"{value:.3f}" for name, value in sample.items()}}
-    return DiagnosticStatus(level=DiagnosticStatus.OK, name="decode", message="decoded",
-                            hardware_id=f"{message.session:016x}/{message.sequence}",
-                            values=[KeyValue(key=key, value=value) for key, value in values.items()])
+    values = {
+        "stamp": f"{stamp.sec}.{stamp.nanosec:09d}",
+        **{
+            f"encoder_{name}": f"{getattr(message, name):.3f}"
+            for name in ("sync_ms", "preprocess_ms", "backbone_ms", "smfc_ms", "entropy_ms")
+        },
+        **{_with_unit(name): f"{value:.3f}" for name, value in sample.items()},
+    }
+    return DiagnosticStatus(
+        level=DiagnosticStatus.OK,
+        name="decode",
+        message="decoded",
+        hardware_id=f"{message.session:016x}/{message.sequence}",
+        values=[KeyValue(key=key, value=value) for key, value in values.items()],
+    )
 
 
 def main(args: list[str] | None = None) -> int:

@@ -37,10 +37,14 @@ RENDERED_FRAMES = 6
 MOST_FRAMES = 20
 START_TIMEOUT_S = 90.0
 RECORDED = {
-    "stereo_bitstream": "sicm_ros/msg/StereoBitstream", "codec_info": "sicm_ros/msg/CodecInfo",
-    "detections": "vision_msgs/msg/Detection3DArray", "detection_markers": "visualization_msgs/msg/MarkerArray",
-    "label_info": "vision_msgs/msg/LabelInfo", "left/camera_info": "sensor_msgs/msg/CameraInfo",
-    "right/camera_info": "sensor_msgs/msg/CameraInfo"}
+    "stereo_bitstream": "sicm_ros/msg/StereoBitstream",
+    "codec_info": "sicm_ros/msg/CodecInfo",
+    "detections": "vision_msgs/msg/Detection3DArray",
+    "detection_markers": "visualization_msgs/msg/MarkerArray",
+    "label_info": "vision_msgs/msg/LabelInfo",
+    "left/camera_info": "sensor_msgs/msg/CameraInfo",
+    "right/camera_info": "sensor_msgs/msg/CameraInfo",
+}
 ENCODER_STAGES, DECODER_STAGES = ("preprocess", "backbone", "smfc", "entropy"), ("entropy", "smfc", "analysis")
 
 
@@ -78,15 +82,22 @@ class FrameResult:
 class _Process:
     """A node process of ours, whose log is shown when it ends badly, and which ends when this process does."""
 
-    def __init__(self, module: str, parameters: Mapping[str, object], log: Path,
-                 environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, module: str, parameters: Mapping[str, object], log: Path, environment: Mapping[str, str]
+    ) -> None:
         self.name, self.log = module, log
         arguments = [sys.executable, "-m", f"sicm_ros.nodes.{module}", "--ros-args", "-r", f"__ns:={NAMESPACE}"]
         for name, value in parameters.items():
             arguments += ["-p", f"{name}:={str(value).lower() if isinstance(value, bool) else value}"]
         with log.open("wb") as output:
-            self._process = subprocess.Popen(arguments, stdout=output, stderr=subprocess.STDOUT, env=dict(environment),
-                                             stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent)
+            self._process = subprocess.Popen(
+                arguments,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                preexec_fn=_end_with_parent,
+            )
 
     def status(self) -> int | None:
         """The exit status, or None while it runs."""
@@ -149,8 +160,13 @@ class _Watcher:
         from sicm_ros.nodes.qos import boxes_qos
 
         self._context = rclpy.Context()
-        os.environ.update({name: environment[name] for name in ("ROS_DOMAIN_ID", "ROS_AUTOMATIC_DISCOVERY_RANGE")
-                           if name in environment})
+        os.environ.update(
+            {
+                name: environment[name]
+                for name in ("ROS_DOMAIN_ID", "ROS_AUTOMATIC_DISCOVERY_RANGE")
+                if name in environment
+            }
+        )
         rclpy.init(context=self._context, args=[])
         self.node = rclpy.create_node("sicm_demo", namespace=NAMESPACE, context=self._context)
         self.arrived = threading.Condition()
@@ -162,10 +178,12 @@ class _Watcher:
         self.stats: dict[str, dict[str, str]] = {}
         self.subscribers = 0
         for kind, topic, callback in (
-                (CameraInfo, "left/camera_info", self._on_camera_info),
-                (StereoBitstream, "stereo_bitstream", self._on_packet),
-                (Detection3DArray, "detections", self._on_boxes), (DiagnosticStatus, "decode_stats", self._on_stats),
-                (DiagnosticArray, "/diagnostics", self._on_diagnostics)):
+            (CameraInfo, "left/camera_info", self._on_camera_info),
+            (StereoBitstream, "stereo_bitstream", self._on_packet),
+            (Detection3DArray, "detections", self._on_boxes),
+            (DiagnosticStatus, "decode_stats", self._on_stats),
+            (DiagnosticArray, "/diagnostics", self._on_diagnostics),
+        ):
             self.node.create_subscription(kind, topic, callback, boxes_qos(100))
         self.recorder = BagRecorder(self.node, bag, RECORDED)
         self._executor = SingleThreadedExecutor(context=self._context)
@@ -175,6 +193,7 @@ class _Watcher:
 
     def _spin(self) -> None:
         from rclpy.executors import ExternalShutdownException
+
         try:
             self._executor.spin()
         except ExternalShutdownException:
@@ -241,9 +260,16 @@ class _Watcher:
         self._context.try_shutdown()
 
 
-def run(kitti: str | Path | None = None, out: str | Path = "out/demo", model: str = DEFAULT_MODEL,
-        frames: int | None = None, rate: float | None = None, device: str = "cpu",
-        score_threshold: float | None = None, console: Console | None = None) -> int:
+def run(
+    kitti: str | Path | None = None,
+    out: str | Path = "out/demo",
+    model: str = DEFAULT_MODEL,
+    frames: int | None = None,
+    rate: float | None = None,
+    device: str = "cpu",
+    score_threshold: float | None = None,
+    console: Console | None = None,
+) -> int:
     """Play stereo pairs through the encoder and decoder nodes; pictures, a bag and ``summary.json`` go to ``out``.
 
     ``kitti`` is any KITTI folder; without it a few pairs are rendered. ``rate`` is the codec's. The result is an exit
@@ -265,9 +291,15 @@ def run(kitti: str | Path | None = None, out: str | Path = "out/demo", model: st
     _clear(out)
     (out / "log").mkdir(parents=True, exist_ok=True)
 
-    results = [FrameResult(frame.name, frame.stamp_ns, frame.left.nbytes + frame.right.nbytes,
-                           2 * frame.left.shape[0] * frame.left.shape[1])
-               for frame in (source[i] for i in range(count))]
+    results = [
+        FrameResult(
+            frame.name,
+            frame.stamp_ns,
+            frame.left.nbytes + frame.right.nbytes,
+            2 * frame.left.shape[0] * frame.left.shape[1],
+        )
+        for frame in (source[i] for i in range(count))
+    ]
     console.print(f"{count} stereo pairs of {source_path}, model {stored.name}, three node processes over ROS 2 topics")
     arrays = _exchange(source_path, count, results, out, model, rate, device, score_threshold, stored.classes, console)
 
@@ -281,16 +313,22 @@ def run(kitti: str | Path | None = None, out: str | Path = "out/demo", model: st
     mean = f"{statistics.fmean(sizes):.0f} bytes on average" if sizes else "no packet"
     colour = "green" if not lost and arrays == count else "red"
     console.print(f"[{colour}]{count} pairs sent, {arrays} box arrays received, {lost} lost; {mean}[/{colour}]")
-    console.print(f"pictures: {pictures[-1]} and {len(pictures) - 1} more; bag: {out / 'bag'}; logs: {out / 'log'}",
-                  soft_wrap=True)
+    console.print(
+        f"pictures: {pictures[-1]} and {len(pictures) - 1} more; bag: {out / 'bag'}; logs: {out / 'log'}",
+        soft_wrap=True,
+    )
     return 0 if not lost and arrays == count else 1
 
 
 def _render(out: Path, count: int, console: Console) -> Path:
     folder = out / "rendered"
     with console.status("rendering stereo pairs") as status:
-        render_dataset(folder, count=count, seed=5,
-                       progress=lambda done, total: status.update(f"rendering stereo pairs: {done} of {total}"))
+        render_dataset(
+            folder,
+            count=count,
+            seed=5,
+            progress=lambda done, total: status.update(f"rendering stereo pairs: {done} of {total}"),
+        )
     return folder
 
 
@@ -302,18 +340,46 @@ def _clear(out: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _exchange(source: Path, count: int, results: list[FrameResult], out: Path, model: str, rate: float | None,
-              device: str, score_threshold: float | None, classes: Sequence[str], console: Console) -> int:
+def _exchange(
+    source: Path,
+    count: int,
+    results: list[FrameResult],
+    out: Path,
+    model: str,
+    rate: float | None,
+    device: str,
+    score_threshold: float | None,
+    classes: Sequence[str],
+    console: Console,
+) -> int:
     """Run the three nodes on the source and fill in the results; the number of box arrays that came."""
     environment = _environment()
-    common = {"model": Path(model).resolve() if Path(model).is_dir() else model, "device": device,
-              "threads": max(1, (os.cpu_count() or 2) // 2)}
-    encoder_parameters = {**common, "image_reliability": "reliable", "queue_depth": 10, "lifespan": 0.0,
-                          "rate": float(-1 if rate is None else rate)}
-    decoder_parameters = {**common, "bitstream_reliability": "reliable", "queue_depth": 10, "timeout": 0.0,
-                          "score_threshold": float(-1 if score_threshold is None else score_threshold)}
-    player_parameters = {"path": source.resolve(), "count": count, "lockstep": True, "lockstep_timeout": 30.0,
-                         "subscribers": 3}
+    common = {
+        "model": Path(model).resolve() if Path(model).is_dir() else model,
+        "device": device,
+        "threads": max(1, (os.cpu_count() or 2) // 2),
+    }
+    encoder_parameters = {
+        **common,
+        "image_reliability": "reliable",
+        "queue_depth": 10,
+        "lifespan": 0.0,
+        "rate": float(-1 if rate is None else rate),
+    }
+    decoder_parameters = {
+        **common,
+        "bitstream_reliability": "reliable",
+        "queue_depth": 10,
+        "timeout": 0.0,
+        "score_threshold": float(-1 if score_threshold is None else score_threshold),
+    }
+    player_parameters = {
+        "path": source.resolve(),
+        "count": count,
+        "lockstep": True,
+        "lockstep_timeout": 30.0,
+        "subscribers": 3,
+    }
     profile = image_profile()
     images = dict(environment)
     if profile is not None:
@@ -358,14 +424,16 @@ def _exchange(source: Path, count: int, results: list[FrameResult], out: Path, m
 
 def _collect(watcher: _Watcher, results: list[FrameResult], classes: Sequence[str]) -> None:
     from sicm_ros.nodes.detections import boxes_of
+
     for result in results:
         packet = watcher.packets.get(result.stamp_ns)
         if packet is not None:
             result.packet_bytes = len(packet.data)
             result.encoder_ms = {stage: float(getattr(packet, f"{stage}_ms")) for stage in ENCODER_STAGES}
             stats = watcher.stats.get(f"{packet.session:016x}/{packet.sequence}", {})
-            result.decoder_ms = {stage: float(stats[f"{stage}_ms"]) for stage in DECODER_STAGES
-                                 if f"{stage}_ms" in stats}
+            result.decoder_ms = {
+                stage: float(stats[f"{stage}_ms"]) for stage in DECODER_STAGES if f"{stage}_ms" in stats
+            }
         if result.stamp_ns in watcher.boxes:
             arrived, message = watcher.boxes[result.stamp_ns]
             result.boxes = boxes_of(message, classes)
@@ -378,6 +446,7 @@ def _draw(source: Any, results: Sequence[FrameResult], out: Path, classes: Seque
     import cv2
 
     from sicm_ros.evaluation.pictures import detection_figure, write_picture
+
     paths, small = [], []
     for i, result in enumerate(results):
         frame: StereoFrame = source[i]
@@ -395,8 +464,10 @@ def _draw(source: Any, results: Sequence[FrameResult], out: Path, classes: Seque
     height = max(picture.shape[0] for picture in small)
     rows = []
     for start in range(0, len(small), columns):
-        row = [np.pad(picture, ((0, height - picture.shape[0]), (0, 0), (0, 0)))
-               for picture in small[start:start + columns]]
+        row = [
+            np.pad(picture, ((0, height - picture.shape[0]), (0, 0), (0, 0)))
+            for picture in small[start : start + columns]
+        ]
         row += [np.zeros_like(row[0])] * (columns - len(row))
         rows.append(np.concatenate(row, axis=1))
     paths.append(out / "overview.png")
@@ -410,15 +481,32 @@ def _number(value: float | None, digits: int = 0) -> str:
 
 def _print_tables(results: Sequence[FrameResult], console: Console) -> None:
     table = Table(title="stereo pairs", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("frame", "packet\nbytes", "bits /\npixel", "raw\nkB", "raw /\npacket", "encode\nms", "ROS 2\nms",
-                 "decode\nms", "total\nms", "boxes"):
+    for name in (
+        "frame",
+        "packet\nbytes",
+        "bits /\npixel",
+        "raw\nkB",
+        "raw /\npacket",
+        "encode\nms",
+        "ROS 2\nms",
+        "decode\nms",
+        "total\nms",
+        "boxes",
+    ):
         table.add_column(name, justify="left" if name == "frame" else "right", no_wrap=True)
     for r in results:
-        table.add_row(r.name, _number(r.packet_bytes), _number(r.bits_per_pixel, 4), _number(r.raw_bytes / 1000),
-                      _number(r.raw_bytes / r.packet_bytes if r.packet_bytes else None),
-                      _number(sum(r.encoder_ms.values()) if r.encoder_ms else None), _number(r.transport_ms),
-                      _number(sum(r.decoder_ms.values()) if r.decoder_ms else None), _number(r.total_ms),
-                      "lost" if r.boxes is None else str(len(r.boxes)))
+        table.add_row(
+            r.name,
+            _number(r.packet_bytes),
+            _number(r.bits_per_pixel, 4),
+            _number(r.raw_bytes / 1000),
+            _number(r.raw_bytes / r.packet_bytes if r.packet_bytes else None),
+            _number(sum(r.encoder_ms.values()) if r.encoder_ms else None),
+            _number(r.transport_ms),
+            _number(sum(r.decoder_ms.values()) if r.decoder_ms else None),
+            _number(r.total_ms),
+            "lost" if r.boxes is None else str(len(r.boxes)),
+        )
     console.print(table)
 
     stages = Table(title="stages, milliseconds", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
@@ -427,10 +515,13 @@ def _print_tables(results: Sequence[FrameResult], console: Console) -> None:
         stages.add_column(name, justify="right")
     rows: list[tuple[str, list[float]]] = [
         (f"encoder: {stage}", [r.encoder_ms[stage] for r in results if stage in r.encoder_ms])
-        for stage in ENCODER_STAGES]
+        for stage in ENCODER_STAGES
+    ]
     rows += [("ROS 2: images, pairing, packet", [r.transport_ms for r in results if r.transport_ms is not None])]
-    rows += [(f"decoder: {stage}", [r.decoder_ms[stage] for r in results if stage in r.decoder_ms])
-             for stage in DECODER_STAGES]
+    rows += [
+        (f"decoder: {stage}", [r.decoder_ms[stage] for r in results if stage in r.decoder_ms])
+        for stage in DECODER_STAGES
+    ]
     rows += [("total: images sent to boxes received", [r.total_ms for r in results if r.total_ms is not None])]
     for name, values in rows:
         if values:
@@ -439,12 +530,27 @@ def _print_tables(results: Sequence[FrameResult], console: Console) -> None:
 
 
 def _write_summary(results: Sequence[FrameResult], out: Path, model: str, arrays: int) -> None:
-    frames = [{"name": r.name, "packet_bytes": r.packet_bytes, "bits_per_pixel": r.bits_per_pixel,
-               "raw_bytes": r.raw_bytes, "encoder_ms": r.encoder_ms, "decoder_ms": r.decoder_ms,
-               "transport_ms": r.transport_ms, "total_ms": r.total_ms,
-               "boxes": None if r.boxes is None else len(r.boxes)} for r in results]
-    summary = {"model": model, "pairs_sent": len(results), "arrays_received": arrays,
-               "lost": sum(r.boxes is None for r in results), "frames": frames}
+    frames = [
+        {
+            "name": r.name,
+            "packet_bytes": r.packet_bytes,
+            "bits_per_pixel": r.bits_per_pixel,
+            "raw_bytes": r.raw_bytes,
+            "encoder_ms": r.encoder_ms,
+            "decoder_ms": r.decoder_ms,
+            "transport_ms": r.transport_ms,
+            "total_ms": r.total_ms,
+            "boxes": None if r.boxes is None else len(r.boxes),
+        }
+        for r in results
+    ]
+    summary = {
+        "model": model,
+        "pairs_sent": len(results),
+        "arrays_received": arrays,
+        "lost": sum(r.boxes is None for r in results),
+        "frames": frames,
+    }
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
 
 

@@ -24,15 +24,24 @@ from sicm_ros.geometry import Object3D, box_orientation_quaternion, rotation_y_t
 __all__ = ["box_pose", "boxes_of", "class_id", "detection_array", "label_info", "marker_array"]
 
 # Cars and cyclists as in RViz's own display of Detection3DArray; whatever is not listed is grey in both.
-_COLOURS = {"car": (1.0, 0.65, 0.0), "cyclist": (1.0, 1.0, 0.0), "pedestrian": (0.1, 0.45, 1.0), "van": (0.6, 0.9, 0.3),
-            "truck": (0.9, 0.3, 0.3)}
+_COLOURS = {
+    "car": (1.0, 0.65, 0.0),
+    "cyclist": (1.0, 1.0, 0.0),
+    "pedestrian": (0.1, 0.45, 1.0),
+    "van": (0.6, 0.9, 0.3),
+    "truck": (0.9, 0.3, 0.3),
+}
 _GREY = (0.7, 0.7, 0.7)
 
 # The twelve edges, and a triangle on the front face that shows the heading; in units of half the size, along the box's
 # own axes (x forward, y left, z up).
 _CORNERS = [(x, y, z) for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)]
-_LINES = [(a, b) for i, a in enumerate(_CORNERS) for b in _CORNERS[i + 1:]
-          if sum(p != q for p, q in zip(a, b, strict=True)) == 1]
+_LINES = [
+    (a, b)
+    for i, a in enumerate(_CORNERS)
+    for b in _CORNERS[i + 1 :]
+    if sum(p != q for p, q in zip(a, b, strict=True)) == 1
+]
 _LINES += [((1, -1, -1), (1, 0, 1)), ((1, 1, -1), (1, 0, 1))]
 
 
@@ -45,8 +54,10 @@ def box_pose(box: Object3D) -> Pose:
     """The middle of the box (KITTI's location is the middle of its bottom face) and the orientation of its own axes."""
     x, y, z, w = box_orientation_quaternion(box.rotation_y)
     # y points down, so the middle lies above the bottom by minus half the height.
-    return Pose(position=Point(x=float(box.x), y=float(box.y - box.height / 2), z=float(box.z)),
-                orientation=Quaternion(x=x, y=y, z=z, w=w))
+    return Pose(
+        position=Point(x=float(box.x), y=float(box.y - box.height / 2), z=float(box.z)),
+        orientation=Quaternion(x=x, y=y, z=z, w=w),
+    )
 
 
 def detection_array(header: Header, boxes: Sequence[Object3D], prefix: str) -> Detection3DArray:
@@ -58,11 +69,15 @@ def detection_array(header: Header, boxes: Sequence[Object3D], prefix: str) -> D
     for index, box in enumerate(boxes):
         pose = box_pose(box)
         hypothesis = ObjectHypothesisWithPose(
-            hypothesis=ObjectHypothesis(class_id=class_id(box.label), score=float(box.score or 0.0)))
+            hypothesis=ObjectHypothesis(class_id=class_id(box.label), score=float(box.score or 0.0))
+        )
         hypothesis.pose.pose = pose
         size = Vector3(x=float(box.length), y=float(box.width), z=float(box.height))
-        detections.append(Detection3D(header=header, results=[hypothesis], bbox=BoundingBox3D(center=pose, size=size),
-                                      id=f"{prefix}-{index}"))
+        detections.append(
+            Detection3D(
+                header=header, results=[hypothesis], bbox=BoundingBox3D(center=pose, size=size), id=f"{prefix}-{index}"
+            )
+        )
     return Detection3DArray(header=header, detections=detections)
 
 
@@ -78,10 +93,21 @@ def boxes_of(message: Detection3DArray, class_names: Sequence[str]) -> list[Obje
         hypothesis = detection.results[0].hypothesis
         # box_orientation_quaternion has w = r cos(ry / 2) and y = r sin(ry / 2).
         rotation_y = float(wrap_angle(2 * math.atan2(q.y, q.w)))
-        boxes.append(Object3D(
-            names.get(hypothesis.class_id, hypothesis.class_id), (0.0, 0.0, 0.0, 0.0), size.z, size.y, size.x, centre.x,
-            centre.y + size.z / 2, centre.z, rotation_y,
-            float(rotation_y_to_alpha(rotation_y, centre.x, centre.z)), score=hypothesis.score))
+        boxes.append(
+            Object3D(
+                names.get(hypothesis.class_id, hypothesis.class_id),
+                (0.0, 0.0, 0.0, 0.0),
+                size.z,
+                size.y,
+                size.x,
+                centre.x,
+                centre.y + size.z / 2,
+                centre.z,
+                rotation_y,
+                float(rotation_y_to_alpha(rotation_y, centre.x, centre.z)),
+                score=hypothesis.score,
+            )
+        )
     return boxes
 
 
@@ -94,12 +120,34 @@ def marker_array(header: Header, boxes: Sequence[Object3D]) -> MarkerArray:
         colour = ColorRGBA(r=r, g=g, b=b, a=1.0)
         half = (box.length / 2, box.width / 2, box.height / 2)
         points = [Point(x=x * half[0], y=y * half[1], z=z * half[2]) for line in _LINES for x, y, z in line]
-        markers.append(Marker(header=header, ns="boxes", id=index, type=Marker.LINE_LIST, action=Marker.ADD, pose=pose,
-                              scale=Vector3(x=0.05, y=0.0, z=0.0), color=colour, points=points))
+        markers.append(
+            Marker(
+                header=header,
+                ns="boxes",
+                id=index,
+                type=Marker.LINE_LIST,
+                action=Marker.ADD,
+                pose=pose,
+                scale=Vector3(x=0.05, y=0.0, z=0.0),
+                color=colour,
+                points=points,
+            )
+        )
         above = Pose(position=Point(x=pose.position.x, y=pose.position.y - box.height / 2 - 0.4, z=pose.position.z))
         text = f"{class_id(box.label)} {box.score or 0.0:.2f}  {box.z:.0f} m"
-        markers.append(Marker(header=header, ns="labels", id=index, type=Marker.TEXT_VIEW_FACING, action=Marker.ADD,
-                              pose=above, scale=Vector3(x=0.0, y=0.0, z=0.6), color=colour, text=text))
+        markers.append(
+            Marker(
+                header=header,
+                ns="labels",
+                id=index,
+                type=Marker.TEXT_VIEW_FACING,
+                action=Marker.ADD,
+                pose=above,
+                scale=Vector3(x=0.0, y=0.0, z=0.6),
+                color=colour,
+                text=text,
+            )
+        )
     return MarkerArray(markers=markers)
 
 

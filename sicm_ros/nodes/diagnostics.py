@@ -19,8 +19,12 @@ from rclpy.node import Node
 
 __all__ = ["DiagnosticsWriter", "Problems", "Status", "Window"]
 
-_LEVELS = {"OK": DiagnosticStatus.OK, "WARN": DiagnosticStatus.WARN, "ERROR": DiagnosticStatus.ERROR,
-           "STALE": DiagnosticStatus.STALE}
+_LEVELS = {
+    "OK": DiagnosticStatus.OK,
+    "WARN": DiagnosticStatus.WARN,
+    "ERROR": DiagnosticStatus.ERROR,
+    "STALE": DiagnosticStatus.STALE,
+}
 
 
 @dataclass
@@ -45,14 +49,19 @@ class Status:
 
     def set(self, **values: object) -> None:
         """Add figures; floats are written with one decimal."""
-        self.values.update({name: f"{value:.1f}" if isinstance(value, float) else str(value)
-                            for name, value in values.items()})
+        self.values.update(
+            {name: f"{value:.1f}" if isinstance(value, float) else str(value) for name, value in values.items()}
+        )
 
     def to_message(self, hardware_id: str) -> DiagnosticStatus:
         """As ``diagnostic_msgs/DiagnosticStatus``."""
-        return DiagnosticStatus(level=_LEVELS[self.level], name=self.name, message="; ".join(self.messages) or "ok",
-                                hardware_id=hardware_id,
-                                values=[KeyValue(key=key, value=value) for key, value in self.values.items()])
+        return DiagnosticStatus(
+            level=_LEVELS[self.level],
+            name=self.name,
+            message="; ".join(self.messages) or "ok",
+            hardware_id=hardware_id,
+            values=[KeyValue(key=key, value=value) for key, value in self.values.items()],
+        )
 
 
 class Window:

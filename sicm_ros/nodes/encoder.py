@@ -44,28 +44,46 @@ CAMERA_INFO_WAIT_S = 0.2
 
 PARAMETERS = (
     *COMMON_PARAMETERS,
-    ParameterSpec("rate", -1.0,
-                  "rate of the codec, 0 for the fewest bits, fractions in between; -1 for the model's default",
-                  -1.0, 15.0, runtime=True),
-    ParameterSpec("max_bitrate", 0,
-                  "bits per second that the packets may take on the wire in any second, headers included: the rate is "
-                  "lowered to keep within it, and a pair that cannot be is dropped; 0 for no limit",
-                  0, 1_000_000_000, runtime=True),
-    ParameterSpec("sync", "approximate", "how left and right images are paired by their stamps",
-                  choices=("exact", "approximate")),
-    ParameterSpec("sync_tolerance", 0.01,
-                  "seconds between the stamps of a pair, for sync approximate; keep it below half "
-                  "of the frame period", 0.0, 1.0),
+    ParameterSpec(
+        "rate",
+        -1.0,
+        "rate of the codec, 0 for the fewest bits, fractions in between; -1 for the model's default",
+        -1.0,
+        15.0,
+        runtime=True,
+    ),
+    ParameterSpec(
+        "max_bitrate",
+        0,
+        "bits per second that the packets may take on the wire in any second, headers included: the rate is "
+        "lowered to keep within it, and a pair that cannot be is dropped; 0 for no limit",
+        0,
+        1_000_000_000,
+        runtime=True,
+    ),
+    ParameterSpec(
+        "sync", "approximate", "how left and right images are paired by their stamps", choices=("exact", "approximate")
+    ),
+    ParameterSpec(
+        "sync_tolerance",
+        0.01,
+        "seconds between the stamps of a pair, for sync approximate; keep it below half of the frame period",
+        0.0,
+        1.0,
+    ),
     ParameterSpec("sync_depth", 10, "images of each view that may wait for their partner", 1, 1000),
-    ParameterSpec("queue_depth", 1,
-                  "pairs that may wait to be encoded; when one more comes, the oldest is dropped", 1, 1000),
-    ParameterSpec("image_reliability", "best_effort",
-                  "reliability of the image subscriptions", choices=tuple(RELIABILITIES)),
+    ParameterSpec(
+        "queue_depth", 1, "pairs that may wait to be encoded; when one more comes, the oldest is dropped", 1, 1000
+    ),
+    ParameterSpec(
+        "image_reliability", "best_effort", "reliability of the image subscriptions", choices=tuple(RELIABILITIES)
+    ),
     ParameterSpec("bitstream_reliability", "reliable", "reliability of the packets", choices=tuple(RELIABILITIES)),
     ParameterSpec("bitstream_depth", 5, "packets kept for retransmission", 1, 1000),
     ParameterSpec("lifespan", 1.0, "seconds after which a packet is not sent any more; 0 for no limit", 0.0, 60.0),
-    ParameterSpec("baseline", 0.0,
-                  "metres between the cameras, where camera_info lacks it; 0 to use camera_info", 0.0, 10.0),
+    ParameterSpec(
+        "baseline", 0.0, "metres between the cameras, where camera_info lacks it; 0 to use camera_info", 0.0, 10.0
+    ),
 )
 
 
@@ -80,7 +98,7 @@ class EncoderNode(ManagedNode):
 
     def __init__(self) -> None:
         self._encoder: Any = None
-        self._model: StoredModel | None = None    # loaded by configure
+        self._model: StoredModel | None = None  # loaded by configure
         self._images: list[Any] = []
         self._worker: Worker[_Pair] | None = None
         self._sync: StereoSync[Image] = StereoSync()
@@ -104,6 +122,7 @@ class EncoderNode(ManagedNode):
 
         from sicm_ros.codec.encoder import StereoEncoder
         from sicm_ros.model_store import load_model
+
         if self.value("threads"):
             torch.set_num_threads(self.value("threads"))
         self._model = load_model(self.value("model"), half="vehicle", device=self.value("device"))
@@ -115,12 +134,15 @@ class EncoderNode(ManagedNode):
         self._session, self._sequence = secrets.randbits(64), 0
         self._info_publisher = self.create_lifecycle_publisher(CodecInfo, "codec_info", latched_qos())
         self._publisher = self.create_lifecycle_publisher(
-            StereoBitstream, "stereo_bitstream",
+            StereoBitstream,
+            "stereo_bitstream",
             packet_qos(self.value("bitstream_reliability"), self.value("bitstream_depth"), self.value("lifespan")),
             event_callbacks=PublisherEventCallbacks(matched=lambda _: self._follow_demand()),
-            qos_overriding_options=overridable(QoSPolicyKind.LIFESPAN))
-        self.get_logger().info(f"model {self._model.name}, fingerprint {self._model.fingerprint:016x}, "
-                               f"session {self._session:016x}")
+            qos_overriding_options=overridable(QoSPolicyKind.LIFESPAN),
+        )
+        self.get_logger().info(
+            f"model {self._model.name}, fingerprint {self._model.fingerprint:016x}, session {self._session:016x}"
+        )
 
     def activate(self) -> None:
         """Announce the codec, and subscribe to the images as soon as somebody listens."""
@@ -160,13 +182,25 @@ class EncoderNode(ManagedNode):
             self._demanded_since = time.monotonic()
             self._last_image = {}
             for side in SIDES:
-                self._images.append(self.create_subscription(
-                    CameraInfo, f"{side}/camera_info", partial(self._on_camera_info, side), image_qos(reliability),
-                    qos_overriding_options=options))
+                self._images.append(
+                    self.create_subscription(
+                        CameraInfo,
+                        f"{side}/camera_info",
+                        partial(self._on_camera_info, side),
+                        image_qos(reliability),
+                        qos_overriding_options=options,
+                    )
+                )
             for side in SIDES:
-                self._images.append(self.create_subscription(
-                    Image, f"{side}/image_rect", partial(self._on_image, side), image_qos(reliability),
-                    qos_overriding_options=options))
+                self._images.append(
+                    self.create_subscription(
+                        Image,
+                        f"{side}/image_rect",
+                        partial(self._on_image, side),
+                        image_qos(reliability),
+                        qos_overriding_options=options,
+                    )
+                )
         elif not wanted and self._images:
             self._unsubscribe()
 
@@ -196,13 +230,15 @@ class EncoderNode(ManagedNode):
         left, right = pair.match.left, pair.match.right
         try:
             images = self._convert(left, right)
-            rig = self._rigs.rig(left.width, left.height, pair.match.left_stamp_ns, pair.match.right_stamp_ns,
-                                 CAMERA_INFO_WAIT_S)
+            rig = self._rigs.rig(
+                left.width, left.height, pair.match.left_stamp_ns, pair.match.right_stamp_ns, CAMERA_INFO_WAIT_S
+            )
             self._check_geometry(rig, left.width, left.height)
             converted_ms = 1e3 * (time.perf_counter() - started)
             rate = self.value("rate")
-            decision = self._encoder.encode_within(*images, rig, self._controller, self.value("max_bitrate"),
-                                                   None if rate < 0 else rate)
+            decision = self._encoder.encode_within(
+                *images, rig, self._controller, self.value("max_bitrate"), None if rate < 0 else rate
+            )
         except ValueError as error:
             # Every check of images, calibration and sizes raises one, with words for the user.
             kind = type(error).__name__
@@ -217,15 +253,30 @@ class EncoderNode(ManagedNode):
         stages = {"sync": (pair.complete_ns - pair.match.first_arrival_ns) / 1e6, **encoded.stage_ms}
         stages["preprocess"] += converted_ms
         message = StereoBitstream(
-            header=left.header, right_stamp=right.header.stamp, session=self._session, sequence=self._sequence,
-            sync_ms=stages["sync"], preprocess_ms=stages["preprocess"], backbone_ms=stages["backbone"],
-            smfc_ms=stages["smfc"], entropy_ms=stages["entropy"], data=array.array("B", encoded.packet))
+            header=left.header,
+            right_stamp=right.header.stamp,
+            session=self._session,
+            sequence=self._sequence,
+            sync_ms=stages["sync"],
+            preprocess_ms=stages["preprocess"],
+            backbone_ms=stages["backbone"],
+            smfc_ms=stages["smfc"],
+            entropy_ms=stages["entropy"],
+            data=array.array("B", encoded.packet),
+        )
         self._publisher.publish(message)
         self._sequence += 1
         self.packets += 1
-        self._window.sample({**stages, "bytes": float(len(encoded.packet)), "rate": float(encoded.rate),
-                             "wire_bytes": float(wire_bytes(len(encoded.packet))), "tries": float(len(decision.tries)),
-                             "total": 1e3 * (time.perf_counter() - started)})
+        self._window.sample(
+            {
+                **stages,
+                "bytes": float(len(encoded.packet)),
+                "rate": float(encoded.rate),
+                "wire_bytes": float(wire_bytes(len(encoded.packet))),
+                "tries": float(len(decision.tries)),
+                "total": 1e3 * (time.perf_counter() - started),
+            }
+        )
 
     def _convert(self, left: Image, right: Image) -> list[np.ndarray]:
         images = []
@@ -235,8 +286,10 @@ class EncoderNode(ManagedNode):
             except ImageError as error:
                 raise ImageError(f"{side}/image_rect: {error}") from None
         if images[0].shape != images[1].shape:
-            raise ImageError(f"the images differ in size: left {left.width}x{left.height}, right "
-                             f"{right.width}x{right.height}; both must be rectified views of one rig")
+            raise ImageError(
+                f"the images differ in size: left {left.width}x{left.height}, right "
+                f"{right.width}x{right.height}; both must be rectified views of one rig"
+            )
         return images
 
     def _check_geometry(self, rig: StereoRig, width: int, height: int) -> None:
@@ -256,12 +309,20 @@ class EncoderNode(ManagedNode):
 
     def _publish_codec_info(self) -> None:
         from sicm_ros.codec.packet import VERSION
+
         model = self._encoder.model
         header = Header(stamp=self.get_clock().now().to_msg())
-        self._info_publisher.publish(CodecInfo(
-            header=header, model_name=model.name, fingerprint=model.fingerprint, packet_version=VERSION,
-            class_names=list(model.classes), rates=[float(v) for v in model.rates],
-            default_rate=float(model.config.default_rate)))
+        self._info_publisher.publish(
+            CodecInfo(
+                header=header,
+                model_name=model.name,
+                fingerprint=model.fingerprint,
+                packet_version=VERSION,
+                class_names=list(model.classes),
+                rates=[float(v) for v in model.rates],
+                default_rate=float(model.config.default_rate),
+            )
+        )
 
     def _on_change(self, changed: dict[str, Any]) -> str | None:
         return self._check_rate(changed["rate"]) if "rate" in changed else None
@@ -275,17 +336,26 @@ class EncoderNode(ManagedNode):
         """Diagnostics: what comes in, and what is made of it."""
         self._follow_demand()
         sync, worker = self._sync, self._worker
-        totals = {"left": sync.received["left"], "right": sync.received["right"], "pairs": sync.pairs,
-                  "packets": self.packets, "late": worker.dropped if worker else 0,
-                  **{f"{side} {reason}": count for (side, reason), count in sync.drops.items()},
-                  **{f"problem {kind}": count for kind, count in self.problems.counts.items()}}
+        totals = {
+            "left": sync.received["left"],
+            "right": sync.received["right"],
+            "pairs": sync.pairs,
+            "packets": self.packets,
+            "late": worker.dropped if worker else 0,
+            **{f"{side} {reason}": count for (side, reason), count in sync.drops.items()},
+            **{f"problem {kind}": count for kind, count in self.problems.counts.items()},
+        }
         new, samples, seconds = self._window.tick(totals)
         return [self._input_status(new, seconds), self._encoding_status(new, samples, seconds)]
 
     def _input_status(self, new: dict[str, int], seconds: float) -> Status:
         status = Status("stereo input")
-        status.set(left_hz=new["left"] / seconds, right_hz=new["right"] / seconds, pairs=self._sync.pairs,
-                   time_jumps=self._sync.jumps)
+        status.set(
+            left_hz=new["left"] / seconds,
+            right_hz=new["right"] / seconds,
+            pairs=self._sync.pairs,
+            time_jumps=self._sync.jumps,
+        )
         for (side, reason), count in sorted(self._sync.drops.items()):
             if count:
                 status.set(**{f"dropped_{side}_{reason}": count})
@@ -297,26 +367,39 @@ class EncoderNode(ManagedNode):
             silent = now - self._last_image.get(side, self._demanded_since)
             if silent > 2.0:
                 topic = self.resolve_topic_name(f"{side}/image_rect")
-                status.report("STALE", f"no image on {topic} for {silent:.0f} s: is the camera driver running, and is "
-                              "its topic remapped to this name?")
+                status.report(
+                    "STALE",
+                    f"no image on {topic} for {silent:.0f} s: is the camera driver running, and is "
+                    "its topic remapped to this name?",
+                )
         if status.level == "STALE":
             return status
         if self._rigs.missing():
             for side in self._rigs.missing():
-                status.report("ERROR", self._rigs.errors.get(side, f"no message on "
-                              f"{self.resolve_topic_name(f'{side}/camera_info')}: images cannot be used without it"))
+                status.report(
+                    "ERROR",
+                    self._rigs.errors.get(
+                        side,
+                        f"no message on "
+                        f"{self.resolve_topic_name(f'{side}/camera_info')}: images cannot be used without it",
+                    ),
+                )
         if new["left"] and new["right"] and not new["pairs"]:
             miss = self._sync.nearest_miss_ns
             nearest = "" if miss is None else f" (nearest stamps: {miss / 1e6:.1f} ms apart)"
-            status.report("ERROR", f"images come but none can be paired{nearest}: raise sync_tolerance, or trigger the "
-                          "cameras together")
+            status.report(
+                "ERROR",
+                f"images come but none can be paired{nearest}: raise sync_tolerance, or trigger the cameras together",
+            )
         for kind in sorted(self._input_problems):
             if new.get(f"problem {kind}"):
                 status.report("ERROR", self.problems.latest[kind])
         lost = {name: count for name, count in new.items() if count and name.split()[-1] in _SYNC_REASONS}
         if lost:
-            status.report("WARN", "images dropped in the last second: "
-                          + ", ".join(f"{count} {name}" for name, count in lost.items()))
+            status.report(
+                "WARN",
+                "images dropped in the last second: " + ", ".join(f"{count} {name}" for name, count in lost.items()),
+            )
         if self._sync.ambiguous:
             status.report("WARN", "sync_tolerance is more than half of the frame period: frames may be paired wrongly")
         return status
@@ -324,22 +407,35 @@ class EncoderNode(ManagedNode):
     def _encoding_status(self, new: dict[str, int], samples: dict[str, list[float]], seconds: float) -> Status:
         status = Status("encoding")
         total_bytes, wire = sum(samples.pop("bytes", [])), sum(samples.pop("wire_bytes", []))
-        status.set(packets=self.packets, packets_hz=new["packets"] / seconds,
-                   bytes_per_packet=total_bytes / max(new["packets"], 1), kbit_per_s=total_bytes * 8e-3 / seconds,
-                   wire_kbit_per_s=wire * 8e-3 / seconds, max_bitrate=self.value("max_bitrate"),
-                   dropped_max_bitrate=self.refused, dropped_queue=self._worker.dropped if self._worker else 0,
-                   errors=self.errors,
-                   subscribers=self._publisher.get_subscription_count(), session=f"{self._session:016x}")
+        status.set(
+            packets=self.packets,
+            packets_hz=new["packets"] / seconds,
+            bytes_per_packet=total_bytes / max(new["packets"], 1),
+            kbit_per_s=total_bytes * 8e-3 / seconds,
+            wire_kbit_per_s=wire * 8e-3 / seconds,
+            max_bitrate=self.value("max_bitrate"),
+            dropped_max_bitrate=self.refused,
+            dropped_queue=self._worker.dropped if self._worker else 0,
+            errors=self.errors,
+            subscribers=self._publisher.get_subscription_count(),
+            session=f"{self._session:016x}",
+        )
         for name, values in samples.items():
             status.set(**{name if name in ("rate", "tries") else f"{name}_ms": sum(values) / len(values)})
         if new.get("problem max_bitrate"):
-            status.report("WARN", f"{new['problem max_bitrate']} pairs dropped in the last second to keep within "
-                          "max_bitrate: lower the rate of the cameras or raise it")
+            status.report(
+                "WARN",
+                f"{new['problem max_bitrate']} pairs dropped in the last second to keep within "
+                "max_bitrate: lower the rate of the cameras or raise it",
+            )
         if new.get("problem encoding"):
             status.report("ERROR", self.problems.latest["encoding"])
         if new["late"]:
-            status.report("WARN", f"{new['late']} pairs dropped in the last second, encoding is slower than the "
-                          "cameras: lower their rate, use another device or a smaller model")
+            status.report(
+                "WARN",
+                f"{new['late']} pairs dropped in the last second, encoding is slower than the "
+                "cameras: lower their rate, use another device or a smaller model",
+            )
         if "geometry" in self.problems.latest:
             status.report("WARN", self.problems.latest["geometry"])
         return status
@@ -359,8 +455,10 @@ def geometry_warning(model: StoredModel, rig: StereoRig, width: int, height: int
     ratio = model.transform(width, height).rig(rig).focal_baseline / expected
     if 1 / GEOMETRY_TOLERANCE <= ratio <= GEOMETRY_TOLERANCE:
         return None
-    return (f"focal length times baseline is {ratio:.2f} times that of the training data of model {model.name}: depths "
-            "will be wrong; train with this camera's calibration, or check its baseline")
+    return (
+        f"focal length times baseline is {ratio:.2f} times that of the training data of model {model.name}: depths "
+        "will be wrong; train with this camera's calibration, or check its baseline"
+    )
 
 
 def _nanoseconds(stamp: Time) -> int:

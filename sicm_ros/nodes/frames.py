@@ -31,10 +31,13 @@ def static_transforms(rig: StereoRig, camera_frame: str = CAMERA_FRAME) -> list[
 
     The left camera stands where the left P projects everything to: for KITTI 6 cm beside the frame of the boxes.
     """
+
     def centre(p: tuple[float, float, float]) -> tuple[float, float, float]:
         return (-(p[0] - rig.cx * p[2]) / rig.fx, -(p[1] - rig.cy * p[2]) / rig.fy, -p[2])
 
     identity = (0.0, 0.0, 0.0, 1.0)
-    return [StaticTransform(BASE_FRAME, camera_frame, (0.0, 0.0, CAMERA_HEIGHT), (-0.5, 0.5, -0.5, 0.5)),
-            StaticTransform(camera_frame, "camera_left_optical", centre(rig.left_translation), identity),
-            StaticTransform(camera_frame, "camera_right_optical", centre(rig.right_translation), identity)]
+    return [
+        StaticTransform(BASE_FRAME, camera_frame, (0.0, 0.0, CAMERA_HEIGHT), (-0.5, 0.5, -0.5, 0.5)),
+        StaticTransform(camera_frame, "camera_left_optical", centre(rig.left_translation), identity),
+        StaticTransform(camera_frame, "camera_right_optical", centre(rig.right_translation), identity),
+    ]

@@ -24,19 +24,34 @@ class ImageError(ValueError):
 
 # encoding -> (bytes per sample, channels, OpenCV conversion to RGB or None)
 _ENCODINGS: dict[str, tuple[int, int, int | None]] = {
-    "rgb8": (1, 3, None), "bgr8": (1, 3, cv2.COLOR_BGR2RGB), "8UC3": (1, 3, cv2.COLOR_BGR2RGB),
-    "rgba8": (1, 4, cv2.COLOR_RGBA2RGB), "bgra8": (1, 4, cv2.COLOR_BGRA2RGB), "8UC4": (1, 4, cv2.COLOR_BGRA2RGB),
-    "mono8": (1, 1, cv2.COLOR_GRAY2RGB), "8UC1": (1, 1, cv2.COLOR_GRAY2RGB),
-    "rgb16": (2, 3, None), "bgr16": (2, 3, cv2.COLOR_BGR2RGB), "16UC3": (2, 3, cv2.COLOR_BGR2RGB),
-    "rgba16": (2, 4, cv2.COLOR_RGBA2RGB), "bgra16": (2, 4, cv2.COLOR_BGRA2RGB),
-    "mono16": (2, 1, cv2.COLOR_GRAY2RGB), "16UC1": (2, 1, cv2.COLOR_GRAY2RGB),
+    "rgb8": (1, 3, None),
+    "bgr8": (1, 3, cv2.COLOR_BGR2RGB),
+    "8UC3": (1, 3, cv2.COLOR_BGR2RGB),
+    "rgba8": (1, 4, cv2.COLOR_RGBA2RGB),
+    "bgra8": (1, 4, cv2.COLOR_BGRA2RGB),
+    "8UC4": (1, 4, cv2.COLOR_BGRA2RGB),
+    "mono8": (1, 1, cv2.COLOR_GRAY2RGB),
+    "8UC1": (1, 1, cv2.COLOR_GRAY2RGB),
+    "rgb16": (2, 3, None),
+    "bgr16": (2, 3, cv2.COLOR_BGR2RGB),
+    "16UC3": (2, 3, cv2.COLOR_BGR2RGB),
+    "rgba16": (2, 4, cv2.COLOR_RGBA2RGB),
+    "bgra16": (2, 4, cv2.COLOR_BGRA2RGB),
+    "mono16": (2, 1, cv2.COLOR_GRAY2RGB),
+    "16UC1": (2, 1, cv2.COLOR_GRAY2RGB),
     # OpenCV names a Bayer pattern by its second row, ROS by its first.
-    "bayer_rggb8": (1, 1, cv2.COLOR_BayerBG2RGB), "bayer_bggr8": (1, 1, cv2.COLOR_BayerRG2RGB),
-    "bayer_gbrg8": (1, 1, cv2.COLOR_BayerGR2RGB), "bayer_grbg8": (1, 1, cv2.COLOR_BayerGB2RGB),
-    "bayer_rggb16": (2, 1, cv2.COLOR_BayerBG2RGB), "bayer_bggr16": (2, 1, cv2.COLOR_BayerRG2RGB),
-    "bayer_gbrg16": (2, 1, cv2.COLOR_BayerGR2RGB), "bayer_grbg16": (2, 1, cv2.COLOR_BayerGB2RGB),
-    "yuv422": (1, 2, cv2.COLOR_YUV2RGB_UYVY), "uyvy": (1, 2, cv2.COLOR_YUV2RGB_UYVY),
-    "yuv422_yuy2": (1, 2, cv2.COLOR_YUV2RGB_YUY2), "yuyv": (1, 2, cv2.COLOR_YUV2RGB_YUY2),
+    "bayer_rggb8": (1, 1, cv2.COLOR_BayerBG2RGB),
+    "bayer_bggr8": (1, 1, cv2.COLOR_BayerRG2RGB),
+    "bayer_gbrg8": (1, 1, cv2.COLOR_BayerGR2RGB),
+    "bayer_grbg8": (1, 1, cv2.COLOR_BayerGB2RGB),
+    "bayer_rggb16": (2, 1, cv2.COLOR_BayerBG2RGB),
+    "bayer_bggr16": (2, 1, cv2.COLOR_BayerRG2RGB),
+    "bayer_gbrg16": (2, 1, cv2.COLOR_BayerGR2RGB),
+    "bayer_grbg16": (2, 1, cv2.COLOR_BayerGB2RGB),
+    "yuv422": (1, 2, cv2.COLOR_YUV2RGB_UYVY),
+    "uyvy": (1, 2, cv2.COLOR_YUV2RGB_UYVY),
+    "yuv422_yuy2": (1, 2, cv2.COLOR_YUV2RGB_YUY2),
+    "yuyv": (1, 2, cv2.COLOR_YUV2RGB_YUY2),
 }
 SUPPORTED_ENCODINGS = tuple(_ENCODINGS)
 
@@ -62,7 +77,7 @@ def to_rgb(message: Any) -> np.ndarray:
     raw = np.frombuffer(message.data, np.uint8)
     if available < step * height:
         raw = np.concatenate([raw, np.zeros(step * height - available, np.uint8)])
-    rows = raw[:step * height].reshape(height, step)[:, :row]
+    rows = raw[: step * height].reshape(height, step)[:, :row]
     if size == 2:
         samples = np.ascontiguousarray(rows).view(">u2" if message.is_bigendian else "<u2")
         # Rounds v * 255 / 65535; exact in integers.
@@ -78,18 +93,27 @@ def to_rgb(message: Any) -> np.ndarray:
 def rgb_to_message_fields(image: np.ndarray) -> dict[str, Any]:
     """The fields of an ``rgb8`` image message, but for its header, of an (H, W, 3) uint8 array."""
     height, width, _ = image.shape
-    return {"height": height, "width": width, "encoding": "rgb8", "is_bigendian": 0, "step": 3 * width,
-            "data": np.ascontiguousarray(image).tobytes()}
+    return {
+        "height": height,
+        "width": width,
+        "encoding": "rgb8",
+        "is_bigendian": 0,
+        "step": 3 * width,
+        "data": np.ascontiguousarray(image).tobytes(),
+    }
 
 
 def _by_cv_bridge(message: Any) -> np.ndarray:
     try:
         from cv_bridge import CvBridge, CvBridgeError
     except ImportError:
-        raise ImageError(f"image: encoding: expected one of {', '.join(SUPPORTED_ENCODINGS)}, got {message.encoding!r} "
-                         "(cv_bridge, which may know it, is not installed)") from None
+        raise ImageError(
+            f"image: encoding: expected one of {', '.join(SUPPORTED_ENCODINGS)}, got {message.encoding!r} "
+            "(cv_bridge, which may know it, is not installed)"
+        ) from None
     try:
         return np.asarray(CvBridge().imgmsg_to_cv2(message, "rgb8"))
     except (CvBridgeError, RuntimeError, ValueError, cv2.error) as error:
-        raise ImageError(f"image: encoding: cv_bridge cannot convert {message.encoding!r} to rgb8: "
-                         f"{' '.join(str(error).split())}") from None
+        raise ImageError(
+            f"image: encoding: cv_bridge cannot convert {message.encoding!r} to rgb8: {' '.join(str(error).split())}"
+        ) from None

@@ -51,18 +51,32 @@ PARAMETERS = (
     ParameterSpec("loop", False, "start over at the end; stamps go on increasing"),
     ParameterSpec("count", 0, "play only so many pairs; 0 for all", 0, 2**31 - 1),
     ParameterSpec("lockstep", False, "send the next pair only when the boxes of the last one are back"),
-    ParameterSpec("lockstep_timeout", 10.0,
-                  "seconds to wait for the boxes of a pair before it counts as unanswered", 0.1, 3600.0),
-    ParameterSpec("wait_timeout", 30.0,
-                  "seconds to wait for the first subscriber before playing (in lock-step: before giving "
-                  "up); 0 not to wait", 0.0, 3600.0),
-    ParameterSpec("subscribers", 1, "subscribers that left/camera_info (of a bag of packets: stereo_bitstream) must "
-                  "have before playing; more than one so that a recorder misses nothing", 1, 100),
-    ParameterSpec("stamps", "source",
-                  "header stamps: the source's own, or the time of sending", choices=("source", "now")),
-    ParameterSpec("frame_id", "",
-                  "frame of the images; empty for the bag's own, or camera_0_optical for KITTI, in which both P "
-                  "project"),
+    ParameterSpec(
+        "lockstep_timeout", 10.0, "seconds to wait for the boxes of a pair before it counts as unanswered", 0.1, 3600.0
+    ),
+    ParameterSpec(
+        "wait_timeout",
+        30.0,
+        "seconds to wait for the first subscriber before playing (in lock-step: before giving up); 0 not to wait",
+        0.0,
+        3600.0,
+    ),
+    ParameterSpec(
+        "subscribers",
+        1,
+        "subscribers that left/camera_info (of a bag of packets: stereo_bitstream) must "
+        "have before playing; more than one so that a recorder misses nothing",
+        1,
+        100,
+    ),
+    ParameterSpec(
+        "stamps", "source", "header stamps: the source's own, or the time of sending", choices=("source", "now")
+    ),
+    ParameterSpec(
+        "frame_id",
+        "",
+        "frame of the images; empty for the bag's own, or camera_0_optical for KITTI, in which both P project",
+    ),
     ParameterSpec("publish_tf", True, "publish /tf_static with base_link and the cameras"),
     ParameterSpec("publish_clock", False, "publish the time of the source on /clock, for nodes with use_sim_time"),
     ParameterSpec("reliability", "reliable", "reliability of the images", choices=tuple(RELIABILITIES)),
@@ -70,8 +84,9 @@ PARAMETERS = (
     ParameterSpec("right_topic", "", "image topic of the right view in a bag; empty to find it by its name"),
     ParameterSpec("sync_tolerance", 0.01, "seconds between the stamps of a pair in a bag", 0.0, 1.0),
     ParameterSpec("calib", "", "KITTI calibration file with the rig, for a bag without camera_info"),
-    ParameterSpec("replay_outputs", False,
-                  "of a bag of packets, play the recorded boxes too, instead of decoding again"),
+    ParameterSpec(
+        "replay_outputs", False, "of a bag of packets, play the recorded boxes too, instead of decoding again"
+    ),
 )
 
 
@@ -106,9 +121,14 @@ class KittiPlayerNode(Node):
         self._transforms: Any = None
         self._open()
         self._box_publishers = 0
-        self.create_subscription(Detection3DArray, "detections", self._on_boxes, boxes_qos(100),
-                                 event_callbacks=SubscriptionEventCallbacks(matched=self._on_matched),
-                                 qos_overriding_options=overridable())
+        self.create_subscription(
+            Detection3DArray,
+            "detections",
+            self._on_boxes,
+            boxes_qos(100),
+            event_callbacks=SubscriptionEventCallbacks(matched=self._on_matched),
+            qos_overriding_options=overridable(),
+        )
 
     def value(self, parameter: str) -> Any:
         """The value of a parameter."""
@@ -139,8 +159,13 @@ class KittiPlayerNode(Node):
             self._passes = lambda: self._packet_steps(path)
             return
         if is_bag(path):
-            bag = BagStereo(path, self.value("left_topic"), self.value("right_topic"), self.value("sync_tolerance"),
-                            self.value("calib") or None)
+            bag = BagStereo(
+                path,
+                self.value("left_topic"),
+                self.value("right_topic"),
+                self.value("sync_tolerance"),
+                self.value("calib") or None,
+            )
             self.get_logger().info(f"{path}: {len(bag)} pairs of {bag.topics['left']} and {bag.topics['right']}")
             self._passes = lambda: (self._pair_step(frame, frame_id) for frame, frame_id in bag)
         else:
@@ -152,10 +177,12 @@ class KittiPlayerNode(Node):
         self._images, self._infos = {}, {}
         for side in SIDES:
             qos = image_qos(self.value("reliability"), 5)
-            self._infos[side] = self.create_publisher(CameraInfo, f"{side}/camera_info", qos,
-                                                      qos_overriding_options=overridable())
-            self._images[side] = self.create_publisher(Image, f"{side}/image_rect", qos,
-                                                       qos_overriding_options=overridable())
+            self._infos[side] = self.create_publisher(
+                CameraInfo, f"{side}/camera_info", qos, qos_overriding_options=overridable()
+            )
+            self._images[side] = self.create_publisher(
+                Image, f"{side}/image_rect", qos, qos_overriding_options=overridable()
+            )
         self._gates = [*self._infos.values(), *self._images.values()]
 
     def _has_packets(self, path: str) -> bool:
@@ -227,8 +254,11 @@ class KittiPlayerNode(Node):
         end = time.monotonic() + timeout
         wanted = [self.value("subscribers"), *[1] * (len(self._gates) - 1)]
         while True:
-            silent = [gate.topic_name for gate, count in zip(self._gates, wanted, strict=True)
-                      if gate.get_subscription_count() < count]
+            silent = [
+                gate.topic_name
+                for gate, count in zip(self._gates, wanted, strict=True)
+                if gate.get_subscription_count() < count
+            ]
             # A decoder that does not know yet that we listen would not decode.
             boxes = self._box_publishers > 0 or not (lockstep or self.count_publishers("detections"))
             if (not silent and boxes) or self._stop.is_set() or time.monotonic() >= end:
@@ -238,11 +268,15 @@ class KittiPlayerNode(Node):
             # The other ends learn of a match at about the same time as this one.
             return not self._stop.wait(SETTLE_S if timeout else 0.0)
         number = "no" if self.value("subscribers") == 1 else "too few"
-        missing = f"{number} subscriber{'s' * (number != 'no')} of {silent[0]}" if silent else \
-            f"no publisher of {self.resolve_topic_name('detections')}"
+        missing = (
+            f"{number} subscriber{'s' * (number != 'no')} of {silent[0]}"
+            if silent
+            else f"no publisher of {self.resolve_topic_name('detections')}"
+        )
         if lockstep:
-            self.get_logger().error(f"{missing} within {timeout:g} s: are the encoder and the decoder active, in this "
-                                    "namespace and domain?")
+            self.get_logger().error(
+                f"{missing} within {timeout:g} s: are the encoder and the decoder active, in this namespace and domain?"
+            )
             return False
         self.get_logger().warning(f"{missing} within {timeout:g} s: playing nevertheless")
         return True
@@ -308,8 +342,10 @@ class KittiPlayerNode(Node):
         if frame.rig != self._rig and self.value("publish_tf"):
             self._publish_transforms(frame.rig, frame_id, left_ns)
         self._rig = frame.rig
-        views: tuple[tuple[Side, np.ndarray, int], ...] = (("left", frame.left, left_ns),
-                                                           ("right", frame.right, right_ns))
+        views: tuple[tuple[Side, np.ndarray, int], ...] = (
+            ("left", frame.left, left_ns),
+            ("right", frame.right, right_ns),
+        )
         for side, image, stamp_ns in views:
             header = Header(stamp=Time(nanoseconds=stamp_ns).to_msg(), frame_id=frame_id)
             height, width, _ = image.shape
@@ -334,10 +370,16 @@ class KittiPlayerNode(Node):
             if t.parent == BASE_FRAME and frame_id != CAMERA_FRAME:
                 continue  # where another camera stands on its vehicle is not for us to say
             x, y, z, w = t.rotation
-            message.transforms.append(TransformStamped(
-                header=Header(stamp=stamp, frame_id=t.parent), child_frame_id=t.child,
-                transform=Transform(translation=Vector3(x=t.translation[0], y=t.translation[1], z=t.translation[2]),
-                                    rotation=Quaternion(x=x, y=y, z=z, w=w))))
+            message.transforms.append(
+                TransformStamped(
+                    header=Header(stamp=stamp, frame_id=t.parent),
+                    child_frame_id=t.child,
+                    transform=Transform(
+                        translation=Vector3(x=t.translation[0], y=t.translation[1], z=t.translation[2]),
+                        rotation=Quaternion(x=x, y=y, z=z, w=w),
+                    ),
+                )
+            )
         self._transforms.publish(message)
 
     # --------------------------------------------------------------------------------------------------- answers
@@ -381,8 +423,13 @@ class KittiPlayerNode(Node):
         with self._answered:
             # The last boxes of a free-running play are still on their way; without a decoder there are none.
             last = self._awaited[-1][0] if self._awaited else None
-            while (self._answers and last is not None and last not in self._answers and time.monotonic() < end
-                   and not self._stop.is_set()):
+            while (
+                self._answers
+                and last is not None
+                and last not in self._answers
+                and time.monotonic() < end
+                and not self._stop.is_set()
+            ):
                 self._answered.wait(0.1)
         self._settle(0.0)
         logger = self.get_logger()
@@ -392,7 +439,8 @@ class KittiPlayerNode(Node):
             logger.info(f"{summary}; nobody publishes boxes")
             return 0
         (logger.info if not self.unanswered else logger.warning)(
-            f"{summary}; boxes of {answered} came back, {self.unanswered} pairs without an answer")
+            f"{summary}; boxes of {answered} came back, {self.unanswered} pairs without an answer"
+        )
         return 1 if self.unanswered and self.value("lockstep") else 0
 
 

@@ -32,8 +32,9 @@ class ManagedNode(LifecycleNode):
     first two fails the transition, with one line in the log) and ``collect`` for the diagnostics.
     """
 
-    def __init__(self, name: str, parameters: Sequence[ParameterSpec],
-                 on_change: Callable[[dict[str, Any]], str | None]) -> None:
+    def __init__(
+        self, name: str, parameters: Sequence[ParameterSpec], on_change: Callable[[dict[str, Any]], str | None]
+    ) -> None:
         super().__init__(name)
         self.state = "unconfigured"
         self._failure = ""

@@ -38,8 +38,9 @@ class ParameterSpec:
             result.additional_constraints = "one of: " + ", ".join(self.choices)
         if self.minimum is not None and self.maximum is not None:
             if isinstance(self.default, float):
-                result.floating_point_range = [FloatingPointRange(from_value=float(self.minimum),
-                                                                  to_value=float(self.maximum), step=0.0)]
+                result.floating_point_range = [
+                    FloatingPointRange(from_value=float(self.minimum), to_value=float(self.maximum), step=0.0)
+                ]
             else:
                 result.integer_range = [IntegerRange(from_value=int(self.minimum), to_value=int(self.maximum), step=1)]
         return result
@@ -51,8 +52,9 @@ class ParameterSpec:
         return None
 
 
-def declare(node: Node, specs: Sequence[ParameterSpec],
-            on_change: Callable[[dict[str, Any]], str | None] | None = None) -> None:
+def declare(
+    node: Node, specs: Sequence[ParameterSpec], on_change: Callable[[dict[str, Any]], str | None] | None = None
+) -> None:
     """Declare the table on ``node``. Raises ParameterError for a bad start-up value.
 
     ``on_change`` sees the changed runtime parameters before they hold, and may return why they are refused.
@@ -62,8 +64,9 @@ def declare(node: Node, specs: Sequence[ParameterSpec],
         try:
             value = node.declare_parameter(spec.name, spec.default, spec.descriptor()).value
         except (InvalidParameterTypeException, InvalidParameterValueException) as error:
-            expected = {bool: "true or false", int: "an integer", float: "a number with a decimal point",
-                        str: "text"}[type(spec.default)]
+            expected = {bool: "true or false", int: "an integer", float: "a number with a decimal point", str: "text"}[
+                type(spec.default)
+            ]
             if spec.minimum is not None:
                 expected += f" in [{spec.minimum:g}, {spec.maximum:g}]"
             given = " ".join(str(error).split())

@@ -62,7 +62,7 @@ class StereoSync(Generic[T]):
         self.received: Counter[Side] = Counter()
         self.drops: Counter[tuple[Side, str]] = Counter()
         self.jumps = 0
-        self.nearest_miss_ns: int | None = None     # since the last pair: how far the nearest partner was off
+        self.nearest_miss_ns: int | None = None  # since the last pair: how far the nearest partner was off
         self._lock = threading.Lock()
         self._queues: dict[Side, list[tuple[int, int, T]]] = {"left": [], "right": []}
         self._newest: dict[Side, int | None] = {"left": None, "right": None}

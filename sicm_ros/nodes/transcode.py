@@ -117,35 +117,43 @@ class _Journal:
         self._database = sqlite3.connect(folder / "journal.sqlite3")
         with self._database as d:
             d.execute("create table if not exists recipe (text text)")
-            d.execute("create table if not exists pairs (number integer primary key, bytes integer, raw integer, "
-                      "boxes integer, error text)")
-            d.execute("create table if not exists messages (stamp integer, number integer, topic text, type text, "
-                      "cdr blob)")
+            d.execute(
+                "create table if not exists pairs (number integer primary key, bytes integer, raw integer, "
+                "boxes integer, error text)"
+            )
+            d.execute(
+                "create table if not exists messages (stamp integer, number integer, topic text, type text, cdr blob)"
+            )
             text = json.dumps(recipe, sort_keys=True)
             known = d.execute("select text from recipe").fetchone()
             if known is None:
                 d.execute("insert into recipe values (?)", (text,))
             elif known[0] != text:
-                raise BagError(f"{folder}: expected the work of the same command, but another bag, model or option "
-                               "began it; remove the folder to start anew")
+                raise BagError(
+                    f"{folder}: expected the work of the same command, but another bag, model or option "
+                    "began it; remove the folder to start anew"
+                )
 
     def done(self) -> set[int]:
         return {row[0] for row in self._database.execute("select number from pairs")}
 
-    def add(self, number: int, sizes: tuple[int, int, int], error: str,
-            messages: list[tuple[int, str, str, bytes]]) -> None:
+    def add(
+        self, number: int, sizes: tuple[int, int, int], error: str, messages: list[tuple[int, str, str, bytes]]
+    ) -> None:
         with self._database as d:
             d.execute("insert into pairs values (?, ?, ?, ?, ?)", (number, *sizes, error))
             d.executemany("insert into messages values (?, ?, ?, ?, ?)", [(m[0], number, *m[1:]) for m in messages])
 
     def messages(self) -> Iterator[tuple[int, int, str, str, bytes]]:
         """Stamp, order, topic, type, bytes; by stamp."""
-        return iter(self._database.execute(
-            "select stamp, number, topic, type, cdr from messages order by stamp, number, rowid"))
+        return iter(
+            self._database.execute("select stamp, number, topic, type, cdr from messages order by stamp, number, rowid")
+        )
 
     def sums(self) -> tuple[int, int, int, int, Counter[str]]:
         pairs, size, raw, boxes = self._database.execute(
-            "select count(*), total(bytes), total(raw), total(boxes) from pairs where error = ''").fetchone()
+            "select count(*), total(bytes), total(raw), total(boxes) from pairs where error = ''"
+        ).fetchone()
         errors = Counter(row[0] for row in self._database.execute("select error from pairs where error != ''"))
         return pairs, int(size), int(raw), int(boxes), errors
 
@@ -168,8 +176,16 @@ def _time(stamp_ns: int) -> Time:
 def _image_items(stereo: BagStereo, session: int, done: set[int]) -> Iterator[_Item]:
     for index, (frame, frame_id, recorded_ns) in enumerate(stereo.recorded()):
         if index not in done:
-            yield _Item(index, recorded_ns, (frame.stamp_ns, frame_id), frame.right_stamp_ns, frame.left, frame.right,
-                        frame.rig, prefix=f"{session:016x}-{index}")
+            yield _Item(
+                index,
+                recorded_ns,
+                (frame.stamp_ns, frame_id),
+                frame.right_stamp_ns,
+                frame.left,
+                frame.right,
+                frame.rig,
+                prefix=f"{session:016x}-{index}",
+            )
 
 
 def _packet_items(reader: AnyReader, topic: str, done: set[int]) -> Iterator[_Item]:
@@ -178,14 +194,30 @@ def _packet_items(reader: AnyReader, topic: str, done: set[int]) -> Iterator[_It
         if index not in done:
             message = deserialize_message(bytes(raw), StereoBitstream)
             stamp = message.header.stamp
-            yield _Item(index, recorded_ns, (stamp.sec * 1_000_000_000 + stamp.nanosec, message.header.frame_id),
-                        packet=message.data.tobytes(), prefix=f"{message.session:016x}-{message.sequence}")
+            yield _Item(
+                index,
+                recorded_ns,
+                (stamp.sec * 1_000_000_000 + stamp.nanosec, message.header.frame_id),
+                packet=message.data.tobytes(),
+                prefix=f"{message.session:016x}-{message.sequence}",
+            )
 
 
-def transcode(path: str | Path, out: str | Path, target: Target = "packets", model: str = "sicm-compact",
-              rate: float | None = None, threshold: float | None = None, workers: int = 1,
-              storage: Storage = "sqlite3", namespace: str = "", left_topic: str = "", right_topic: str = "",
-              calib: str | Path | None = None, progress: Callable[[int, int], None] | None = None) -> Transcoded:
+def transcode(
+    path: str | Path,
+    out: str | Path,
+    target: Target = "packets",
+    model: str = "sicm-compact",
+    rate: float | None = None,
+    threshold: float | None = None,
+    workers: int = 1,
+    storage: Storage = "sqlite3",
+    namespace: str = "",
+    left_topic: str = "",
+    right_topic: str = "",
+    calib: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Transcoded:
     """Write bag ``out``: bag ``path`` with its stereo images replaced by packets, and with boxes if these are wanted.
 
     A bag that already has packets keeps them and gets boxes. Other topics are copied. Finished pairs are kept in
@@ -205,9 +237,16 @@ def transcode(path: str | Path, out: str | Path, target: Target = "packets", mod
             raise BagError(f"{path}: expected one topic of packets, there are {', '.join(packets)}")
         if packets and target == "packets":
             raise BagError(f"{path}: has packets already ({packets[0]}); expected detections as the target")
-        recipe = {"source": [str(path.resolve()), source.stat().st_size, source.stat().st_mtime_ns], "target": target,
-                  "fingerprint": f"{stored.fingerprint:016x}", "rate": rate, "threshold": threshold,
-                  "namespace": namespace, "topics": [left_topic, right_topic], "calib": str(calib or "")}
+        recipe = {
+            "source": [str(path.resolve()), source.stat().st_size, source.stat().st_mtime_ns],
+            "target": target,
+            "fingerprint": f"{stored.fingerprint:016x}",
+            "rate": rate,
+            "threshold": threshold,
+            "namespace": namespace,
+            "topics": [left_topic, right_topic],
+            "calib": str(calib or ""),
+        }
         session = int.from_bytes(hashlib.blake2b(json.dumps(recipe).encode(), digest_size=8).digest(), "little")
         journal = stack.enter_context(closing(_Journal(part, recipe)))
         done = journal.done()
@@ -227,18 +266,38 @@ def transcode(path: str | Path, out: str | Path, target: Target = "packets", mod
             header = _header(*item.header)
             made: list[tuple[str, str, Any]] = []
             if item.left is not None:
-                ms = {f"{name}_ms": float(outcome.stage_ms[name]) for name in
-                      ("preprocess", "backbone", "smfc", "entropy")}
-                made.append(("stereo_bitstream", BITSTREAM_TYPE, StereoBitstream(
-                    header=header, right_stamp=_time(item.right_stamp_ns), session=session, sequence=item.index,
-                    sync_ms=0.0, data=array("B", outcome.packet), **ms)))
+                ms = {
+                    f"{name}_ms": float(outcome.stage_ms[name])
+                    for name in ("preprocess", "backbone", "smfc", "entropy")
+                }
+                made.append(
+                    (
+                        "stereo_bitstream",
+                        BITSTREAM_TYPE,
+                        StereoBitstream(
+                            header=header,
+                            right_stamp=_time(item.right_stamp_ns),
+                            session=session,
+                            sequence=item.index,
+                            sync_ms=0.0,
+                            data=array("B", outcome.packet),
+                            **ms,
+                        ),
+                    )
+                )
             if outcome.objects is not None:
-                made += [("detections", "vision_msgs/msg/Detection3DArray",
-                          detection_array(header, outcome.objects, item.prefix)),
-                         ("detection_markers", "visualization_msgs/msg/MarkerArray",
-                          marker_array(header, outcome.objects))]
-            return [(item.recorded_ns, f"{root}/{name}", kind, bytes(serialize_message(message)))
-                    for name, kind, message in made]
+                made += [
+                    (
+                        "detections",
+                        "vision_msgs/msg/Detection3DArray",
+                        detection_array(header, outcome.objects, item.prefix),
+                    ),
+                    ("detection_markers", "visualization_msgs/msg/MarkerArray", marker_array(header, outcome.objects)),
+                ]
+            return [
+                (item.recorded_ns, f"{root}/{name}", kind, bytes(serialize_message(message)))
+                for name, kind, message in made
+            ]
 
         count = len(done)
         arguments = (str(stored.path), rate, threshold, target, 1)
@@ -279,25 +338,45 @@ def _results(items: Iterator[_Item], workers: int, arguments: tuple) -> Iterator
             yield ready, future.result()
 
 
-def _latched(reader: AnyReader, stored: Any, root: str, target: Target, threshold: float | None,
-             new_packets: bool) -> list[tuple[int, int, str, str, bytes]]:
+def _latched(
+    reader: AnyReader, stored: Any, root: str, target: Target, threshold: float | None, new_packets: bool
+) -> list[tuple[int, int, str, str, bytes]]:
     """What a late subscriber must know, at the bag's beginning."""
     header, model = _header(reader.start_time), stored
     made: list[tuple[str, str, Any]] = []
     if new_packets:
-        made.append(("codec_info", "sicm_ros/msg/CodecInfo", CodecInfo(
-            header=header, model_name=model.name, fingerprint=model.fingerprint, packet_version=VERSION,
-            class_names=list(model.classes), rates=[float(v) for v in model.rates],
-            default_rate=float(model.config.default_rate))))
+        made.append(
+            (
+                "codec_info",
+                "sicm_ros/msg/CodecInfo",
+                CodecInfo(
+                    header=header,
+                    model_name=model.name,
+                    fingerprint=model.fingerprint,
+                    packet_version=VERSION,
+                    class_names=list(model.classes),
+                    rates=[float(v) for v in model.rates],
+                    default_rate=float(model.config.default_rate),
+                ),
+            )
+        )
     if target == "detections":
         shown = model.config.analysis.score_threshold if threshold is None else threshold
         made.append(("label_info", "vision_msgs/msg/LabelInfo", label_info(header, model.classes, shown)))
-    return [(reader.start_time, -1, f"{root}/{name}", kind, bytes(serialize_message(message)))
-            for name, kind, message in made]
+    return [
+        (reader.start_time, -1, f"{root}/{name}", kind, bytes(serialize_message(message)))
+        for name, kind, message in made
+    ]
 
 
-def _assemble(reader: AnyReader, journal: _Journal, first: list[tuple[int, int, str, str, bytes]], path: Path,
-              storage: Storage, replaced: set[str]) -> int:
+def _assemble(
+    reader: AnyReader,
+    journal: _Journal,
+    first: list[tuple[int, int, str, str, bytes]],
+    path: Path,
+    storage: Storage,
+    replaced: set[str],
+) -> int:
     """Write the bag from the journal and from the source's other topics, in the order of time; the messages copied."""
     made = {topic for _, _, topic, _, _ in first} | {row[2] for row in journal.messages()}
     copied = 0
@@ -305,10 +384,14 @@ def _assemble(reader: AnyReader, journal: _Journal, first: list[tuple[int, int, 
         shutil.rmtree(path)
     with BagWriter(path, storage) as bag:
         # ROS 1 bags hold another serialisation.
-        kept = [c for c in reader.connections if reader.is2 and c.topic not in replaced | made
-                and c.msgtype in bag.store.fielddefs]
-        others = ((stamp, 0, c.topic, c.msgtype, bytes(raw)) for c, stamp, raw in (
-            reader.messages(kept) if kept else ()))
+        kept = [
+            c
+            for c in reader.connections
+            if reader.is2 and c.topic not in replaced | made and c.msgtype in bag.store.fielddefs
+        ]
+        others = (
+            (stamp, 0, c.topic, c.msgtype, bytes(raw)) for c, stamp, raw in (reader.messages(kept) if kept else ())
+        )
         for stamp, _, topic, kind, raw in heapq.merge(first, others, journal.messages(), key=lambda row: row[0]):
             bag.write(topic, kind, stamp, raw)
             copied += topic not in made

@@ -20,8 +20,9 @@ class Worker(Generic[T]):
     exception in ``handle`` goes to ``on_error`` and the thread carries on.
     """
 
-    def __init__(self, handle: Callable[[T], None], depth: int, on_error: Callable[[Exception], None],
-                 name: str = "worker") -> None:
+    def __init__(
+        self, handle: Callable[[T], None], depth: int, on_error: Callable[[Exception], None], name: str = "worker"
+    ) -> None:
         if depth < 1:
             raise ValueError(f"depth: expected at least 1, got {depth}")
         self.dropped = 0
