@@ -730,14 +730,15 @@ def train(
         int, typer.Option("--workers", "-j", min=1, metavar="N", help="Processes that render samples.")
     ] = 1,
     stages: Annotated[
-        str | None, typer.Option("--stages", metavar="A,B", show_default=False, help="Some of detector,codec,joint.")
+        str | None,
+        typer.Option("--stages", metavar="A,B", show_default=False, help="Some of detector,codec,joint,entropy."),
     ] = None,
     start_from: Annotated[
         Path | None,
         typer.Option("--start-from", metavar="FILE", show_default=False, help="Weights (safetensors) to begin with."),
     ] = None,
 ) -> None:
-    """Train a model: the detector, then the codec, then both together."""
+    """Train a model: the detector, then the codec, then both together, then the entropy model alone."""
     config = config.parent if config.name == "config.yaml" else config
     if not config.is_dir():
         raise ValueError(f"--config: expected a model folder with config.yaml and train.yaml, got {config}")

@@ -19,6 +19,7 @@ from sicm_ros.evaluation.recall import count_found
 from sicm_ros.geometry import Object3D, StereoRig, project
 from sicm_ros.model_store import load_config, load_model
 from sicm_ros.networks.anchors import Anchors
+from sicm_ros.networks.mvsfc_net import MvsfcNet
 from sicm_ros.training.augmentation import mirror, photometric
 from sicm_ros.training.losses import disparity_loss, task_loss
 from sicm_ros.training.samples import Sample, SampleStore, build_store
@@ -180,9 +181,9 @@ def small_model(folder: Path, epochs: list[int], **changes: object) -> Path:
         },
     }
     train = {
-        "epochs": epochs,
+        "epochs": [*epochs, 0, 0, 0, 0][:4],
         "batch_size": 2,
-        "learning_rate": [1e-3, 1e-3, 1e-4],
+        "learning_rate": [1e-3, 1e-3, 1e-4, 1e-3],
         "gradient_clip": 5.0,
         "samples": 20,
         "validation_samples": 2,
@@ -233,6 +234,22 @@ def test_three_stages_resume_with_the_same_losses_and_leave_a_model(tmp_path: Pa
         row[:2]: row[2] for row in whole if row[1] != "codec"
     }
     assert again[("60", "codec")] == dict((row[:2], row[2]) for row in whole)[("60", "codec")]
+
+
+def test_the_last_stage_trains_the_entropy_model_alone(tmp_path: Path) -> None:
+    folder = small_model(tmp_path / "model", [0, 0, 0, 6])
+    after = load_model(run(folder, None, tmp_path / "out", device="cpu")).net.state_dict()
+    torch.manual_seed(1)
+    before = MvsfcNet(load_config(folder / "config.yaml")).state_dict()
+    changed = {
+        k
+        for k, v in before.items()
+        if ".anchors." not in k and not torch.equal(after[k].float(), (v.half() if v.ndim >= 2 else v).float())
+    }
+    assert changed and all(k.startswith("entropy_model.") and "gain" not in k for k in changed)
+    assert {k.split(".")[1] for k in changed} >= {"hyper_encoder", "hyper_decoder", "context", "estimator"}
+    rows = losses(tmp_path / "out")
+    assert [row[1] for row in rows] == ["entropy"] * 3 and float(rows[-1][2]) < float(rows[0][2])
 
 
 def test_mixed_precision_trains_and_validates_at_intervals(tmp_path: Path) -> None:
