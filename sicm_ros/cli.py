@@ -1015,14 +1015,14 @@ def bag_transcode(
             model,
             rate,
             threshold,
-            workers or os.cpu_count() or 1,  # type: ignore[arg-type]
-            storage,
+            workers or os.cpu_count() or 1,
+            storage,  # type: ignore[arg-type]
             namespace,
             left_topic,
             right_topic,
             calib,
             progress,
-        )  # type: ignore[arg-type]
+        )
     if as_json:
         _json({"bag": str(out), **done.__dict__})
         return

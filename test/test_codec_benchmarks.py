@@ -140,7 +140,7 @@ def test_training_of_either_context_starts_alike_and_saves_bytes() -> None:
     nets = context.untrained(TINY, 1)
     assert all(torch.equal(a, b) for a, b in zip(*(net.state_dict().values() for net in nets.values()), strict=True))
     data = torch.stack([torch.cat(latents(seed, 4, (3, 9), loud=6.0)) for seed in range(8)])
-    config = TrainConfig(learning_rate=(0.0, 1e-2, 0.0), gradient_clip=5.0)
+    config = TrainConfig(learning_rate=(0.0, 1e-2, 0.0, 0.0), gradient_clip=5.0)
     for net in nets.values():
         before = context.payload_bytes(net, data).mean()
         context.train(net, data, config, 20, 1)
