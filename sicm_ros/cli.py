@@ -1011,7 +1011,7 @@ def bag_transcode(
         done = transcode(
             path,
             out,
-            to,
+            to,  # type: ignore[arg-type]
             model,
             rate,
             threshold,

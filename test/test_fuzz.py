@@ -264,7 +264,7 @@ def allocated(function):
 def test_memory_of_the_entropy_stage(target):
     """Whatever the payload is: the same tensors, and less than docs/packet.md says.
 
-    The profiler's events can carry one time stamp, so the order of an allocation and a release of a few bytes is unsure.
+    Events of the profiler can carry one time stamp: the order of a small allocation and a release is then unsure.
     """
     net = target.decoder.model.net.entropy_model
     seen = set()
