@@ -57,7 +57,8 @@ _REFERENCE = "analysis.anchors.reference_focal_baseline"
 _FREE_FIELDS = {"lambdas", "default_rate"}
 _FREE_ANALYSIS_FIELDS = {"score_threshold", "nms_iou", "dropout"}
 # Fields that came after the first packets were stored: left out of the fingerprint where they have the old meaning.
-_LATER_FIELDS = {"latent_stride": 32}
+_LATER_FIELDS = {"latent_stride": 32, "strided_stem": False}
+_LATER_ANALYSIS_FIELDS = {"disparity_refinement": 0}
 _ADAPTER = TypeAdapter(MvsfcConfig)
 
 
@@ -181,10 +182,13 @@ def load_config(path: Path) -> MvsfcConfig:
 
 
 def _canonical(config: MvsfcConfig) -> bytes:
+    def meaning(data: Mapping[str, object], free: set[str], later: Mapping[str, object]) -> dict[str, object]:
+        return {k: v for k, v in data.items() if k not in free and v != later.get(k, ...)}
+
     data = _ADAPTER.dump_python(config, mode="json")
-    kept = {k: v for k, v in data.items() if k not in _FREE_FIELDS and v != _LATER_FIELDS.get(k, ...)}
+    kept = meaning(data, _FREE_FIELDS, _LATER_FIELDS)
     kept["rates"] = config.rates
-    kept["analysis"] = {k: v for k, v in data["analysis"].items() if k not in _FREE_ANALYSIS_FIELDS}
+    kept["analysis"] = meaning(data["analysis"], _FREE_ANALYSIS_FIELDS, _LATER_ANALYSIS_FIELDS)
     return json.dumps(kept, sort_keys=True).encode()
 
 

@@ -16,7 +16,7 @@ from sicm_ros.networks.anchors import Anchors, rig_tensor
 from sicm_ros.networks.config import AnalysisConfig, AnchorConfig, MvsfcConfig
 from sicm_ros.networks.context_transform import BiDirectionalContextualTransform
 from sicm_ros.networks.cost_volume import correlation_volume
-from sicm_ros.networks.detection import Detections, non_maximum_suppression, to_objects
+from sicm_ros.networks.detection import Detections, DisparityRefinement, non_maximum_suppression, to_objects
 from sicm_ros.networks.mvsfc_net import MvsfcNet, count_complexity
 from sicm_ros.training.targets import object_row
 
@@ -122,6 +122,57 @@ def test_correlation_equals_a_loop_over_the_shifts(per_pixel: int) -> None:
                 sample = (1 - part) * right[..., low] + part * right[..., min(low + 1, 8)]
                 expected = (left[..., x] * sample).mean(1)
             torch.testing.assert_close(volume[:, i, :, x], expected)
+
+
+def test_refinement_sees_no_difference_at_the_right_disparity() -> None:
+    """A ramp shifted by 6 pixels is equal to itself warped by 6; the parabola says how far off another disparity is."""
+    refinement = DisparityRefinement(4, 8).eval()
+    seen: list[torch.Tensor] = []
+    refinement.layers.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
+    column = torch.arange(24.0).expand(1, 4, 5, 24)
+    left, right = column, column + 6 / 4  # what lies at x on the left lies at x - 6 / 4 on the right
+    for disparity in (6.0, 7.0, 4.5):
+        refined = refinement(left, right, torch.full((1, 5, 24), disparity))
+        assert (refined == disparity).all(), "no residual before training"
+        x = seen.pop()[:, :, :, 3:-2]
+        for rows, value in ((x[:, 4:8], (disparity - 6) / 4), (x[:, -1], 6 - disparity)):
+            torch.testing.assert_close(rows, torch.full_like(rows, value), atol=1e-4, rtol=0)
+        costs = torch.tensor([((disparity - 6) / 4 + k) ** 2 for k in refinement.OFFSETS])
+        torch.testing.assert_close(x[0, 8:-1, 2, 10], costs, atol=1e-5, rtol=0)
+
+
+def test_refinement_learns_what_is_left_of_a_disparity() -> None:
+    torch.manual_seed(0)
+    refinement = DisparityRefinement(4, 8).train()
+    optimizer = torch.optim.Adam(refinement.parameters(), 1e-2)
+    wide = torch.randn(8, 4, 4, 68).cumsum(3) / 4
+    errors = []
+    for _ in range(150):
+        shift = torch.rand(8, 1, 1) * 4 - 2  # pixels: up to half a cell either way, about 8
+        column = torch.arange(32)[None, None] + 8 + shift / 4
+        low, part = column.long(), column - column.floor()
+        index = low[:, None].expand(8, 4, 4, 32)
+        left = wide[..., 6:38]
+        right = torch.lerp(wide.gather(3, index), wide.gather(3, index + 1), part[:, None].expand_as(index))
+        # right(x) = wide(x + 8 + shift / 4) and left(x) = wide(x + 6): disparity is 8 + shift
+        refined = refinement(left, right, torch.full((8, 4, 32), 8.0))
+        loss = (refined - 8 - shift)[..., 4:].abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        errors.append(float(loss.detach()))
+    assert errors[0] == pytest.approx(1.0, abs=0.4)
+    assert np.mean(errors[-10:]) < 0.4 * errors[0]
+
+
+def test_strided_stem_starts_as_the_plain_one() -> None:
+    torch.manual_seed(0)
+    plain, strided = MvsfcNet(SMALL).eval(), MvsfcNet(replace(SMALL, strided_stem=True)).eval()
+    missing = strided.load_state_dict(plain.state_dict(), strict=False)
+    assert missing.missing_keys and all(k.startswith("backbone.strided.") for k in missing.missing_keys)
+    views = torch.randn(2, 1, 3, 64, 128)
+    for (a, b), (c, d) in zip(plain.features(*views), strided.features(*views), strict=True):
+        assert torch.equal(a, c) and torch.equal(b, d)
 
 
 @pytest.mark.parametrize("kind", ["efficient", "epipolar"])

@@ -50,6 +50,10 @@ class Backbone(nn.Module):
         super().__init__()
         self.stem = conv_bn(3, config.stem_channels, 7, 2)
         self.pool = nn.MaxPool2d(3, 2, 1)
+        # Matching to a fraction of a pixel needs the phase that a maximum loses.
+        self.strided = (
+            conv_bn(config.stem_channels, config.stem_channels, 3, 2, relu=False) if config.strided_stem else None
+        )
         self.stages = nn.ModuleList()
         in_channels = config.stem_channels
         for stage, (blocks, channels) in enumerate(zip(config.blocks, config.channels, strict=True)):
@@ -65,10 +69,13 @@ class Backbone(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if self.strided is not None:
+            nn.init.zeros_(self.strided[1].weight)  # type: ignore[arg-type]
 
     def forward(self, left: Tensor, right: Tensor) -> StereoFeatures:
         """Views (B, 3, H, W), normalised -> f0, f1, f2 of both, at strides 4, 8, 16."""
-        x = self.pool(self.stem(torch.cat([left, right])))
+        x = self.stem(torch.cat([left, right]))
+        x = self.pool(x) if self.strided is None else self.pool(x) + self.strided(x)
         scales = []
         for stage in self.stages:
             x = stage(x)

@@ -35,6 +35,7 @@ class AnalysisConfig:
     disparity_bins: int = 96  # logits of the disparity head: 0, 1, ... pixels of the network's input
     disparity_channels: tuple[int, ...] = (576, 288)
     depth_feedback: bool = False  # the disparity estimate is an input of the regression branch
+    disparity_refinement: int = 0  # channels of the residual from features warped by the estimate; 0 goes without
     anchors: AnchorConfig = AnchorConfig()
     score_threshold: float = 0.75
     nms_iou: float = 0.4
@@ -50,6 +51,7 @@ class MvsfcConfig:
     classes: tuple[str, ...] = ("Car", "Pedestrian")
     blocks: tuple[int, int, int] = (3, 4, 6)  # residual blocks of each stage (ResNet-34 without its last stage)
     stem_channels: int = 64
+    strided_stem: bool = False  # a strided convolution beside the max-pool, which forgets where in its window it looked
     channels: tuple[int, int, int] = (64, 128, 256)  # of f0, f1, f2 at strides 4, 8, 16
     joint_channels: tuple[int, int] = (128, 256)  # of c0 and c0-1, the compact representations between the units
     latent_channels: int = 192  # of c0-2, for each view

@@ -19,7 +19,7 @@ from .backbone import BasicBlock, StereoFeatures, conv_bn
 from .config import MvsfcConfig
 from .cost_volume import CostVolumePyramid
 
-__all__ = ["AnalysisOutput", "Detections", "VisualAnalysis", "to_objects"]
+__all__ = ["AnalysisOutput", "Detections", "DisparityRefinement", "VisualAnalysis", "expected_disparity", "to_objects"]
 
 MAX_CANDIDATES = 1000  # anchors of one image that go into non-maximum suppression, best first
 
@@ -31,6 +31,7 @@ class AnalysisOutput(NamedTuple):
     direction_logits: Tensor  # (B, N): sin(alpha) > 0
     regression: Tensor  # (B, N, 12), see anchors.TARGETS
     disparity_logits: Tensor | None  # (B, bins, H/4, W/4); None where the model does without it outside training
+    refined_disparity: Tensor | None  # (B, H/4, W/4) pixels of the network's input; None without refinement
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,12 @@ class Detections:
     boxes: np.ndarray
     scores: np.ndarray  # (M,)
     classes: np.ndarray  # (M,) index into the model's classes
+
+
+def expected_disparity(logits: Tensor) -> Tensor:
+    """Mean of the distribution that logits (B, bins, h, w) stand for: (B, h, w) float32, in bins."""
+    bins = torch.arange(logits.shape[1], device=logits.device, dtype=torch.float32)
+    return torch.einsum("bdhw,d->bhw", logits.float().softmax(1), bins)
 
 
 class DisparityHead(nn.Module):
@@ -61,6 +68,41 @@ class DisparityHead(nn.Module):
         if self.skip is not None:
             x = self.skip(torch.cat([x, stride4], 1))
         return self.logits(x)
+
+
+class DisparityRefinement(nn.Module):
+    """Residual of a disparity from how the left map differs from the right one, warped by it.
+
+    Warped by half a cell more and less as well, so that the minimum of the squared difference can be read off to a
+    fraction of a cell, which the correlation volume tells badly. Its place under a parabola is given, too.
+    """
+
+    OFFSETS = (-1.0, -0.5, 0.0, 0.5, 1.0)  # cells of stride 4, beside the estimate
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        inputs = 2 * in_channels + len(self.OFFSETS) + 1
+        self.layers = nn.Sequential(conv_bn(inputs, channels), conv_bn(channels, channels))
+        self.residual = nn.Conv2d(channels, 1, 3, padding=1)
+        nn.init.zeros_(self.residual.weight)
+        nn.init.zeros_(self.residual.bias)  # type: ignore[arg-type]
+
+    def forward(self, left: Tensor, right: Tensor, disparity: Tensor) -> Tensor:
+        """Both maps at stride 4 (B, C, h, w), disparity (B, h, w) in pixels of the network's input -> (B, h, w)."""
+        _, _, h, w = left.shape
+        offsets = torch.tensor(self.OFFSETS, device=left.device)[:, None, None]
+        column = torch.arange(w, device=left.device, dtype=torch.float32)
+        x = column - disparity.detach()[:, None] / 4 - offsets  # (B, offsets, h, w)
+        x = 2 * x.transpose(1, 2).flatten(2) / (w - 1) - 1
+        y = torch.linspace(-1, 1, h, device=left.device)[:, None].expand_as(x)
+        grid = torch.stack([x, y], -1).to(right.dtype)
+        warped = F.grid_sample(right, grid, padding_mode="border", align_corners=True).unflatten(3, (-1, w))
+        difference = left[:, :, :, None] - warped  # (B, C, h, offsets, w)
+        cost = (difference**2).mean(1).transpose(1, 2)  # (B, offsets, h, w)
+        less, same, more = cost[:, 1], cost[:, 2], cost[:, 3]
+        minimum = (less - more) / (less - 2 * same + more).clamp(min=1e-3)  # in quarters of a cell: input pixels
+        inputs = torch.cat([left, difference[:, :, :, 2], cost, minimum.clamp(-4, 4)[:, None]], 1)
+        return disparity + self.residual(self.layers(inputs))[:, 0].float()
 
 
 class DetectionHead(nn.Module):
@@ -122,26 +164,31 @@ class VisualAnalysis(nn.Module):
             a.disparity_channels,
             a.disparity_bins,
         )
+        self.refinement = (
+            DisparityRefinement(config.channels[0], a.disparity_refinement)
+            if a.disparity_refinement and a.depth_feedback
+            else None
+        )
         depth_channels = self.cell**2 if a.depth_feedback else 0
         self.head = DetectionHead(self.pyramid.out_channels, depth_channels, config, self.anchors.per_cell)
 
     def forward(self, features: StereoFeatures) -> AnalysisOutput:
         """Features at strides 4, 8, 16 -> raw outputs; ``decode`` makes boxes of them."""
         x, for_disparity, stride4 = self.pyramid(features)
-        disparity_logits = depth = None
+        disparity_logits = refined = depth = None
         if self.training or self.depth_feedback:
             disparity_logits = self.disparity_head(for_disparity, stride4)
         if self.depth_feedback:
             assert disparity_logits is not None
-            depth = self._depth(disparity_logits, x.shape[2:])
+            disparity = expected_disparity(disparity_logits)
+            if self.refinement is not None:
+                disparity = refined = self.refinement(*features[0], disparity)
+            depth = self._depth(disparity[:, None], x.shape[2:])
         classes, regression = self.head(x, depth)
-        return AnalysisOutput(classes[..., :-1], classes[..., -1], regression, disparity_logits)
+        return AnalysisOutput(classes[..., :-1], classes[..., -1], regression, disparity_logits, refined)
 
-    def _depth(self, disparity_logits: Tensor, size: torch.Size) -> Tensor:
-        """Expected depth for the reference rig, the stride 4 values of each cell as channels (B, cell^2, h, w)."""
-        logits = disparity_logits.float()
-        bins = torch.arange(logits.shape[1], device=logits.device, dtype=torch.float32)
-        disparity = torch.einsum("bdhw,d->bhw", logits.softmax(1), bins)[:, None]
+    def _depth(self, disparity: Tensor, size: torch.Size) -> Tensor:
+        """Disparity (B, 1, H/4, W/4) -> depth for the reference rig, a cell's values as channels (B, cell^2, h, w)."""
         reference = self.anchors.reference_focal_baseline.float()
         depth = reference / torch.maximum(disparity, reference / self.MAX_DEPTH) / self.DEPTH_SCALE
         rows, columns = size[0] * self.cell, size[1] * self.cell

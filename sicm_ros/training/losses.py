@@ -17,11 +17,14 @@ from .targets import Batch, assign
 __all__ = ["TaskLoss", "disparity_loss", "feature_error", "task_loss"]
 
 FOCAL_GAMMA, FOCAL_ALPHA = 2.0, 0.25
-SMOOTH_L1_BETA = 0.04
+# Where the error of each target turns from squared to absolute. That of the angles is large, so that the many cars that
+# drive along the road do not outvote the few that cross it.
+SMOOTH_L1_BETAS = (0.04, 0.04, 0.04, 0.04, 0.04, 0.04, 0.04, 1.0, 1.0, 0.04, 0.04, 0.04)
 # dx, dy, dw, dh, cx, cy, z, sin2a, cos2a, w, h, l: depth, then heading, decide whether a box counts.
 REGRESSION_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 12.0, 4.0, 4.0, 0.5, 0.5, 0.5)
 DIRECTION_WEIGHT = 1.0
 SOFT_ARGMAX_WEIGHT = 0.3  # of the error of the expected disparity, beside the cross-entropy
+REFINED_WEIGHT, REFINED_BETA = 1.0, 0.1  # of the refined disparity's error; pixels of the network's input
 LAPLACE_SCALE = 0.5  # bins: spread of the soft label of the disparity
 
 
@@ -66,10 +69,23 @@ def disparity_loss(logits: Tensor, disparity: Tensor) -> Tensor:
     return ((entropy + SOFT_ARGMAX_WEIGHT * error) * valid).sum() / valid.sum().clamp(min=1)
 
 
+def refinement_loss(refined: Tensor, disparity: Tensor, bins: int) -> Tensor:
+    """Smooth L1 of the refined disparity (B, h, w) where the true one is known and below ``bins``."""
+    valid = (disparity > 0) & (disparity < bins - 1)
+    error = F.smooth_l1_loss(refined, disparity, beta=REFINED_BETA, reduction="none")
+    return (error * valid).sum() / valid.sum().clamp(min=1)
+
+
+def _smooth_l1(error: Tensor, betas: Tensor) -> Tensor:
+    """Smooth L1 loss of each element, with a beta for each column."""
+    size = error.abs()
+    return torch.where(size < betas, 0.5 * size**2 / betas, size - 0.5 * betas)
+
+
 def task_loss(output: AnalysisOutput, batch: Batch, anchors: Anchors) -> TaskLoss:
     """D_v of a batch: sums over the objects, each with the weight that ``assign`` gives its anchors."""
     near_road = anchors.near_road(batch.rigs)
-    weights = torch.tensor(REGRESSION_WEIGHTS, device=batch.left.device)
+    weights, betas = torch.tensor((REGRESSION_WEIGHTS, SMOOTH_L1_BETAS), device=batch.left.device)
     zero = output.class_logits.sum() * 0
     classification, regression, total_weight = zero, zero, zero.detach()
     for b, (objects, classes) in enumerate(zip(batch.objects, batch.classes, strict=True)):
@@ -90,9 +106,7 @@ def task_loss(output: AnalysisOutput, batch: Batch, anchors: Anchors) -> TaskLos
         ) * p**FOCAL_GAMMA * F.softplus(positive)
         classification = classification + (focal * a.weight[:, None]).sum()
         target = anchors.encode(objects[a.object_index], k, a.anchor_index, batch.rigs[b])
-        error = F.smooth_l1_loss(
-            output.regression[b, a.anchor_index].float(), target, beta=SMOOTH_L1_BETA, reduction="none"
-        )
+        error = _smooth_l1(output.regression[b, a.anchor_index].float() - target, betas)
         direction = F.binary_cross_entropy_with_logits(
             output.direction_logits[b, a.anchor_index].float(),
             (torch.sin(objects[a.object_index, 7]) > 0).float(),
@@ -105,4 +119,7 @@ def task_loss(output: AnalysisOutput, batch: Batch, anchors: Anchors) -> TaskLos
     disparity = zero
     if output.disparity_logits is not None:
         disparity = disparity_loss(output.disparity_logits, batch.disparity)
+        if output.refined_disparity is not None:
+            bins = output.disparity_logits.shape[1]
+            disparity = disparity + REFINED_WEIGHT * refinement_loss(output.refined_disparity, batch.disparity, bins)
     return TaskLoss(classification / total_weight, regression / total_weight, disparity)
