@@ -110,16 +110,16 @@ def test_halves_hold_their_own_parts_and_share_names() -> None:
 
 @pytest.mark.parametrize("per_pixel", [1, 2])
 def test_correlation_equals_a_loop_over_the_shifts(per_pixel: int) -> None:
-    left, right = torch.randn(2, 1, 3, 4, 9, dtype=torch.float64)
+    left, right = torch.randn(2, 1, 3, 4, 37, dtype=torch.float64)
     volume = correlation_volume(left, right, 6, per_pixel)
     for i in range(6):
-        for x in range(9):
+        for x in range(37):
             position = x - i / per_pixel
             if position < 0:
                 expected = torch.zeros(1, 4, dtype=torch.float64)
             else:
                 low, part = int(position), position - int(position)
-                sample = (1 - part) * right[..., low] + part * right[..., min(low + 1, 8)]
+                sample = (1 - part) * right[..., low] + part * right[..., min(low + 1, 36)]
                 expected = (left[..., x] * sample).mean(1)
             torch.testing.assert_close(volume[:, i, :, x], expected)
 

@@ -15,22 +15,32 @@ from .config import MvsfcConfig
 __all__ = ["ConcatenationVolume", "CostVolumePyramid", "GhostExpansion", "correlation_volume"]
 
 
+_STRETCH = 16  # columns of a row that the correlation takes at once
+
+
 def correlation_volume(left: Tensor, right: Tensor, bins: int, per_pixel: int = 1) -> Tensor:
     """Mean over the channels of left(x) * right(x - i / per_pixel), for i = 0 .. bins - 1.
 
     Two maps (B, C, H, W) -> (B, bins, H, W); zero where the shift leaves the image. Shifts by parts of a pixel
-    interpolate the right map linearly. One matrix product for each row, of which the band is kept: faster than a loop
-    over the shifts.
+    interpolate the right map linearly. One matrix product for each stretch of a row with the window of the right row
+    that it can meet, of which the band is kept: faster than a loop over the shifts, or than whole rows.
     """
     b, c, h, w = left.shape
     if per_pixel > 1:
         following = torch.cat([right[..., 1:], right[..., -1:]], 3)
         right = torch.stack([torch.lerp(right, following, i / per_pixel) for i in range(per_pixel)], -1)
         right = right.reshape(b, c, h, w * per_pixel)
-    products = left.permute(0, 2, 3, 1) @ right.permute(0, 2, 1, 3) / c  # (B, H, W, W * per_pixel)
-    index = torch.arange(w, device=left.device)[:, None] * per_pixel - torch.arange(bins, device=left.device)
-    band = products.gather(3, index.clamp(min=0).expand(b, h, w, bins))
-    return torch.where(index >= 0, band, torch.zeros((), dtype=band.dtype, device=band.device)).permute(0, 3, 1, 2)
+    count = -(-w // _STRETCH)
+    beyond = count * _STRETCH - w
+    # (B, H, stretches, _STRETCH, C) by (B, H, stretches, C, window); the window begins bins - 1 before the stretch
+    stretches = F.pad(left / c, (0, beyond)).permute(0, 2, 3, 1).unflatten(2, (count, _STRETCH))
+    window = (_STRETCH - 1) * per_pixel + bins
+    windows = F.pad(right, (bins - 1, beyond * per_pixel)).unfold(3, window, _STRETCH * per_pixel)
+    products = stretches @ windows.permute(0, 2, 3, 1, 4)
+    column = torch.arange(_STRETCH, device=left.device)[:, None] * per_pixel
+    index = column + (bins - 1) - torch.arange(bins, device=left.device)
+    band = products.gather(4, index.expand(b, h, count, _STRETCH, bins))
+    return band.flatten(2, 3)[:, :, :w].permute(0, 3, 1, 2)
 
 
 class ConcatenationVolume(nn.Module):

@@ -77,7 +77,7 @@ class DisparityRefinement(nn.Module):
     fraction of a cell, which the correlation volume tells badly. Its place under a parabola is given, too.
     """
 
-    OFFSETS = (-1.0, -0.5, 0.0, 0.5, 1.0)  # cells of stride 4, beside the estimate
+    OFFSETS = (-0.5, 0.0, 0.5)  # cells of stride 4, beside the estimate
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
@@ -99,9 +99,9 @@ class DisparityRefinement(nn.Module):
         warped = F.grid_sample(right, grid, padding_mode="border", align_corners=True).unflatten(3, (-1, w))
         difference = left[:, :, :, None] - warped  # (B, C, h, offsets, w)
         cost = (difference**2).mean(1).transpose(1, 2)  # (B, offsets, h, w)
-        less, same, more = cost[:, 1], cost[:, 2], cost[:, 3]
+        less, same, more = cost.unbind(1)
         minimum = (less - more) / (less - 2 * same + more).clamp(min=1e-3)  # in quarters of a cell: input pixels
-        inputs = torch.cat([left, difference[:, :, :, 2], cost, minimum.clamp(-4, 4)[:, None]], 1)
+        inputs = torch.cat([left, difference[:, :, :, 1], cost, minimum.clamp(-4, 4)[:, None]], 1)
         return disparity + self.residual(self.layers(inputs))[:, 0].float()
 
 

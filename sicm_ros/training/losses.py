@@ -84,39 +84,42 @@ def _smooth_l1(error: Tensor, betas: Tensor) -> Tensor:
 
 def task_loss(output: AnalysisOutput, batch: Batch, anchors: Anchors) -> TaskLoss:
     """D_v of a batch: sums over the objects, each with the weight that ``assign`` gives its anchors."""
+    device = batch.left.device
     near_road = anchors.near_road(batch.rigs)
-    weights, betas = torch.tensor((REGRESSION_WEIGHTS, SMOOTH_L1_BETAS), device=batch.left.device)
-    zero = output.class_logits.sum() * 0
-    classification, regression, total_weight = zero, zero, zero.detach()
-    for b, (objects, classes) in enumerate(zip(batch.objects, batch.classes, strict=True)):
-        a = assign(anchors, objects, classes, near_road[b])
-        logits = output.class_logits[b].float()
-        background = logits[a.background]
-        classification = (
-            classification + (1 - FOCAL_ALPHA) * (background.sigmoid() ** FOCAL_GAMMA * F.softplus(background)).sum()
-        )
-        if len(a.anchor_index) == 0:
-            continue
-        k = classes[a.object_index]
-        positive = logits[a.anchor_index]
-        chosen = F.one_hot(k, positive.shape[1]).float()
-        p = positive.sigmoid()
-        focal = chosen * FOCAL_ALPHA * (1 - p) ** FOCAL_GAMMA * F.softplus(-positive) + (1 - chosen) * (
-            1 - FOCAL_ALPHA
-        ) * p**FOCAL_GAMMA * F.softplus(positive)
-        classification = classification + (focal * a.weight[:, None]).sum()
-        target = anchors.encode(objects[a.object_index], k, a.anchor_index, batch.rigs[b])
-        error = _smooth_l1(output.regression[b, a.anchor_index].float() - target, betas)
-        direction = F.binary_cross_entropy_with_logits(
-            output.direction_logits[b, a.anchor_index].float(),
-            (torch.sin(objects[a.object_index, 7]) > 0).float(),
-            reduction="none",
-        )
-        terms = (error * weights).sum(1) / len(weights) + DIRECTION_WEIGHT * direction
-        regression = regression + (terms * a.weight).sum()
-        total_weight = total_weight + a.weight.sum()
-    total_weight = total_weight.clamp(min=1.0)
-    disparity = zero
+    weights, betas = torch.tensor((REGRESSION_WEIGHTS, SMOOTH_L1_BETAS), device=device)
+    logits = output.class_logits.float()
+    assignments = [
+        assign(anchors, o, c, near) for o, c, near in zip(batch.objects, batch.classes, near_road, strict=True)
+    ]
+    # Indexing whole batches once: the gradient of an index is as large as what it indexes.
+    image = torch.cat([torch.full_like(a.anchor_index, b) for b, a in enumerate(assignments)])
+    anchor = torch.cat([a.anchor_index for a in assignments])
+    weight = torch.cat([a.weight for a in assignments])
+    background = torch.stack([a.background for a in assignments])
+    k = torch.cat([c[a.object_index] for c, a in zip(batch.classes, assignments, strict=True)])
+    targets = [
+        anchors.encode(o[a.object_index], c[a.object_index], a.anchor_index, rig)
+        for o, c, a, rig in zip(batch.objects, batch.classes, assignments, batch.rigs, strict=True)
+    ]
+    alpha = torch.cat([o[a.object_index, 7] for o, a in zip(batch.objects, assignments, strict=True)])
+    total_weight = weight.sum().clamp(min=1.0)
+
+    negative = (1 - FOCAL_ALPHA) * logits.sigmoid() ** FOCAL_GAMMA * F.softplus(logits)
+    positive = logits[image, anchor]
+    chosen = F.one_hot(k, positive.shape[1]).float()
+    p = positive.sigmoid()
+    focal = chosen * FOCAL_ALPHA * (1 - p) ** FOCAL_GAMMA * F.softplus(-positive) + (1 - chosen) * (
+        1 - FOCAL_ALPHA
+    ) * p**FOCAL_GAMMA * F.softplus(positive)
+    classification = (negative * background[:, :, None]).sum() + (focal * weight[:, None]).sum()
+
+    error = _smooth_l1(output.regression[image, anchor].float() - torch.cat(targets), betas)
+    direction = F.binary_cross_entropy_with_logits(
+        output.direction_logits[image, anchor].float(), (torch.sin(alpha) > 0).float(), reduction="none"
+    )
+    terms = (error * weights).sum(1) / len(weights) + DIRECTION_WEIGHT * direction
+    regression = (terms * weight).sum()
+    disparity = logits.new_zeros(())
     if output.disparity_logits is not None:
         disparity = disparity_loss(output.disparity_logits, batch.disparity)
         if output.refined_disparity is not None:
