@@ -1,17 +1,21 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Small trainings of codecs of several shapes, side by side: bytes, feature error, AP, and time of each half.
+"""Small trainings of several shapes of a model, side by side: AP, bytes, and time of each half.
 
-Each variant is the given model with some fields of its configuration changed. Backbone and detector keep the model's
-weights; the codec is trained from scratch on the feature error and the rate, the same number of steps with the same
-samples, and evaluated at every rate on samples that no variant has seen:
+Each variant is the given model with some fields of its configuration changed, and starts from the model's weights
+wherever they fit. With ``--train codec`` backbone and detector keep those weights; the codec is trained from scratch on
+the feature error and the rate, and evaluated at every rate. With ``--train detector`` backbone and detector are
+trained on the task's loss, and evaluated without the codec. Every variant gets the same steps, samples in the same
+order, and samples for evaluation that none has seen:
 
-    python benchmarks/architecture.py --samples RUN/samples --steps 800 \\
+    python benchmarks/architecture.py --train codec --samples RUN/samples --steps 800 \\
         --variant "" --variant "latent_channels=48 latent_stride=16" --variant "joint_channels=48,96"
+    python benchmarks/architecture.py --train detector --samples RUN/samples --samples OTHER/samples --steps 600 \\
+        --variant "" --variant "height=128 width=896 analysis.disparity_refinement=32"
 
-``RUN/samples`` is what ``sicm train`` keeps in its output folder. AP is KITTI's for cars (R40, moderate); the first
-line of the table is the uncompressed detector. Times are medians of one pair after the training, with the given
-threads.
+``RUN/samples`` is what ``sicm train`` keeps in its output folder; a variant takes those of its own input size. AP is
+KITTI's (R40, moderate); the first line of the codec's table is the uncompressed detector. Times are medians of one pair
+after the training, with the given threads.
 """
 
 from __future__ import annotations
@@ -20,52 +24,82 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from sicm_ros.evaluation.kitti_ap import evaluate
 from sicm_ros.model_store import load_model
 from sicm_ros.networks.config import MvsfcConfig
 from sicm_ros.networks.mvsfc_net import MvsfcNet, count_complexity
 from sicm_ros.training.augmentation import augment
-from sicm_ros.training.losses import feature_error
+from sicm_ros.training.losses import feature_error, task_loss
 from sicm_ros.training.samples import SampleStore
-from sicm_ros.training.targets import collate
+from sicm_ros.training.targets import anchor_priors, collate
 from sicm_ros.training.validation import detect_store, source_labels
 
-METRICS = ("2D", "BEV loose", "3D loose")
+METRICS = (("Car", "2D"), ("Car", "BEV loose"), ("Car", "BEV"), ("Car", "3D"), ("Pedestrian", "3D"))
 FEATURE_WEIGHT = 3.0
-PEAK_RATE, WARMUP, BATCH = 1e-3, 30, 4
+PEAK_RATE = {"codec": 1e-3, "detector": 4e-4}
+WARMUP, BATCH = 30, 4
+
+
+def _changed(config: Any, changes: Mapping[str, str]) -> Any:
+    """A dataclass with the named fields parsed as JSON or words; ``a.b`` is field b of field a."""
+    values: dict[str, Any] = {}
+    nested: dict[str, dict[str, str]] = {}
+    for name, text in changes.items():
+        name, _, rest = name.partition(".")
+        if not hasattr(config, name) or not text:
+            raise SystemExit(f"--variant: expected fields of the configuration as name=value, got {name}={text}")
+        if rest:
+            nested.setdefault(name, {})[rest] = text
+            continue
+        parts = [v if v.isalpha() and v not in ("true", "false") else json.loads(v) for v in text.split(",")]
+        values[name] = tuple(parts) if isinstance(getattr(config, name), tuple) else parts[0]
+    values |= {name: _changed(getattr(config, name), inner) for name, inner in nested.items()}
+    return replace(config, **values)
 
 
 def variant_config(base: MvsfcConfig, text: str) -> MvsfcConfig:
-    """``base`` with fields such as ``latent_channels=48 joint_channels=48,96`` changed."""
-    changes: dict[str, Any] = {}
-    for item in text.split():
-        name, _, value = item.partition("=")
-        if not hasattr(base, name) or not value:
-            raise SystemExit(f"--variant: expected fields of the configuration as name=value, got {item!r}")
-        kind = type(getattr(base, name))
-        parts = [json.loads(v) if v[0] in "-.0123456789" else v for v in value.split(",")]
-        changes[name] = tuple(parts) if kind is tuple else parts[0]
-    return replace(base, **changes)
+    """``base`` with fields changed, such as ``latent_channels=48 joint_channels=48,96 analysis.head_stride=16``."""
+    items = [item.partition("=") for item in text.split()]
+    return _changed(base, {name: value for name, _, value in items})
 
 
-def train_codec(net: MvsfcNet, store: SampleStore, steps: int, seed: int, say: Callable[[str], None]) -> None:
-    """Feature error and rate over lambda, the backbone frozen."""
-    codec = (net.smfc_encoder, net.entropy_model, net.smfc_decoder)
-    parameters = [p for module in codec for p in module.parameters()]
-    optimizer = torch.optim.Adam(parameters, PEAK_RATE)
+def fitting(weights: Mapping[str, Tensor], net: MvsfcNet) -> dict[str, Tensor]:
+    """Those weights that the network has in the same shape; not the anchors' priors, which follow from the samples."""
+    own = net.state_dict()
+    return {
+        k: v
+        for k, v in weights.items()
+        if k in own and own[k].shape == v.shape and not k.startswith("analysis.anchors.")
+    }
+
+
+def train(
+    net: MvsfcNet,
+    part: Literal["codec", "detector"],
+    store: SampleStore,
+    steps: int,
+    seed: int,
+    say: Callable[[str], None],
+) -> None:
+    """Codec: feature error, and rate over lambda, the backbone frozen. Detector: the task's loss."""
+    codec = [net.smfc_encoder, net.entropy_model, net.smfc_decoder]
+    modules = codec if part == "codec" else [net.backbone, net.analysis]
+    parameters = [p for module in modules for p in module.parameters()]
+    optimizer = torch.optim.Adam(parameters, PEAK_RATE[part])
     net.eval()
-    for module in codec:
+    for module in modules:
         module.train()
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
@@ -73,23 +107,29 @@ def train_codec(net: MvsfcNet, store: SampleStore, steps: int, seed: int, say: C
     for step in range(steps):
         cosine = (1 + math.cos(math.pi * step / steps)) / 2
         for group in optimizer.param_groups:
-            group["lr"] = PEAK_RATE * min(1.0, (step + 1) / WARMUP) * (0.02 + 0.98 * cosine)
+            group["lr"] = PEAK_RATE[part] * min(1.0, (step + 1) / WARMUP) * (0.02 + 0.98 * cosine)
         rate = int(rng.integers(net.config.rates))
         chosen = rng.integers(len(store), size=BATCH)
         batch = collate([augment(store[int(i)], rng) for i in chosen], net.config.classes)
-        with torch.no_grad():
-            features = net.features(batch.left, batch.right)
-        reconstruction, left, right = net.compress(features, float(rate))
-        error = feature_error(reconstruction, features)
-        bits = (left + right).mean() / (net.config.height * net.config.width)
+        if part == "codec":
+            with torch.no_grad():
+                features = net.features(batch.left, batch.right)
+            reconstruction, left, right = net.compress(features, float(rate))
+            error = feature_error(reconstruction, features)
+            bits = (left + right).mean() / (net.config.height * net.config.width)
+            loss = FEATURE_WEIGHT * error + bits / net.config.lambdas[rate]
+        else:
+            loss = error = task_loss(
+                net.detect(net.features(batch.left, batch.right)), batch, net.analysis.anchors
+            ).total
         optimizer.zero_grad()
-        (FEATURE_WEIGHT * error + bits / net.config.lambdas[rate]).backward()
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 5.0)
         optimizer.step()
         recent.append(float(error.detach()))
         if (step + 1) % 50 == 0:
             left_s = (time.monotonic() - began) / (step + 1) * (steps - step - 1)
-            say(f"  step {step + 1}/{steps}, error {np.mean(recent[-50:]):.3f}, {left_s / 60:.1f} min left")
+            say(f"  step {step + 1}/{steps}, loss {np.mean(recent[-50:]):.3f}, {left_s / 60:.1f} min left")
     net.eval()
 
 
@@ -103,7 +143,8 @@ def points(net: MvsfcNet, store: SampleStore, rates: list[float | None]) -> list
         found, bits = detect_store(net, store, rate, torch.device("cpu"))
         table = evaluate(labels, found, net.config.classes)["R40"]
         error = 0.0 if rate is None else float(feature_error(net.compress(features, rate)[0], features))
-        rows.append({"rate": rate, "bytes": bits / 8, "error": error, **{m: table[m]["Car"][1] for m in METRICS}})
+        average = {f"{c} {m}": table[m][c][1] for c, m in METRICS}
+        rows.append({"rate": rate, "bytes": bits / 8, "error": error, **average})
     return rows
 
 
@@ -136,7 +177,10 @@ def half_times(net: MvsfcNet, repeats: int = 21) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="sicm-compact")
-    parser.add_argument("--samples", type=Path, required=True, help="folder with train and val, as sicm train keeps it")
+    parser.add_argument("--train", choices=("codec", "detector"), default="codec")
+    parser.add_argument(
+        "--samples", type=Path, action="append", required=True, help="folder with train and val, as sicm train keeps it"
+    )
     parser.add_argument("--variant", action="append", help="changed fields, name=value; may be given several times")
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--validation", type=int, default=120)
@@ -147,21 +191,37 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     console = Console()
     trained = load_model(options.model).net
-    weights = {k: v for k, v in trained.state_dict().items() if k.startswith(("backbone.", "analysis."))}
-    train, val = SampleStore(options.samples / "train"), SampleStore(options.samples / "val")
-    table = Table("variant", "M", "GMAC", "vehicle ms", "remote ms", "entropy %", "rate", "bytes", "error", *METRICS)
+    stores = [(SampleStore(folder / "train"), SampleStore(folder / "val")) for folder in options.samples]
+    # Found by the size of the network's input.
+    by_size = {(train.index["height"], train.index["width"]): (train, val) for train, val in stores}
+    table = Table("variant", "M", "GMAC", "vehicle ms", "remote ms", "entropy %", "rate", "bytes", "error")
+    for name, metric in METRICS:
+        table.add_column(f"{name} {metric}")
     results = []
     for number, text in enumerate(options.variant or [""]):
         config = variant_config(trained.config, text)
+        if (config.height, config.width) not in by_size:
+            raise SystemExit(f"--samples: expected a folder with samples of {config.height}x{config.width}")
+        samples, val = by_size[config.height, config.width]
         torch.manual_seed(options.seed)
         net = MvsfcNet(config)
-        net.load_state_dict(weights, strict=False)
-        console.print(f"variant {number + 1}: {text or 'unchanged'}")
-        train_codec(net, train, options.steps, options.seed, console.print)
+        labels = ((samples.labels(i), samples.rig(i)) for i in range(len(samples)))
+        anchor_priors(net.analysis.anchors, config.classes, labels)
+        missing = net.load_state_dict(fitting(trained.state_dict(), net), strict=False).missing_keys
+        if options.train == "codec":
+            net.smfc_encoder, net.entropy_model, net.smfc_decoder = (
+                getattr(MvsfcNet(config), name) for name in ("smfc_encoder", "entropy_model", "smfc_decoder")
+            )
+        fresh = [k for k in missing if k.startswith(("backbone.", "analysis.")) and ".anchors." not in k]
+        console.print(
+            f"variant {number + 1}: {text or 'unchanged'}; new in backbone and detector: {len(fresh)} tensors"
+        )
+        train(net, options.train, samples, options.steps, options.seed, console.print)
         parameters, operations = count_complexity(config)["total"]
         times = half_times(net)
-        rates: list[float | None] = [None] if number == 0 else []
-        rows = points(net, val, rates + [float(r) for r in range(config.rates)])
+        rates: list[float | None] = [None] if number == 0 or options.train == "detector" else []
+        rates += [float(r) for r in range(config.rates)] if options.train == "codec" else []
+        rows = points(net, val, rates)
         results.append({"variant": text, "parameters": parameters, "operations": operations, **times, "points": rows})
         for i, row in enumerate(rows):
             head = [text or "unchanged", f"{parameters / 1e6:.1f}", f"{operations / 1e9:.1f}"]
@@ -171,7 +231,7 @@ def main() -> None:
                 "none" if row["rate"] is None else f"{row['rate']:g}",
                 f"{row['bytes']:.0f}",
                 f"{row['error']:.3f}",
-                *(f"{row[m]:.1f}" for m in METRICS),
+                *(f"{row[f'{c} {m}']:.1f}" for c, m in METRICS),
             )
         if options.json:
             options.json.write_text(json.dumps(results, indent=1))
