@@ -31,13 +31,13 @@ TINY_MODEL = REPOSITORY / "test" / "data" / "models" / "tiny"
 class NodeProcess:
     """``python -m sicm_ros.nodes.<module>`` with parameters; output is kept."""
 
-    def __init__(self, module, parameters, namespace="", folder=None):
+    def __init__(self, module, parameters, namespace="", folder=None, remap=None):
         arguments = [sys.executable, "-m", f"sicm_ros.nodes.{module}", "--ros-args"]
         for name, value in parameters.items():
             text = str(value).lower() if isinstance(value, bool) else str(value)
             arguments += ["-p", f"{name}:={text}"]
-        if namespace:
-            arguments += ["-r", f"__ns:={namespace}"]
+        for name, other in {**(remap or {}), **({"__ns": namespace} if namespace else {})}.items():
+            arguments += ["-r", f"{name}:={other}"]
         self.log = Path(folder) / f"{module}-{time.monotonic_ns()}.log"
         # Where the tests import sicm_ros from, the node does, too.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}

@@ -3,6 +3,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -283,6 +284,30 @@ def test_images_to_packet_to_boxes(pair: tuple[np.ndarray, np.ndarray]) -> None:
         assert torch.allclose(ours[0], theirs[0]) and torch.allclose(ours[1], theirs[1])
     decoder.score_threshold = 1.0
     assert decoder.decode(encoded.packet).objects == []
+
+
+def test_a_batch_decodes_to_what_its_packets_do_and_keeps_errors_apart(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    encoder, decoder = StereoEncoder(TINY_MODEL), StereoDecoder(TINY_MODEL)
+    other_rig = replace(RIG, fx=700.0, fy=700.0)
+    small = tuple(np.ascontiguousarray(view[:300, :1000]) for view in pair)
+    packets = [encoder.encode(*pair, RIG, rate=0).packet, encoder.encode(*small, other_rig, rate=4.5).packet]
+    forged = bytearray(packets[0])
+    forged[-4] ^= 1
+    outcomes = decoder.decode_batch([packets[0], bytes(forged), packets[1], packets[1][:50], packets[0]])
+    assert [type(x).__name__ for x in outcomes] == [
+        "DecodedPair",
+        "DamagedPacketError",
+        "DecodedPair",
+        "TruncatedPacketError",
+        "DecodedPair",
+    ]
+    for outcome, data in zip(outcomes[::2], (*packets, packets[0]), strict=True):
+        alone = decoder.decode(data)
+        assert outcome.header == alone.header and len(outcome.objects) == len(alone.objects) > 0
+        for ours, theirs in zip(outcome.objects, alone.objects, strict=True):
+            np.testing.assert_allclose(ours.corners(), theirs.corners(), atol=1e-3)
+            assert ours.score == pytest.approx(theirs.score, abs=1e-4)
+    assert decoder.decode_batch([]) == []
 
 
 def test_rate_changes_size(pair: tuple[np.ndarray, np.ndarray]) -> None:

@@ -8,7 +8,6 @@ import array
 import contextlib
 import random
 import struct
-import threading
 import tracemalloc
 import zlib
 from types import SimpleNamespace
@@ -284,13 +283,13 @@ def test_memory_of_the_entropy_stage(target):
 
 @pytest.fixture
 def node():
-    """The decoder node without a graph: what it does with a message."""
+    """The decoder node and its link to one vehicle without a graph: what they do with a message."""
     pytest.importorskip("rclpy", reason="no ROS 2 in this environment")
     pytest.importorskip("sicm_ros.msg", reason="the messages of sicm_ros are not built in this environment")
     pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not in this environment")
     from sicm_ros.codec.decoder import StereoDecoder
     from sicm_ros.nodes.decoder import DecoderNode
-    from sicm_ros.nodes.diagnostics import Problems, Window
+    from sicm_ros.nodes.vehicle_link import VehicleLink
 
     class Publisher:
         def __init__(self):
@@ -299,42 +298,35 @@ def node():
         def get_subscription_count(self):
             return 1
 
+        def on_activate(self, state):
+            pass
+
         def publish(self, message):
             from rclpy.serialization import serialize_message
 
             serialize_message(message)  # what the middleware could not send is found here
             self.messages.append(message)
 
-    node = DecoderNode.__new__(DecoderNode)
+    callbacks = {}
+    publishers = {}
     quiet = SimpleNamespace(info=lambda text: None, warning=lambda text: None)
-    node.__dict__.update(
-        _decoder=StereoDecoder(DATA / "models" / "tiny"),
-        _window=Window(),
-        _sequences={},
-        _state_lock=threading.Lock(),
-        _last_packet=None,
-        _last_header=None,
-        _boxes_shown=False,
-        received=0,
-        decoded=0,
-        lost=0,
-        skipped=0,
-        errors=0,
-        timeouts=0,
-        problems=Problems(lambda text: None),
-        _boxes=Publisher(),
-        _markers=Publisher(),
-        _stats=Publisher(),
-        value={"lazy": False, "timeout": 1.0}.get,
+    graph = SimpleNamespace(
         get_logger=lambda: quiet,
         resolve_topic_name=str,
+        create_lifecycle_publisher=lambda kind, topic, qos, **_: publishers.setdefault(topic, Publisher()),
+        create_subscription=lambda kind, topic, callback, qos, **_: callbacks.setdefault(topic, callback),
+    )
+    node = DecoderNode.__new__(DecoderNode)
+    node.__dict__.update(
+        _decoder=StereoDecoder(DATA / "models" / "tiny"),
+        value={"lazy": False, "timeout": 1.0}.get,
         get_clock=lambda: SimpleNamespace(now=lambda: SimpleNamespace(nanoseconds=0)),
     )
-    from collections import OrderedDict
-
-    node._sequences = OrderedDict()
-    node._worker = SimpleNamespace(submit=node._decode, dropped=0)
-    return node
+    node._worker = SimpleNamespace(submit=lambda item, key: node._decode([item]))
+    link = VehicleLink(graph, "")
+    link.open(enabled=True)
+    link.listen(node._on_packet, None, "reliable", 1)
+    return SimpleNamespace(receive=callbacks["stereo_bitstream"], link=link, boxes=publishers["detections"].messages)
 
 
 def message(data, **fields):
@@ -355,7 +347,7 @@ def test_the_node_survives_any_message(node, target):
     for number in range(400):
         _, case = target.mutations.make(6, number)
         session = rng.choice((0, 1, rng.getrandbits(64)))
-        node._on_packet(
+        node.receive(
             message(
                 case.data,
                 session=session,
@@ -366,25 +358,25 @@ def test_the_node_survives_any_message(node, target):
                 sync_ms=rng.choice((float("nan"), float("inf"), -1.0)),
             )
         )
-    assert node.received == 400 and node.decoded == len(node._boxes.messages) > 0
-    assert len(node._sequences) <= 8
-    refused = {kind for kind in node.problems.counts if kind.endswith("Error")}
+    assert node.link.received == 400 and node.link.decoded == len(node.boxes) > 0
+    assert len(node.link._sequences) <= 8 and node.link.errors == 0
+    refused = {kind for kind in node.link.problems.counts if kind.endswith("Error")}
     assert {"NotAPacketError", "TruncatedPacketError", "DamagedPacketError", "SymbolMismatchError"} <= refused
     for size in (0, (4 << 20) + 1):
-        before = node.problems.counts["size"]
-        node._on_packet(message(bytes(size), session=5, sequence=size + 1))
-        assert node.problems.counts["size"] == before + 1
+        before = node.link.problems.counts["size"]
+        node.receive(message(bytes(size), session=5, sequence=size + 1))
+        assert node.link.problems.counts["size"] == before + 1
 
 
 @pytest.mark.parametrize("sec", [-1, -(2**31), 2**31 - 1])
 def test_stamps_that_rclpy_refuses_do_not_end_the_node(node, sec):
     """The watchdog runs in the executor: an exception there would end the process. Found by fuzzing."""
-    node._on_packet(message(GOOD))
-    node._on_packet(message(b"junk", sec=sec, nanosec=2**32 - 1, sequence=1))
-    node._last_packet -= 100.0
-    node._watch()
-    assert node.timeouts == 1 and node._boxes.messages[-1].detections == []
-    stamp = node._boxes.messages[-1].header.stamp
+    node.receive(message(GOOD))
+    node.receive(message(b"junk", sec=sec, nanosec=2**32 - 1, sequence=1))
+    node.link._last_packet -= 100.0
+    node.link.watch(1.0)
+    assert node.link.timeouts == 1 and node.boxes[-1].detections == []
+    stamp = node.boxes[-1].header.stamp
     assert stamp.sec == min(sec + 104, 2**31 - 1) and stamp.nanosec < 10**9
 
 

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parts of the nodes that need no running graph: images, camera infos, boxes as messages, worker, diagnostics."""
 
+import array
+import io
 import math
 import threading
 import time
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
+import PIL.Image
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +19,13 @@ from sicm_ros.data.kitti import read_labels, read_object_calib
 from sicm_ros.geometry import Object3D, StereoRig, project
 from sicm_ros.nodes.camera_info import CameraInfoError, RigCache, camera_info_fields
 from sicm_ros.nodes.frames import static_transforms
-from sicm_ros.nodes.image_conversion import SUPPORTED_ENCODINGS, ImageError, rgb_to_message_fields, to_rgb
+from sicm_ros.nodes.image_conversion import (
+    SUPPORTED_ENCODINGS,
+    ImageError,
+    rgb_from_compressed,
+    rgb_to_message_fields,
+    to_rgb,
+)
 from sicm_ros.nodes.worker import Worker
 
 RIG = StereoRig(
@@ -115,6 +125,37 @@ def test_broken_images_are_named(change, words):
     with pytest.raises(ImageError, match=words) as caught:
         to_rgb(message)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [".jpg", ".png"])
+def test_compressed_images(kind):
+    colours = np.kron(np.random.default_rng(0).integers(0, 255, (3, 5, 3), np.uint8), np.ones((16, 16, 1), np.uint8))
+    data = cv2.imencode(kind, colours[..., ::-1])[1].tobytes()
+    image = rgb_from_compressed(
+        SimpleNamespace(format=f"rgb8; {kind[1:]} compressed bgr8", data=array.array("B", data))
+    )
+    assert image.dtype == np.uint8 and image.shape == colours.shape
+    assert np.abs(image.astype(int) - colours)[2:-2].mean() < (6 if kind == ".jpg" else 1e-9)
+    for cut in (0, 5, len(data) // 2):
+        try:
+            cut_image = rgb_from_compressed(SimpleNamespace(format=kind, data=array.array("B", data[:cut])))
+        except ImageError as error:
+            assert f"({kind!r}, {cut} bytes)" in str(error) and "\n" not in str(error)
+        else:
+            assert cut > 5 and cut_image.shape == image.shape  # libjpeg fills up what is missing
+
+
+def test_compressed_images_that_are_none():
+    large = io.BytesIO()
+    PIL.Image.new("1", (20000, 1)).save(large, "PNG")
+    for form, data, words in (
+        ("jpeg", b"", "expected data"),
+        ("jpeg", b"no image at all", "not an image"),
+        ("16UC1; compressedDepth png", b"\x00" * 12, "got depth"),
+        ("png", large.getvalue(), "expected sides of at most 16384, got 20000x1"),
+    ):
+        with pytest.raises(ImageError, match=words):
+            rgb_from_compressed(SimpleNamespace(format=form, data=array.array("B", data)))
 
 
 def test_the_last_row_may_lack_its_padding():
@@ -350,10 +391,10 @@ def test_label_info_lists_the_classes():
 def test_newest_work_wins_and_the_rest_is_counted():
     begun, proceed, done = threading.Event(), threading.Event(), []
 
-    def handle(item):
+    def handle(items):
         begun.set()
         assert proceed.wait(10)
-        done.append(item)
+        done.extend(items)
 
     worker = Worker(handle, depth=1, on_error=pytest.fail)
     assert worker.submit(0)
@@ -364,31 +405,53 @@ def test_newest_work_wins_and_the_rest_is_counted():
     proceed.set()
     while len(done) < 2:
         threading.Event().wait(0.01)
-    assert done == [0, 3] and worker.dropped == 2
+    assert done == [0, 3] and worker.dropped.total() == 2
     assert worker.close() and not worker.submit(4)
+
+
+def test_who_sends_much_takes_nothing_from_the_others():
+    begun, proceed, batches = threading.Event(), threading.Event(), []
+
+    def handle(items):
+        begun.set()
+        assert proceed.wait(10)
+        batches.append(items)
+
+    worker = Worker(handle, depth=2, on_error=pytest.fail, batch=2)
+    worker.submit("first", "a")
+    assert begun.wait(10)
+    for i in range(100):
+        worker.submit(f"a{i}", "a")
+    for key in "bc":
+        assert worker.submit(f"{key}0", key)
+    proceed.set()
+    while sum(map(len, batches)) < 5:
+        threading.Event().wait(0.01)
+    assert batches == [["first"], ["a98", "b0"], ["c0", "a99"]]
+    assert worker.dropped == {"a": 98} and worker.close()
 
 
 def test_a_deep_queue_drops_nothing():
     done = []
-    worker = Worker(done.append, depth=1000, on_error=pytest.fail)
+    worker = Worker(done.extend, depth=1000, on_error=pytest.fail)
     assert all(worker.submit(i) for i in range(1000))
     while len(done) < 1000:
         threading.Event().wait(0.01)
-    assert done == list(range(1000)) and worker.dropped == 0 and worker.close()
+    assert done == list(range(1000)) and not worker.dropped and worker.close()
 
 
 def test_an_exception_is_reported_and_the_thread_goes_on():
     errors, done = [], threading.Event()
 
-    def handle(item):
-        if item == "bad":
+    def handle(items):
+        if items == ["bad"]:
             raise RuntimeError("boom")
         done.set()
 
-    worker = Worker(handle, depth=2, on_error=errors.append)
+    worker = Worker(handle, depth=2, on_error=lambda error, items: errors.append((str(error), items)))
     worker.submit("bad")
     worker.submit("good")
-    assert done.wait(10) and [str(e) for e in errors] == ["boom"] and worker.close()
+    assert done.wait(10) and errors == [("boom", ["bad"])] and worker.close()
 
 
 # ------------------------------------------------------------------------------------------------------- diagnostics

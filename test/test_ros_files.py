@@ -3,6 +3,7 @@
 
 import ast
 import importlib.util
+import json
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -33,6 +34,7 @@ def test_parameter_files_hold_valid_values_of_the_node(file, node):
     assert values
     for name, value in values.items():
         spec = specs[name]
+        value = tuple(value) if isinstance(value, list) else value
         # ROS refuses an integer for a floating point parameter.
         assert type(value) is type(spec.default), name
         assert spec.check(value) is None
@@ -42,6 +44,8 @@ def test_parameter_files_hold_valid_values_of_the_node(file, node):
 
 def row(spec):
     default = str(spec.default).lower() if isinstance(spec.default, bool) else str(spec.default) or '""'
+    if isinstance(spec.default, tuple):
+        default = json.dumps(list(spec.default))
     allowed = (
         ", ".join(spec.choices)
         if spec.choices

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -17,6 +19,7 @@ from .encoder import StageClock
 from .packet import (
     RATE_STEPS,
     ImplausiblePacketError,
+    PacketError,
     PacketHeader,
     SymbolMismatchError,
     WrongModelError,
@@ -26,6 +29,8 @@ from .packet import (
 from .range_coder import RangeCoder
 
 __all__ = ["DecodedPair", "StereoDecoder"]
+
+T = TypeVar("T", PacketHeader, "DecodedPair")
 
 
 @dataclass(frozen=True)
@@ -73,36 +78,90 @@ class StereoDecoder:
             raise ImplausiblePacketError(f"packet payload: expected at most {most} bytes, got {header.payload_bytes}")
         return header, payload_of(data)
 
-    def _features(self, data: bytes) -> tuple[StereoFeatures, PacketHeader, StageClock]:
-        model, net = self.model, self.model.net
-        clock = StageClock(self.model.device)
-        header, payload = self._checked(data)
-        decoded = prior.decompress(payload, self._coder, net.entropy_model.integer_prior(), model.config.latent_size)
-        if decoded.symbol_hash != header.symbol_hash:
-            raise SymbolMismatchError(
-                f"packet symbols: expected hash {header.symbol_hash:08x}, got "
-                f"{decoded.symbol_hash:08x}; both ends computed different probabilities, or the "
-                "packet was forged"
-            )
-        if not decoded.complete:
-            raise SymbolMismatchError(
-                "packet symbols: expected a payload that ends with them, got one that does not; the packet was forged"
-            )
-        clock.lap("entropy")
-        latents = net.entropy_model.inverse_gain(decoded.left, decoded.right, header.rate)
-        features = net.reconstruct(*latents)
-        clock.lap("smfc")
-        return features, header, clock
+    def _latents(self, packets: Sequence[bytes]) -> tuple[list[PacketHeader | PacketError], list[prior.DecodedLatents]]:
+        """Header or error of each packet, and the latents of those without error, decoded together."""
+        outcomes: list[PacketHeader | PacketError] = []
+        payloads: list[tuple[int, PacketHeader, bytes]] = []
+        for i, data in enumerate(packets):
+            try:
+                header, payload = self._checked(data)
+            except PacketError as error:
+                outcomes.append(error.with_traceback(None))  # which would keep this frame, and the packet, alive
+            else:
+                outcomes.append(header)
+                payloads.append((i, header, payload))
+        if not payloads:
+            return outcomes, []
+        decoded = prior.decompress_batch(
+            [payload for _, _, payload in payloads],
+            self._coder,
+            self.model.net.entropy_model.integer_prior(),
+            self.model.config.latent_size,
+        )
+        sound = []
+        for (i, header, _), latents in zip(payloads, decoded, strict=True):
+            if latents.symbol_hash != header.symbol_hash:
+                outcomes[i] = SymbolMismatchError(
+                    f"packet symbols: expected hash {header.symbol_hash:08x}, got "
+                    f"{latents.symbol_hash:08x}; both ends computed different probabilities, or the "
+                    "packet was forged"
+                )
+            elif not latents.complete:
+                outcomes[i] = SymbolMismatchError(
+                    "packet symbols: expected a payload that ends with them, got one that does not; the packet was "
+                    "forged"
+                )
+            else:
+                sound.append(latents)
+        return outcomes, sound
+
+    def _features(self, headers: Sequence[PacketHeader], latents: Sequence[prior.DecodedLatents]) -> StereoFeatures:
+        net = self.model.net
+        left, right = torch.cat([x.left for x in latents]), torch.cat([x.right for x in latents])
+        rates = torch.tensor([header.rate for header in headers], dtype=torch.float32)
+        return net.reconstruct(*net.entropy_model.inverse_gain(left, right, rates))
 
     @torch.inference_mode()
     def reconstruct(self, packet: bytes) -> StereoFeatures:
         """The features of both views at strides 4, 8 and 16. Raises a PacketError."""
-        return self._features(packet)[0]
+        outcomes, latents = self._latents([packet])
+        return self._features([_raised(outcomes[0])], latents)
 
     @torch.inference_mode()
+    def decode_batch(self, packets: Sequence[bytes]) -> list[DecodedPair | PacketError]:
+        """For each packet its boxes or what is wrong with it; sound ones are worked on together.
+
+        Times are the batch's, CPU times the packet's share of it.
+        """
+        clock = StageClock(self.model.device)
+        outcomes, latents = self._latents(packets)
+        headers = [outcome for outcome in outcomes if not isinstance(outcome, PacketError)]
+        if not headers:
+            return [outcome for outcome in outcomes if isinstance(outcome, PacketError)]
+        clock.lap("entropy")
+        features = self._features(headers, latents)
+        clock.lap("smfc")
+        cameras = [(header.transform(), header.rig) for header in headers]
+        boxes = iter(analyse(self.model, features, cameras, self.score_threshold))
+        clock.lap("analysis")
+        cpu_ms = {stage: value / len(headers) for stage, value in clock.cpu_ms.items()}
+        return [
+            outcome
+            if isinstance(outcome, PacketError)
+            else DecodedPair(next(boxes), outcome, dict(clock.stage_ms), dict(cpu_ms))
+            for outcome in outcomes
+        ]
+
     def decode(self, packet: bytes) -> DecodedPair:
         """The boxes of a packet. Raises a PacketError; the message is one line."""
-        features, header, clock = self._features(packet)
-        objects = analyse(self.model, features, header.transform(), header.rig, self.score_threshold)
-        clock.lap("analysis")
-        return DecodedPair(objects, header, clock.stage_ms, clock.cpu_ms)
+        return _raised(self.decode_batch([packet])[0])
+
+
+def _raised(outcome: T | PacketError) -> T:
+    """What is not an error; an error is raised."""
+    if isinstance(outcome, PacketError):
+        try:
+            raise outcome
+        finally:
+            del outcome  # no cycle of error, traceback and frame
+    return outcome

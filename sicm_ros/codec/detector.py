@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,17 @@ __all__ = ["StereoDetector", "analyse"]
 
 
 def analyse(
-    model: StoredModel, features: StereoFeatures, transform: InputTransform, rig: StereoRig, score_threshold: float
-) -> list[Object3D]:
-    """Boxes found in the features of one pair, best first. ``rig`` is that of the camera images."""
+    model: StoredModel,
+    features: StereoFeatures,
+    cameras: Sequence[tuple[InputTransform, StereoRig]],
+    score_threshold: float,
+) -> list[list[Object3D]]:
+    """Boxes found in the features of B pairs, best first. ``cameras``: for each, the rig of the camera images, and how
+    these became the network's input."""
     analysis, config = model.net.analysis, model.config
-    rigs = rig_tensor([transform.rig(rig)], model.device)
-    found = analysis.decode(analysis(features), rigs, score_threshold, config.analysis.nms_iou)[0]
-    return to_objects(found, transform, config.classes)
+    rigs = rig_tensor([transform.rig(rig) for transform, rig in cameras], model.device)
+    found = analysis.decode(analysis(features), rigs, score_threshold, config.analysis.nms_iou)
+    return [to_objects(boxes, transform, config.classes) for boxes, (transform, _) in zip(found, cameras, strict=True)]
 
 
 class StereoDetector:
@@ -42,4 +47,5 @@ class StereoDetector:
     def detect(self, left: np.ndarray, right: np.ndarray, rig: StereoRig) -> list[Object3D]:
         """Boxes of one pair: (H, W, 3) uint8 RGB each; ``rig`` is that of these images."""
         left_view, right_view, transform = prepare(left, right, self.model)
-        return analyse(self.model, self.model.net.features(left_view, right_view), transform, rig, self.score_threshold)
+        features = self.model.net.features(left_view, right_view)
+        return analyse(self.model, features, [(transform, rig)], self.score_threshold)[0]

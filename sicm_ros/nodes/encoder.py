@@ -15,16 +15,16 @@ import numpy as np
 from builtin_interfaces.msg import Time
 from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.qos import QoSPolicyKind
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
-from sicm_ros.codec.rate_control import BitWindow, RateController, wire_bytes
+from sicm_ros.codec.rate_control import BitWindow, RateController, RateDecision, wire_bytes
 from sicm_ros.geometry import StereoRig
 from sicm_ros.msg import CodecInfo, StereoBitstream
 from sicm_ros.nodes.camera_info import CameraInfoError, RigCache
 from sicm_ros.nodes.diagnostics import Status, Window
-from sicm_ros.nodes.image_conversion import ImageError, to_rgb
-from sicm_ros.nodes.managed import COMMON_PARAMETERS, ManagedNode
+from sicm_ros.nodes.image_conversion import ImageError, rgb_from_compressed, to_rgb
+from sicm_ros.nodes.managed import COMMON_PARAMETERS, ManagedNode, is_out_of_memory
 from sicm_ros.nodes.parameters import ParameterSpec
 from sicm_ros.nodes.process import run_node
 from sicm_ros.nodes.qos import RELIABILITIES, image_qos, latched_qos, overridable, packet_qos
@@ -76,6 +76,13 @@ PARAMETERS = (
         "queue_depth", 1, "pairs that may wait to be encoded; when one more comes, the oldest is dropped", 1, 1000
     ),
     ParameterSpec(
+        "image_transport",
+        "raw",
+        "raw subscribes to Image on left/image_rect, compressed to CompressedImage on left/image_rect/compressed; "
+        "likewise right",
+        choices=("raw", "compressed"),
+    ),
+    ParameterSpec(
         "image_reliability", "best_effort", "reliability of the image subscriptions", choices=tuple(RELIABILITIES)
     ),
     ParameterSpec("bitstream_reliability", "reliable", "reliability of the packets", choices=tuple(RELIABILITIES)),
@@ -89,7 +96,7 @@ PARAMETERS = (
 
 @dataclass(frozen=True)
 class _Pair:
-    match: StereoMatch[Image]
+    match: StereoMatch[Image | CompressedImage]
     complete_ns: int
 
 
@@ -101,7 +108,7 @@ class EncoderNode(ManagedNode):
         self._model: StoredModel | None = None  # loaded by configure
         self._images: list[Any] = []
         self._worker: Worker[_Pair] | None = None
-        self._sync: StereoSync[Image] = StereoSync()
+        self._sync: StereoSync[Image | CompressedImage] = StereoSync()
         self._rigs = RigCache()
         self._window = Window()
         # It outlives the model: bits sent before a reconfiguration are still on the link.
@@ -120,17 +127,13 @@ class EncoderNode(ManagedNode):
         """Load the vehicle's half of the model, create the publishers."""
         import torch
 
-        from sicm_ros.codec.encoder import StereoEncoder
-        from sicm_ros.model_store import load_model
-
         if self.value("threads"):
             torch.set_num_threads(self.value("threads"))
-        self._model = load_model(self.value("model"), half="vehicle", device=self.value("device"))
+        model = self._load(self.value("device"))
         refused = self._check_rate(self.value("rate"))
         if refused:
             raise ValueError(f"parameter {refused}")
-        self._encoder = StereoEncoder(self._model, device=self.value("device"))
-        self._controller = RateController(len(self._model.rates) - 1, self._sent_bits)
+        self._controller = RateController(len(model.rates) - 1, self._sent_bits)
         self._session, self._sequence = secrets.randbits(64), 0
         self._info_publisher = self.create_lifecycle_publisher(CodecInfo, "codec_info", latched_qos())
         self._publisher = self.create_lifecycle_publisher(
@@ -141,8 +144,16 @@ class EncoderNode(ManagedNode):
             qos_overriding_options=overridable(QoSPolicyKind.LIFESPAN),
         )
         self.get_logger().info(
-            f"model {self._model.name}, fingerprint {self._model.fingerprint:016x}, session {self._session:016x}"
+            f"model {model.name}, fingerprint {model.fingerprint:016x}, session {self._session:016x}"
         )
+
+    def _load(self, device: str) -> StoredModel:
+        from sicm_ros.codec.encoder import StereoEncoder
+        from sicm_ros.model_store import load_model
+
+        self._model = load_model(self.value("model"), half="vehicle", device=device)
+        self._encoder = StereoEncoder(self._model, device=device)
+        return self._model
 
     def activate(self) -> None:
         """Announce the codec, and subscribe to the images as soon as somebody listens."""
@@ -194,8 +205,8 @@ class EncoderNode(ManagedNode):
             for side in SIDES:
                 self._images.append(
                     self.create_subscription(
-                        Image,
-                        f"{side}/image_rect",
+                        CompressedImage if self.value("image_transport") == "compressed" else Image,
+                        self._image_topic(side),
                         partial(self._on_image, side),
                         image_qos(reliability),
                         qos_overriding_options=options,
@@ -203,6 +214,11 @@ class EncoderNode(ManagedNode):
                 )
         elif not wanted and self._images:
             self._unsubscribe()
+
+    def _image_topic(self, side: Side) -> str:
+        """Full name. As with image_transport, a compressed topic follows the remapping of the raw one."""
+        topic = self.resolve_topic_name(f"{side}/image_rect")
+        return f"{topic}/compressed" if self.value("image_transport") == "compressed" else topic
 
     def _unsubscribe(self) -> None:
         for subscription in self._images:
@@ -216,7 +232,7 @@ class EncoderNode(ManagedNode):
         except CameraInfoError as error:
             self.problems.add("camera_info", str(error))
 
-    def _on_image(self, side: Side, message: Image) -> None:
+    def _on_image(self, side: Side, message: Image | CompressedImage) -> None:
         now = time.monotonic_ns()
         self._last_image[side] = now / 1e9
         match = self._sync.add(side, _nanoseconds(message.header.stamp), message, now)
@@ -225,20 +241,18 @@ class EncoderNode(ManagedNode):
 
     # ----------------------------------------------------------------------------------- in the worker's thread
 
-    def _encode(self, pair: _Pair) -> None:
+    def _encode(self, pairs: list[_Pair]) -> None:
+        (pair,) = pairs
         started = time.perf_counter()
         left, right = pair.match.left, pair.match.right
         try:
             images = self._convert(left, right)
-            rig = self._rigs.rig(
-                left.width, left.height, pair.match.left_stamp_ns, pair.match.right_stamp_ns, CAMERA_INFO_WAIT_S
-            )
-            self._check_geometry(rig, left.width, left.height)
+            height, width, _ = images[0].shape
+            rig = self._rigs.rig(width, height, pair.match.left_stamp_ns, pair.match.right_stamp_ns, CAMERA_INFO_WAIT_S)
+            self._check_geometry(rig, width, height)
             converted_ms = 1e3 * (time.perf_counter() - started)
             rate = self.value("rate")
-            decision = self._encoder.encode_within(
-                *images, rig, self._controller, self.value("max_bitrate"), None if rate < 0 else rate
-            )
+            decision = self._encode_within(images, rig, None if rate < 0 else rate)
         except ValueError as error:
             # Every check of images, calibration and sizes raises one, with words for the user.
             kind = type(error).__name__
@@ -278,17 +292,31 @@ class EncoderNode(ManagedNode):
             }
         )
 
-    def _convert(self, left: Image, right: Image) -> list[np.ndarray]:
+    def _encode_within(self, images: list[np.ndarray], rig: StereoRig, rate: float | None) -> RateDecision:
+        """On the CPU from now on, if the GPU has no memory left."""
+        budget = self.value("max_bitrate")
+        try:
+            return self._encoder.encode_within(*images, rig, self._controller, budget, rate)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            self.fall_back(f"out of memory on {self.value('device')}: encoding on the CPU until configured again")
+        self._load("cpu")
+        return self._encoder.encode_within(*images, rig, self._controller, budget, rate)
+
+    def _convert(self, left: Image | CompressedImage, right: Image | CompressedImage) -> list[np.ndarray]:
+        compressed = self.value("image_transport") == "compressed"
         images = []
         for side, message in (("left", left), ("right", right)):
             try:
-                images.append(to_rgb(message))
+                images.append(rgb_from_compressed(message) if compressed else to_rgb(message))
             except ImageError as error:
                 raise ImageError(f"{side}/image_rect: {error}") from None
         if images[0].shape != images[1].shape:
+            left_size, right_size = (f"{image.shape[1]}x{image.shape[0]}" for image in images)
             raise ImageError(
-                f"the images differ in size: left {left.width}x{left.height}, right "
-                f"{right.width}x{right.height}; both must be rectified views of one rig"
+                f"the images differ in size: left {left_size}, right {right_size}; "
+                "both must be rectified views of one rig"
             )
         return images
 
@@ -301,7 +329,7 @@ class EncoderNode(ManagedNode):
         if warning:
             self.problems.add("geometry", warning)
 
-    def _on_error(self, error: Exception) -> None:
+    def _on_error(self, error: Exception, pairs: list[_Pair]) -> None:
         self.errors += 1
         self.problems.add("encoding", f"pair dropped: encoding failed: {type(error).__name__}: {error}")
 
@@ -341,7 +369,7 @@ class EncoderNode(ManagedNode):
             "right": sync.received["right"],
             "pairs": sync.pairs,
             "packets": self.packets,
-            "late": worker.dropped if worker else 0,
+            "late": worker.dropped.total() if worker else 0,
             **{f"{side} {reason}": count for (side, reason), count in sync.drops.items()},
             **{f"problem {kind}": count for kind, count in self.problems.counts.items()},
         }
@@ -366,10 +394,9 @@ class EncoderNode(ManagedNode):
         for side in SIDES:
             silent = now - self._last_image.get(side, self._demanded_since)
             if silent > 2.0:
-                topic = self.resolve_topic_name(f"{side}/image_rect")
                 status.report(
                     "STALE",
-                    f"no image on {topic} for {silent:.0f} s: is the camera driver running, and is "
+                    f"no image on {self._image_topic(side)} for {silent:.0f} s: is the camera driver running, and is "
                     "its topic remapped to this name?",
                 )
         if status.level == "STALE":
@@ -415,7 +442,7 @@ class EncoderNode(ManagedNode):
             wire_kbit_per_s=wire * 8e-3 / seconds,
             max_bitrate=self.value("max_bitrate"),
             dropped_max_bitrate=self.refused,
-            dropped_queue=self._worker.dropped if self._worker else 0,
+            dropped_queue=self._worker.dropped.total() if self._worker else 0,
             errors=self.errors,
             subscribers=self._publisher.get_subscription_count(),
             session=f"{self._session:016x}",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``sensor_msgs/Image`` to RGB arrays, checked before a byte is touched.
+"""``sensor_msgs/Image`` and ``CompressedImage`` to RGB arrays, checked before a byte is touched.
 
 The encodings that cameras and bags use are converted here, so that the result is the same with and without
 ``cv_bridge``; any other encoding is handed to ``cv_bridge`` where it is installed.
@@ -7,12 +7,14 @@ The encodings that cameras and bags use are converted here, so that the result i
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import cv2
 import numpy as np
+import PIL.Image
 
-__all__ = ["ImageError", "SUPPORTED_ENCODINGS", "rgb_to_message_fields", "to_rgb"]
+__all__ = ["ImageError", "SUPPORTED_ENCODINGS", "rgb_from_compressed", "rgb_to_message_fields", "to_rgb"]
 
 MAX_SIDE = 16384
 
@@ -88,6 +90,30 @@ def to_rgb(message: Any) -> np.ndarray:
     if encoding.startswith(("yuv", "uyvy", "yuyv")) and width % 2:
         raise ImageError(f"image: width: expected an even number for {encoding}, got {width}")
     return cv2.cvtColor(np.ascontiguousarray(image), conversion)
+
+
+def rgb_from_compressed(message: Any) -> np.ndarray:
+    """A ``sensor_msgs/CompressedImage`` (JPEG, PNG, or what else OpenCV reads) as (height, width, 3) uint8 RGB.
+
+    Raises ImageError for what is no image, and before decoding for one with a side beyond MAX_SIDE.
+    """
+    data = np.frombuffer(message.data, np.uint8)
+    what = f"compressed image ({message.format!r}, {len(data)} bytes)"
+    if not len(data):
+        raise ImageError(f"{what}: expected data")
+    if "compressedDepth" in message.format:
+        raise ImageError(f"{what}: expected a colour or grey image, got depth")
+    try:
+        with PIL.Image.open(io.BytesIO(data.tobytes())) as header:  # reads sizes, not pixels
+            width, height = header.size
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        raise ImageError(f"{what}: not an image: {' '.join(str(error).split())}") from None
+    if max(width, height) > MAX_SIDE:
+        raise ImageError(f"{what}: expected sides of at most {MAX_SIDE}, got {width}x{height}")
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    if image is None or image.shape[:2] != (height, width):
+        raise ImageError(f"{what}: damaged: expected {width}x{height} pixels")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def rgb_to_message_fields(image: np.ndarray) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from sicm_ros.nodes.diagnostics import DiagnosticsWriter, Problems, Status
 from sicm_ros.nodes.parameters import ParameterSpec, declare
 from sicm_ros.nodes.process import NodeError
 
-__all__ = ["COMMON_PARAMETERS", "ManagedNode"]
+__all__ = ["COMMON_PARAMETERS", "ManagedNode", "is_out_of_memory"]
 
 COMMON_PARAMETERS = (
     ParameterSpec("model", "sicm-compact", "name of a model in models/, or the path of a model's folder"),
@@ -23,6 +23,13 @@ COMMON_PARAMETERS = (
     ParameterSpec("autostart", True, "configure and activate at start; false to leave that to a lifecycle manager"),
     ParameterSpec("lazy", True, "compute nothing while nobody subscribes to the output"),
 )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a GPU had no memory left."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError)
 
 
 class ManagedNode(LifecycleNode):
@@ -37,7 +44,7 @@ class ManagedNode(LifecycleNode):
     ) -> None:
         super().__init__(name)
         self.state = "unconfigured"
-        self._failure = ""
+        self._failure = self._fallback = ""
         declare(self, parameters, on_change)
         self.problems = Problems(self.get_logger().warning)
         self._diagnostics = DiagnosticsWriter(self, self._collect)
@@ -62,6 +69,11 @@ class ManagedNode(LifecycleNode):
     def value(self, parameter: str) -> Any:
         """The present value of a parameter."""
         return self.get_parameter(parameter).value
+
+    def fall_back(self, message: str) -> None:
+        """Say, in the log and the diagnostics, that the node goes on in a worse way until it is configured again."""
+        self._fallback = message
+        self.get_logger().error(message)
 
     # ------------------------------------------------------------------------------------------ for the subclass
 
@@ -92,7 +104,7 @@ class ManagedNode(LifecycleNode):
         if not self._attempt(self.configure, "configure"):
             self.cleanup()
             return TransitionCallbackReturn.FAILURE
-        self.state = "inactive"
+        self.state, self._fallback = "inactive", ""
         return super().on_configure(state)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -153,4 +165,6 @@ class ManagedNode(LifecycleNode):
             lifecycle.report("OK", f"{self.state}: does nothing until it is activated")
         else:
             lifecycle.report("OK", "active")
+        if self._fallback:
+            lifecycle.report("WARN", self._fallback)
         return [lifecycle, *(self.collect() if self.state == "active" else [])]

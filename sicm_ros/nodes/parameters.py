@@ -24,7 +24,7 @@ class ParameterSpec:
     """One parameter. ``runtime`` ones may be set while the node runs, all others are read at start-up or configure."""
 
     name: str
-    default: bool | int | float | str
+    default: bool | int | float | str | tuple[str, ...]
     description: str
     minimum: float | None = None
     maximum: float | None = None
@@ -62,11 +62,16 @@ def declare(
     table = {spec.name: spec for spec in specs}
     for spec in specs:
         try:
-            value = node.declare_parameter(spec.name, spec.default, spec.descriptor()).value
+            default = list(spec.default) if isinstance(spec.default, tuple) else spec.default
+            value = node.declare_parameter(spec.name, default, spec.descriptor()).value
         except (InvalidParameterTypeException, InvalidParameterValueException) as error:
-            expected = {bool: "true or false", int: "an integer", float: "a number with a decimal point", str: "text"}[
-                type(spec.default)
-            ]
+            expected = {
+                bool: "true or false",
+                int: "an integer",
+                float: "a number with a decimal point",
+                str: "text",
+                tuple: "a list of texts",
+            }[type(spec.default)]
             if spec.minimum is not None:
                 expected += f" in [{spec.minimum:g}, {spec.maximum:g}]"
             given = " ".join(str(error).split())

@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a decoder keeps for one vehicle: topics in its namespace, accounts of its packets, and its diagnostics."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from rclpy.lifecycle import LifecycleNode
+from std_msgs.msg import Header
+from vision_msgs.msg import Detection3DArray, LabelInfo
+from visualization_msgs.msg import MarkerArray
+
+from sicm_ros.geometry import Object3D
+from sicm_ros.msg import CodecInfo, StereoBitstream
+from sicm_ros.nodes.detections import detection_array, marker_array
+from sicm_ros.nodes.diagnostics import Problems, Status, Window
+from sicm_ros.nodes.qos import boxes_qos, latched_qos, overridable, packet_qos
+
+__all__ = ["MAX_PACKET_BYTES", "VehicleLink"]
+
+# No packet of any model comes near this; more is not worth looking at.
+MAX_PACKET_BYTES = 4 << 20
+# How many encoders' sequence numbers are remembered.
+MAX_SESSIONS = 8
+
+_REFUSALS = (
+    "NotAPacketError",
+    "TruncatedPacketError",
+    "DamagedPacketError",
+    "WrongVersionError",
+    "WrongModelError",
+    "SymbolMismatchError",
+    "ImplausiblePacketError",
+    "PacketError",
+    "size",
+    "duplicate",
+)
+
+
+class VehicleLink:
+    """Packets of one vehicle in, its boxes out. ``vehicle`` is a namespace below the node's; "" is the node's own.
+
+    Publishes ``detections``, ``detection_markers``, ``label_info`` and, for whoever wants the times of every frame,
+    ``decode_stats``.
+    """
+
+    def __init__(self, node: LifecycleNode, vehicle: str) -> None:
+        self.vehicle = vehicle
+        self._node = node
+        # One log line for each vehicle, and accounts that another vehicle's trouble does not touch.
+        prefix = f"{vehicle}: " if vehicle else ""
+        self.problems = Problems(lambda text: node.get_logger().warning(prefix + text))
+        self.received = self.decoded = self.lost = self.skipped = self.errors = self.timeouts = 0
+        self._window = Window()
+        self._publishers: dict[str, Any] = {}
+        self._inputs: list[Any] = []
+        self._codec_info: CodecInfo | None = None
+        self._sequences: OrderedDict[int, int] = OrderedDict()
+        self._lock = threading.Lock()
+        self._last_packet: float | None = None
+        self._last_header: Header | None = None
+        self._boxes_shown = False
+
+    def _topic(self, name: str) -> str:
+        return f"{self.vehicle}/{name}" if self.vehicle else name
+
+    # ------------------------------------------------------------------------------------------------ lifecycle
+
+    def open(self, enabled: bool = False) -> None:
+        """Create the publishers; ``enabled`` where the node is active already."""
+        if self._publishers:
+            return
+
+        def create(kind: type, name: str, qos: Any, **options: Any) -> None:
+            publisher = self._node.create_lifecycle_publisher(kind, self._topic(name), qos, **options)
+            if enabled:
+                publisher.on_activate(None)
+            self._publishers[name] = publisher
+
+        create(Detection3DArray, "detections", boxes_qos(), qos_overriding_options=overridable())
+        create(MarkerArray, "detection_markers", boxes_qos(), qos_overriding_options=overridable())
+        create(DiagnosticStatus, "decode_stats", boxes_qos(), qos_overriding_options=overridable())
+        create(LabelInfo, "label_info", latched_qos())
+
+    def listen(
+        self, on_packet: Callable[[VehicleLink, StereoBitstream], None], model: Any, reliability: str, depth: int
+    ) -> None:
+        """Begin to receive. Sound packets, by the accounts and the size, go to ``on_packet``."""
+        if self._inputs:
+            return
+        self._sequences.clear()
+        self._last_packet, self._last_header = None, None
+        node, qos = self._node, packet_qos(reliability, depth)
+
+        def packet(message: StereoBitstream) -> None:
+            if self.accept(message):
+                on_packet(self, message)
+
+        def information(message: CodecInfo) -> None:
+            self._codec_info = message
+            problem = self._mismatch(model)
+            if problem:
+                self.problems.add("model", problem)
+
+        self._inputs = [
+            node.create_subscription(
+                StereoBitstream, self._topic("stereo_bitstream"), packet, qos, qos_overriding_options=overridable()
+            ),
+            node.create_subscription(CodecInfo, self._topic("codec_info"), information, latched_qos()),
+        ]
+
+    def stop_listening(self) -> None:
+        """Receive no more."""
+        for subscription in self._inputs:
+            self._node.destroy_subscription(subscription)
+        self._inputs = []
+
+    def close(self) -> None:
+        """Destroy everything that ``open`` and ``listen`` made."""
+        self.stop_listening()
+        for publisher in self._publishers.values():
+            self._node.destroy_lifecycle_publisher(publisher)
+        self._publishers = {}
+
+    # ---------------------------------------------------------------------------------------------------- input
+
+    def _mismatch(self, model: Any) -> str | None:
+        info = self._codec_info
+        if info is None or model is None or info.fingerprint == model.fingerprint:
+            return None
+        return (
+            f"the encoder uses model {info.model_name} (fingerprint {info.fingerprint:016x}), this node "
+            f"{model.name} ({model.fingerprint:016x}): start both with the same model"
+        )
+
+    def accept(self, message: StereoBitstream) -> bool:
+        """Count a packet; whether it is new and of a size that a packet can have."""
+        with self._lock:
+            self._last_packet, self._last_header = time.monotonic(), message.header
+        self.received += 1
+        if not self._account(message):
+            return False
+        if not 0 < len(message.data) <= MAX_PACKET_BYTES:
+            self.problems.add(
+                "size",
+                f"packet {message.sequence} dropped: expected 1 to {MAX_PACKET_BYTES} bytes, got {len(message.data)}",
+            )
+            return False
+        return True
+
+    def _account(self, message: StereoBitstream) -> bool:
+        """Count gaps in the sequence; False for a packet that came before."""
+        sequence, previous = message.sequence, self._sequences.get(message.session)
+        if previous is None:
+            if self._sequences:
+                self._node.get_logger().info(f"the encoder started anew: session {message.session:016x}")
+        elif sequence == previous:
+            self.problems.add(
+                "duplicate",
+                f"packet {sequence} of session {message.session:016x} came twice: does more "
+                "than one bag or bridge publish it?",
+            )
+            return False
+        elif sequence > previous + 1:
+            gap = sequence - previous - 1
+            self.lost += gap
+            self.problems.add("lost", f"{gap} packets lost before packet {sequence}")
+        if previous is not None and next(reversed(self._sequences)) != message.session:
+            topic = self._node.resolve_topic_name(self._topic("stereo_bitstream"))
+            self.problems.add(
+                "encoders", f"more than one encoder publishes on {topic}: give each vehicle its own namespace"
+            )
+        # A smaller number is a recording that starts over: nothing is lost then.
+        self._sequences[message.session] = sequence
+        self._sequences.move_to_end(message.session)
+        if len(self._sequences) > MAX_SESSIONS:
+            self._sequences.popitem(last=False)
+        return True
+
+    # --------------------------------------------------------------------------------------------------- output
+
+    def wanted(self) -> bool:
+        """Whether anybody subscribes to what decoding a packet gives."""
+        return any(self._has_subscriber(name) for name in ("detections", "detection_markers", "decode_stats"))
+
+    def _has_subscriber(self, name: str) -> bool:
+        publisher = self._publishers.get(name)
+        return publisher is not None and publisher.get_subscription_count() > 0
+
+    def publish_label_info(self, message: LabelInfo) -> None:
+        """Latched: the classes and the threshold."""
+        self._publishers["label_info"].publish(message)
+
+    def deliver(
+        self, message: StereoBitstream, boxes: list[Object3D], times: dict[str, float], age_ms: float, lazy: bool
+    ) -> None:
+        """Publish the boxes of a packet, with the times that it took; ``age_ms`` is since the left image's stamp."""
+        self._publish(message.header, boxes, f"{message.session:016x}-{message.sequence}", lazy)
+        self._boxes_shown = True
+        self.decoded += 1
+        sample = {**times, "boxes": float(len(boxes)), "bytes": float(len(message.data))}
+        # Stamps of recorded data are of another time; an age is shown only where it can be one.
+        if 0 <= age_ms < 60_000:
+            sample["end_to_end"] = age_ms
+        self._window.sample(sample)
+        if self._has_subscriber("decode_stats"):
+            self._publishers["decode_stats"].publish(_frame_stats(message, sample))
+
+    def _publish(self, header: Header, boxes: list[Object3D], prefix: str, lazy: bool) -> None:
+        if not self._publishers:
+            return  # the vehicle was removed while its packet was in work
+        if not lazy or self._has_subscriber("detections"):
+            self._publishers["detections"].publish(detection_array(header, boxes, prefix))
+        if not lazy or self._has_subscriber("detection_markers"):
+            self._publishers["detection_markers"].publish(marker_array(header, boxes))
+
+    def watch(self, timeout: float) -> None:
+        """Clear the boxes, once, when packets stop: otherwise RViz shows the last ones for ever."""
+        silence = self._silence()
+        if not timeout or silence is None or silence < timeout or not self._boxes_shown or self._last_header is None:
+            return
+        self.timeouts += 1
+        self.clear(silence)
+        self.problems.add("timeout", f"no packet for {silence:.1f} s: boxes cleared")
+
+    def clear(self, seconds: float = 0.0) -> None:
+        """Publish an empty array, stamped ``seconds`` after the last packet, where boxes were published before."""
+        if self._boxes_shown and self._last_header is not None:
+            header = Header(stamp=_later(self._last_header.stamp, seconds), frame_id=self._last_header.frame_id)
+            self._publish(header, [], "", lazy=False)
+        self._boxes_shown = False
+
+    def _silence(self) -> float | None:
+        """Seconds since the last packet, or None before the first."""
+        with self._lock:
+            return None if self._last_packet is None else time.monotonic() - self._last_packet
+
+    # ---------------------------------------------------------------------------------------------- diagnostics
+
+    def statuses(self, model: Any, timeout: float, lazy: bool, dropped: int) -> list[Status]:
+        """The link, and the decoding; ``dropped`` packets were pushed out of the queue by newer ones."""
+        totals = {
+            "received": self.received,
+            "decoded": self.decoded,
+            "lost": self.lost,
+            "late": dropped,
+            **{f"problem {kind}": count for kind, count in self.problems.counts.items()},
+        }
+        new, samples, seconds = self._window.tick(totals)
+        statuses = [
+            self._link_status(model, timeout, new, samples, seconds),
+            self._decoding_status(lazy, dropped, new, samples, seconds),
+        ]
+        for status in statuses:
+            status.name = f"{self.vehicle} {status.name}".strip()
+        return statuses
+
+    def _link_status(
+        self, model: Any, timeout: float, new: dict[str, int], samples: dict[str, list[float]], seconds: float
+    ) -> Status:
+        status = Status("link")
+        silence = self._silence()
+        status.set(
+            packets=self.received,
+            packets_hz=new["received"] / seconds,
+            lost=self.lost,
+            kbit_per_s=sum(samples.get("bytes", [])) * 8e-3 / seconds,
+        )
+        topic = self._node.resolve_topic_name(self._topic("stereo_bitstream"))
+        if silence is None:
+            status.report("STALE", f"no packet on {topic} yet: is the encoder active, in this namespace and domain?")
+        elif timeout and silence > timeout:
+            status.report(
+                "STALE", f"no packet on {topic} for {silence:.1f} s: is the link up, and does the encoder get images?"
+            )
+        mismatch = self._mismatch(model)
+        if mismatch:
+            status.report("ERROR", mismatch)
+        refused = {kind: count for kind, count in self.problems.counts.items() if kind in _REFUSALS}
+        status.set(**{f"refused_{kind}": count for kind, count in refused.items()})
+        for kind in refused:
+            if new.get(f"problem {kind}"):
+                status.report("ERROR" if kind == "WrongModelError" else "WARN", self.problems.latest[kind])
+        if new["lost"]:
+            status.report(
+                "WARN",
+                f"{new['lost']} packets lost in the last second: lower the rate of the encoder, or "
+                "use the Fast DDS profile for lossy links",
+            )
+        if new.get("problem encoders"):
+            status.report("WARN", self.problems.latest["encoders"])
+        return status
+
+    def _decoding_status(
+        self, lazy: bool, dropped: int, new: dict[str, int], samples: dict[str, list[float]], seconds: float
+    ) -> Status:
+        status = Status("decoding")
+        status.set(
+            decoded=self.decoded,
+            decoded_hz=new["decoded"] / seconds,
+            errors=self.errors,
+            skipped_without_subscriber=self.skipped,
+            dropped_queue=dropped,
+            timeouts=self.timeouts,
+        )
+        for name, values in samples.items():
+            status.set(**{_with_unit(name): sum(values) / len(values)})
+        if new.get("problem decoding"):
+            status.report("ERROR", self.problems.latest["decoding"])
+        if new["late"]:
+            status.report(
+                "WARN",
+                f"{new['late']} packets dropped in the last second, decoding is slower than they "
+                "come: use another device or a smaller model",
+            )
+        if lazy and not self.wanted():
+            status.report("OK", "idle: nobody subscribes to the boxes")
+        return status
+
+
+def _later(stamp: Time, seconds: float) -> Time:
+    """The time of the source, carried on. Any stamp will do: it came over the link (rclpy's refuses negative ones)."""
+    whole, part = divmod(stamp.sec * 10**9 + stamp.nanosec + int(seconds * 1e9), 10**9)
+    return Time(sec=min(whole, 2**31 - 1), nanosec=part)
+
+
+def _with_unit(name: str) -> str:
+    return name if name in ("boxes", "bytes", "batch") else f"{name}_ms"
+
+
+def _frame_stats(message: StereoBitstream, sample: dict[str, float]) -> DiagnosticStatus:
+    """The times of one frame, for tools that want more than the means on /diagnostics."""
+    stamp = message.header.stamp
+    values = {
+        "stamp": f"{stamp.sec}.{stamp.nanosec:09d}",
+        **{
+            f"encoder_{name}": f"{getattr(message, name):.3f}"
+            for name in ("sync_ms", "preprocess_ms", "backbone_ms", "smfc_ms", "entropy_ms")
+        },
+        **{_with_unit(name): f"{value:.3f}" for name, value in sample.items()},
+    }
+    return DiagnosticStatus(
+        level=DiagnosticStatus.OK,
+        name="decode",
+        message="decoded",
+        hardware_id=f"{message.session:016x}/{message.sequence}",
+        values=[KeyValue(key=key, value=value) for key, value in values.items()],
+    )

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One decoder process for several vehicles, and an encoder with compressed images, over real ROS 2 topics."""
+
+import array
+import json
+import threading
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="no ROS 2 in this environment")
+pytest.importorskip("sicm_ros.msg", reason="the messages of sicm_ros are not built in this environment")
+pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not in this environment")
+
+from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
+from rclpy.time import Time  # noqa: E402
+from ros_graph import TINY_MODEL, Graph, NodeProcess, stamp_ns  # noqa: E402
+from sensor_msgs.msg import CameraInfo, CompressedImage  # noqa: E402
+from sicm_ros.msg import StereoBitstream  # noqa: E402
+from std_msgs.msg import Header  # noqa: E402
+from vision_msgs.msg import Detection3DArray, LabelInfo  # noqa: E402
+
+from sicm_ros.codec.decoder import StereoDecoder  # noqa: E402
+from sicm_ros.codec.encoder import StereoEncoder  # noqa: E402
+from sicm_ros.data.rendered import KITTI_RIG, KITTI_SIZE, random_layout, render_pair  # noqa: E402
+from sicm_ros.nodes.camera_info import camera_info_fields  # noqa: E402
+from sicm_ros.nodes.decoder import vehicle_names  # noqa: E402
+from sicm_ros.nodes.detections import detection_array  # noqa: E402
+from sicm_ros.nodes.qos import latched_qos  # noqa: E402
+
+NAMESPACE = "/depot"
+ERROR = DiagnosticStatus.ERROR[0]
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """Two rendered pairs, their packets of the tiny model, and the boxes that these decode to."""
+    encoder, decoder = StereoEncoder(TINY_MODEL), StereoDecoder(TINY_MODEL)
+    found = []
+    for seed in (0, 2):
+        pair = render_pair(
+            random_layout(np.random.default_rng(seed), KITTI_RIG, *KITTI_SIZE), KITTI_RIG, *KITTI_SIZE, seed
+        )
+        packet = encoder.encode(pair.left, pair.right, pair.rig).packet
+        found.append((pair, packet, decoder.decode(packet).objects))
+    assert not shows(detection_array(Header(), found[0][2], ""), found[1][2])
+    return found
+
+
+def shows(message, boxes):
+    """Whether an array has just these boxes."""
+    sizes = [(d.bbox.size.x, d.bbox.size.y, d.bbox.size.z) for d in message.detections]
+    expected = [(box.length, box.width, box.height) for box in boxes]
+    return len(sizes) == len(expected) and bool(np.allclose(sizes, expected, rtol=1e-2))
+
+
+@pytest.fixture
+def graph():
+    graph = Graph("test_fleet", NAMESPACE)
+    graph.listen_to_diagnostics()
+    yield graph
+    graph.close()
+
+
+def packet_message(data, sequence, session=1):
+    stamp = Time(nanoseconds=(sequence + 1) * 10**9).to_msg()
+    return StereoBitstream(
+        header=Header(stamp=stamp, frame_id="camera"), session=session, sequence=sequence, data=array.array("B", data)
+    )
+
+
+def listen(graph, *vehicles):
+    for vehicle in vehicles:
+        graph.publisher(StereoBitstream, f"{vehicle}/stereo_bitstream")
+        graph.listen(Detection3DArray, f"{vehicle}/detections")
+        graph.listen(LabelInfo, f"{vehicle}/label_info", latched_qos())
+
+
+def await_service(graph, *vehicles):
+    graph.wait_for_subscribers(*(f"{vehicle}/stereo_bitstream" for vehicle in vehicles))
+    for vehicle in vehicles:
+        graph.wait(lambda v=vehicle: graph.received[f"{v}/label_info"], what=f"label_info of {vehicle}")
+
+
+def test_each_vehicle_gets_its_own_boxes_whatever_another_one_sends(graph, pairs, tmp_path):
+    (_, packet, boxes), (_, other_packet, other_boxes) = pairs
+    parameters = {
+        "model": TINY_MODEL,
+        "threads": 1,
+        "vehicles": json.dumps(["car1", "fleet/car2"]),
+        "bitstream_reliability": "reliable",
+        "bitstream_depth": 100,
+        "queue_depth": 100,
+        "timeout": 0.0,
+    }
+    node = NodeProcess("decoder", parameters, NAMESPACE, tmp_path)
+    try:
+        listen(graph, "car1", "fleet/car2", "car3")
+        await_service(graph, "car1", "fleet/car2")
+        stop = threading.Event()
+
+        def flood():
+            sequence = 0
+            while not stop.is_set():
+                for data in (b"\x00" * 500, packet[:-1], np.random.default_rng(sequence).bytes(5000)):
+                    graph.publishers["car1/stereo_bitstream"].publish(packet_message(data, sequence))
+                    sequence += 1
+                time.sleep(0.005)
+
+        sender = threading.Thread(target=flood)
+        sender.start()
+        try:
+            for sequence in range(20):
+                graph.publishers["fleet/car2/stereo_bitstream"].publish(packet_message(other_packet, sequence))
+                time.sleep(0.02)
+            graph.wait(lambda: len(graph.received["fleet/car2/detections"]) == 20, what="20 arrays of fleet/car2")
+        finally:
+            stop.set()
+            sender.join()
+        arrays = graph.received["fleet/car2/detections"]
+        assert [stamp_ns(m) for m in arrays] == [(i + 1) * 10**9 for i in range(20)]
+        assert all(shows(m, other_boxes) for m in arrays)
+        assert graph.received["car1/detections"] == []
+        graph.wait_for_status(
+            "decoder_node: car1 link",
+            lambda level, message, values: (
+                {"refused_NotAPacketError", "refused_TruncatedPacketError"} <= set(values)
+                and int(values["packets"]) > 20
+            ),
+        )
+        level, message, values = graph.wait_for_status(
+            "decoder_node: fleet/car2 link", lambda level, message, values: values["packets"] == "20"
+        )
+        assert values["lost"] == "0" and not any(name.startswith("refused") for name in values)
+        # The bad sender is served again as soon as it sends what is sound.
+        graph.publishers["car1/stereo_bitstream"].publish(packet_message(packet, 0, session=2))
+        graph.wait(lambda: graph.received["car1/detections"])
+        assert shows(graph.received["car1/detections"][0], boxes)
+        assert "car1: packet" in node.output and "fleet/car2: packet" not in node.output
+
+        # A further vehicle needs a parameter; one that is taken out loses its boxes and its topics.
+        assert graph.set_parameter("decoder_node", "vehicles", ["fleet/car2", "car3"]) == (True, "")
+        await_service(graph, "car3")
+        graph.wait(lambda: len(graph.received["car1/detections"]) == 2)
+        assert graph.received["car1/detections"][-1].detections == []
+        graph.wait(lambda: graph.node.count_publishers("car1/detections") == 0)
+        graph.publishers["car3/stereo_bitstream"].publish(packet_message(packet, 0))
+        graph.publishers["fleet/car2/stereo_bitstream"].publish(packet_message(other_packet, 20))
+        graph.wait(lambda: graph.received["car3/detections"] and len(graph.received["fleet/car2/detections"]) == 21)
+        assert shows(graph.received["car3/detections"][0], boxes)
+        successful, reason = graph.set_parameter("decoder_node", "vehicles", ["car3", "2 cars"])
+        assert not successful and "vehicles: expected namespaces such as car1 or fleet/car1, got '2 cars'" in reason
+        assert node.stop() == 0 and "Traceback" not in node.output
+    finally:
+        node.stop()
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [([], "at least one"), (["a", "b", "a/"], "each namespace once"), (["a-b"], "got 'a-b'"), (["a//b"], "got 'a//b'")],
+)
+def test_names_that_are_no_vehicles(names, words):
+    with pytest.raises(ValueError, match=f"vehicles: expected .*{words}"):
+        vehicle_names(names)
+    assert vehicle_names(["", "car1", "/fleet/car2/"]) == ["", "car1", "/fleet/car2"]
+
+
+def test_waiting_packets_of_several_vehicles_are_decoded_together(graph, pairs, tmp_path):
+    packet = pairs[0][1]
+    vehicles = [f"car{i}" for i in range(6)]
+    parameters = {
+        "model": TINY_MODEL,
+        "threads": 1,
+        "vehicles": json.dumps(vehicles),
+        "max_batch": 4,
+        "bitstream_reliability": "reliable",
+        "bitstream_depth": 100,
+        "queue_depth": 100,
+        "timeout": 0.0,
+    }
+    node = NodeProcess("decoder", parameters, NAMESPACE, tmp_path)
+    try:
+        listen(graph, *vehicles)
+        for vehicle in vehicles:
+            graph.listen(DiagnosticStatus, f"{vehicle}/decode_stats")
+        await_service(graph, *vehicles)
+        graph.wait(lambda: all(graph.node.count_publishers(f"{v}/decode_stats") for v in vehicles))
+        time.sleep(0.5)
+        for sequence in range(10):
+            for vehicle in vehicles:
+                graph.publishers[f"{vehicle}/stereo_bitstream"].publish(packet_message(packet, sequence))
+        graph.wait(lambda: all(len(graph.received[f"{v}/detections"]) == 10 for v in vehicles), what="60 arrays")
+        graph.wait(lambda: all(len(graph.received[f"{v}/decode_stats"]) == 10 for v in vehicles), what="60 statistics")
+        batches = [
+            float(next(value.value for value in m.values if value.key == "batch"))
+            for v in vehicles
+            for m in graph.received[f"{v}/decode_stats"]
+        ]
+        assert max(batches) == 4
+        assert node.stop() == 0
+    finally:
+        node.stop()
+
+
+def test_compressed_images_of_a_remapped_camera(graph, pairs, tmp_path):
+    pair, packet, _ = pairs[0]
+    node = NodeProcess(
+        "encoder",
+        {"model": TINY_MODEL, "threads": 1, "image_transport": "compressed", "image_reliability": "reliable"},
+        NAMESPACE,
+        tmp_path,
+        remap={"left/image_rect": "cam2/image", "right/image_rect": "cam3/image"},
+    )
+    topics = {"left": "cam2/image/compressed", "right": "cam3/image/compressed"}
+    try:
+        graph.listen(StereoBitstream, "stereo_bitstream")
+        for side, topic in topics.items():
+            graph.publisher(CompressedImage, topic)
+            graph.publisher(CameraInfo, f"{side}/camera_info")
+        graph.wait_for_subscribers(*topics.values(), "left/camera_info", "right/camera_info")
+
+        def send(stamp, cut=None):
+            header = Header(stamp=Time(nanoseconds=stamp).to_msg(), frame_id="camera")
+            for side, topic in topics.items():
+                info = camera_info_fields(pair.rig, side, *KITTI_SIZE)
+                graph.publishers[f"{side}/camera_info"].publish(CameraInfo(header=header, **info))
+                png = cv2.imencode(".png", getattr(pair, side)[..., ::-1])[1].tobytes()[:cut]
+                message = CompressedImage(header=header, format="rgb8; png compressed bgr8", data=array.array("B", png))
+                graph.publishers[topic].publish(message)
+
+        send(10**9)
+        graph.wait(lambda: graph.received["stereo_bitstream"])
+        # PNG loses nothing: the packet is that of the images themselves.
+        assert graph.received["stereo_bitstream"][0].data.tobytes() == packet
+        send(2 * 10**9, cut=40)
+        graph.wait_for_status(
+            "encoder_node: stereo input",
+            lambda level, message, values: level == ERROR and "left/image_rect: compressed image" in message,
+        )
+        send(3 * 10**9)
+        graph.wait(lambda: len(graph.received["stereo_bitstream"]) == 2)
+        assert node.stop() == 0 and "Traceback" not in node.output
+    finally:
+        node.stop()
+
+
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+def test_a_gpu_without_memory_is_given_up_and_told(side, pairs):
+    """Simulated: the network raises what PyTorch raises; no GPU is needed for the way on."""
+    import importlib
+
+    import rclpy
+    import torch
+
+    (pair, packet, boxes), _ = pairs
+    node_type = getattr(importlib.import_module(f"sicm_ros.nodes.{side}"), f"{side.capitalize()}Node")
+    arguments = ["--ros-args", "-p", f"model:={TINY_MODEL}", "-p", "lazy:=false"]
+    node = None
+    rclpy.init(args=arguments)
+    try:
+        node = node_type()
+        node.trigger_configure()
+
+        def fail(*_args, **_options):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+        if side == "decoder":
+            node._decoder.decode_batch = fail
+            (outcome,) = node._outcomes([packet])
+            assert len(outcome.objects) == len(boxes)
+            (outcome,) = node._outcomes([packet])
+            assert len(outcome.objects) == len(boxes)
+        else:
+            node._encoder.encode_within = fail
+            for _ in range(2):
+                assert node._encode_within([pair.left, pair.right], pair.rig, None).sent.packet == packet
+        status = next(s for s in node._collect() if s.name == "lifecycle")
+        assert status.level == "WARN"
+        work = {"encoder": "encoding", "decoder": "decoding"}[side]
+        assert status.messages == [f"out of memory on cpu: {work} on the CPU until configured again"]
+        node.trigger_cleanup()
+        node.trigger_configure()
+        assert next(s for s in node._collect() if s.name == "lifecycle").level == "OK"
+    finally:
+        if node is not None:
+            node.close()
+            node.destroy_node()
+        rclpy.try_shutdown()
