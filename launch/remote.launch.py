@@ -17,6 +17,11 @@ def generate_launch_description() -> LaunchDescription:
     view = PathJoinSubstitution([share, "rviz", "sicm.rviz"])
     arguments = [
         DeclareLaunchArgument("namespace", default_value="", description="namespace of the vehicle to listen to"),
+        DeclareLaunchArgument(
+            "vehicles",
+            default_value="['']",
+            description="namespaces of several vehicles to serve, below this one's, such as [car1, car2]",
+        ),
         DeclareLaunchArgument("params_file", default_value=config, description="YAML file with the node's parameters"),
         DeclareLaunchArgument("model", default_value="sicm-compact", description="the vehicle's model: name or folder"),
         DeclareLaunchArgument("device", default_value="cpu", description="where the network runs: cpu, cuda or cuda:N"),
@@ -36,6 +41,7 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument(
             "respawn", default_value="true", choices=["true", "false"], description="start the node again if it dies"
         ),
+        DeclareLaunchArgument("enclave", default_value="/", description="security enclave of the node (SECURITY.md)"),
         DeclareLaunchArgument(
             "use_sim_time", default_value="false", choices=["true", "false"], description="take the time from /clock"
         ),
@@ -56,12 +62,19 @@ def generate_launch_description() -> LaunchDescription:
         namespace=LaunchConfiguration("namespace"),
         respawn=LaunchConfiguration("respawn"),
         respawn_delay=2.0,
-        arguments=["--ros-args", "--log-level", LaunchConfiguration("log_level")],
+        arguments=[
+            "--ros-args",
+            "--log-level",
+            LaunchConfiguration("log_level"),
+            "--enclave",
+            LaunchConfiguration("enclave"),
+        ],
         parameters=[
             LaunchConfiguration("params_file"),
             {
                 "model": ParameterValue(LaunchConfiguration("model"), value_type=str),
                 "device": ParameterValue(LaunchConfiguration("device"), value_type=str),
+                "vehicles": ParameterValue(LaunchConfiguration("vehicles"), value_type=list[str]),
                 "autostart": ParameterValue(LaunchConfiguration("autostart"), value_type=bool),
                 "use_sim_time": use_sim_time,
             },

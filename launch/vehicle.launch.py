@@ -38,6 +38,7 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument(
             "respawn", default_value="true", choices=["true", "false"], description="start the node again if it dies"
         ),
+        DeclareLaunchArgument("enclave", default_value="/", description="security enclave of the node (SECURITY.md)"),
         DeclareLaunchArgument(
             "use_sim_time", default_value="false", choices=["true", "false"], description="take the time from /clock"
         ),
@@ -63,7 +64,13 @@ def generate_launch_description() -> LaunchDescription:
         remappings=topics,
         respawn=LaunchConfiguration("respawn"),
         respawn_delay=2.0,
-        arguments=["--ros-args", "--log-level", LaunchConfiguration("log_level")],
+        arguments=[
+            "--ros-args",
+            "--log-level",
+            LaunchConfiguration("log_level"),
+            "--enclave",
+            LaunchConfiguration("enclave"),
+        ],
         parameters=[
             LaunchConfiguration("params_file"),
             {

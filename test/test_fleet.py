@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One decoder process for several vehicles, and an encoder with compressed images, over real ROS 2 topics."""
+"""One decoder process for several vehicles, compressed images, a GPU without memory, and the security policy."""
 
 import array
 import json
 import threading
 import time
+from pathlib import Path
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
@@ -288,3 +290,48 @@ def test_a_gpu_without_memory_is_given_up_and_told(side, pairs):
             node.close()
             node.destroy_node()
         rclpy.try_shutdown()
+
+
+POLICY = Path(__file__).resolve().parents[1] / "config" / "security" / "policy.xml"
+
+
+@pytest.mark.parametrize(
+    ("module", "parameters", "namespace", "enclave"),
+    [
+        ("encoder", {"lazy": False}, "/car1", "/car1/encoder"),
+        ("decoder", {"vehicles": json.dumps(["car1"])}, "/", "/station/decoder"),
+    ],
+)
+def test_the_security_policy_allows_just_what_a_node_does(graph, tmp_path, module, parameters, namespace, enclave):
+    profile = ElementTree.parse(POLICY).getroot().find(f".//enclave[@path='{enclave}']/profiles/profile")
+    name = profile.get("node")
+    assert (profile.get("ns"), name) == (namespace, f"{module}_node")
+
+    def full(text):
+        root = namespace.rstrip("/")
+        return (
+            text
+            if text.startswith("/")
+            else text.replace("~", f"{root}/{name}")
+            if text[0] == "~"
+            else f"{root}/{text}"
+        )
+
+    def allowed(kind, right):
+        return {full(item.text) for group in profile.findall(kind) if group.get(right) == "ALLOW" for item in group}
+
+    node = NodeProcess(module, {"model": TINY_MODEL, "threads": 1, **parameters}, namespace, tmp_path)
+    try:
+        graph.wait_for_status(f"{name}: lifecycle", lambda level, message, values: values["state"] == "active")
+        find = graph.node
+        for query, kind, right, unused in (
+            (find.get_publisher_names_and_types_by_node, "topics", "publish", set()),
+            # Simulated time alone needs the clock.
+            (find.get_subscriber_names_and_types_by_node, "topics", "subscribe", {"/clock"}),
+            (find.get_service_names_and_types_by_node, "services", "reply", set()),
+        ):
+            graph.wait(lambda q=query: q(name, namespace))
+            time.sleep(0.3)
+            assert {topic for topic, _ in query(name, namespace)} == allowed(kind, right) - unused
+    finally:
+        node.stop()
