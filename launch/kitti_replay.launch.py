@@ -48,6 +48,12 @@ def generate_launch_description() -> LaunchDescription:
             default_value="-1.0",
             description="rate of the codec: 0.0 for the fewest bits, -1.0 for the model's default",
         ),
+        DeclareLaunchArgument(
+            "overlay",
+            default_value="true",
+            choices=["true", "false"],
+            description="publish the left image with the boxes drawn into it, for whoever subscribes",
+        ),
         DeclareLaunchArgument("rviz", default_value="true", choices=["true", "false"], description="start RViz"),
         DeclareLaunchArgument(
             "shutdown",
@@ -97,6 +103,16 @@ def generate_launch_description() -> LaunchDescription:
             },
         ],
     )
+    overlay = Node(
+        package="sicm_ros",
+        executable="overlay_node",
+        name="overlay_node",
+        output="screen",
+        emulate_tty=True,
+        namespace=LaunchConfiguration("namespace"),
+        arguments=["--ros-args", "--log-level", LaunchConfiguration("log_level")],
+        condition=IfCondition(LaunchConfiguration("overlay")),
+    )
     end = RegisterEventHandler(
         OnProcessExit(target_action=player, on_exit=[EmitEvent(event=Shutdown(reason="the source has been played"))]),
         condition=IfCondition(LaunchConfiguration("shutdown")),
@@ -107,6 +123,7 @@ def generate_launch_description() -> LaunchDescription:
             include("vehicle.launch.py", rate=LaunchConfiguration("codec_rate")),
             include("remote.launch.py", rviz=LaunchConfiguration("rviz")),
             player,
+            overlay,
             end,
         ]
     )

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One decoder process for several vehicles, compressed images, a GPU without memory, and the security policy."""
+"""One decoder for several vehicles, compressed images, the overlay, a GPU without memory, the security policy."""
 
 import array
 import json
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -18,8 +19,8 @@ pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not in this enviro
 
 from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
 from rclpy.time import Time  # noqa: E402
-from ros_graph import TINY_MODEL, Graph, NodeProcess, stamp_ns  # noqa: E402
-from sensor_msgs.msg import CameraInfo, CompressedImage  # noqa: E402
+from ros_graph import TINY_MODEL, Graph, NodeProcess, boxes_qos, stamp_ns  # noqa: E402
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image  # noqa: E402
 from sicm_ros.msg import StereoBitstream  # noqa: E402
 from std_msgs.msg import Header  # noqa: E402
 from vision_msgs.msg import Detection3DArray, LabelInfo  # noqa: E402
@@ -27,9 +28,12 @@ from vision_msgs.msg import Detection3DArray, LabelInfo  # noqa: E402
 from sicm_ros.codec.decoder import StereoDecoder  # noqa: E402
 from sicm_ros.codec.encoder import StereoEncoder  # noqa: E402
 from sicm_ros.data.rendered import KITTI_RIG, KITTI_SIZE, random_layout, render_pair  # noqa: E402
+from sicm_ros.evaluation.pictures import draw_boxes  # noqa: E402
+from sicm_ros.geometry import Object3D  # noqa: E402
 from sicm_ros.nodes.camera_info import camera_info_fields  # noqa: E402
 from sicm_ros.nodes.decoder import vehicle_names  # noqa: E402
 from sicm_ros.nodes.detections import detection_array  # noqa: E402
+from sicm_ros.nodes.image_conversion import to_rgb  # noqa: E402
 from sicm_ros.nodes.qos import latched_qos  # noqa: E402
 
 NAMESPACE = "/depot"
@@ -243,6 +247,50 @@ def test_compressed_images_of_a_remapped_camera(graph, pairs, tmp_path):
         )
         send(3 * 10**9)
         graph.wait(lambda: len(graph.received["stereo_bitstream"]) == 2)
+        assert node.stop() == 0 and "Traceback" not in node.output
+    finally:
+        node.stop()
+
+
+def test_boxes_are_drawn_into_the_image_of_their_stamp(graph, pairs, tmp_path):
+    pair = pairs[0][0]
+    rig, box = pair.rig, Object3D("Car", (0, 0, 0, 0), 1.5, 1.7, 4.1, -3.0, 1.7, 12.0, -1.4, -1.2, score=0.8)
+    boxes = [box, replace(box, label="Pedestrian", height=1.8, width=0.6, length=0.8, x=2.0, z=8.0)]
+    node = NodeProcess("overlay", {"image_reliability": "reliable", "history": 5}, NAMESPACE, tmp_path)
+    try:
+        graph.publisher(Detection3DArray, "detections")
+        graph.open_camera()
+        time.sleep(1.0)
+        assert graph.publishers["detections"].get_subscription_count() == 0, "nobody looks yet"
+        graph.listen(Image, "detections_image", boxes_qos(2))
+        graph.wait_for_subscribers("detections", "left/image_rect", "left/camera_info")
+
+        def array_at(stamp, objects):
+            header = Header(stamp=Time(nanoseconds=stamp).to_msg(), frame_id="camera_0_optical")
+            graph.publishers["detections"].publish(detection_array(header, objects, ""))
+
+        graph.send_pair(10**9, pair.left, pair.right, rig)
+        array_at(10**9, boxes)
+        graph.wait(lambda: graph.received["detections_image"])
+        # Boxes before their image wait for it; a far shift of the rig would draw them elsewhere.
+        array_at(2 * 10**9, boxes[:1])
+        time.sleep(0.3)
+        graph.send_pair(2 * 10**9, pair.left, pair.right, rig)
+        graph.wait(lambda: len(graph.received["detections_image"]) == 2)
+        for message, stamp, objects in zip(graph.received["detections_image"], (1, 2), (boxes, boxes[:1]), strict=True):
+            assert stamp_ns(message) == stamp * 10**9 and message.header.frame_id == "camera_0_optical"
+            drawn = to_rgb(message).astype(int)
+            expected = draw_boxes(pair.left, objects, rig)
+            assert drawn.shape == pair.left.shape and (expected != pair.left).any(2).sum() > 1000
+            # Lines may move by a sixteenth of a pixel: messages hold the yaw in a quaternion.
+            assert (np.abs(drawn - expected).max(2) > 8).mean() < 1e-3
+        array_at(9 * 10**9, boxes)
+        graph.wait_for_status(
+            "overlay_node: overlay",
+            lambda level, message, values: "has the boxes' stamp 9.000" in message and values["drawn"] == "2",
+        )
+        graph.deafen("detections_image")
+        graph.wait(lambda: graph.publishers["detections"].get_subscription_count() == 0)
         assert node.stop() == 0 and "Traceback" not in node.output
     finally:
         node.stop()

@@ -227,7 +227,7 @@ def test_every_data_file_is_installed():
 def test_every_executable_has_its_main():
     folder = prefix_of("sicm_ros") / "lib/sicm_ros"
     executables = {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
-    assert sorted(executables) == ["decoder_node", "encoder_node", "kitti_player_node", "sicm"]
+    assert sorted(executables) == ["decoder_node", "encoder_node", "kitti_player_node", "overlay_node", "sicm"]
     for name, text in executables.items():
         interpreter, module = re.match(r"#!(.*)\n(?s:.*)from ([\w.]+) import main\n", text).groups()
         assert os.access(folder / name, os.X_OK) and os.access(interpreter, os.X_OK), name

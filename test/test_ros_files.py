@@ -13,13 +13,14 @@ import yaml
 pytest.importorskip("rclpy", reason="no ROS 2 in this environment")
 pytest.importorskip("sicm_ros.msg", reason="the messages of sicm_ros are not built in this environment")
 
-from sicm_ros.nodes import decoder, encoder, kitti_player  # noqa: E402
+from sicm_ros.nodes import decoder, encoder, kitti_player, overlay  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 NODES = {
     "encoder_node": encoder.PARAMETERS,
     "decoder_node": decoder.PARAMETERS,
     "kitti_player_node": kitti_player.PARAMETERS,
+    "overlay_node": overlay.PARAMETERS,
 }
 LAUNCH_FILES = sorted((ROOT / "launch").glob("*.launch.py"))
 
@@ -104,7 +105,8 @@ def test_rviz_shows_what_the_nodes_publish():
     boxes = displays["vision_msgs_rviz_plugins/Detection3DArray"]["Topic"]
     assert (boxes["Value"], boxes["Reliability Policy"]) == ("detections", "Reliable")
     assert displays["rviz_default_plugins/MarkerArray"]["Topic"]["Value"] == "detection_markers"
-    assert displays["rviz_default_plugins/Image"]["Topic"]["Value"] == "left/image_rect"
+    images = [d["Topic"]["Value"] for d in view["Displays"] if d["Class"] == "rviz_default_plugins/Image"]
+    assert images == ["left/image_rect", "detections_image"]
     assert view["Global Options"]["Fixed Frame"] == "camera_0_optical" and "rviz_default_plugins/TF" in displays
 
 
