@@ -20,13 +20,14 @@ from sicm_ros.geometry import Object3D
 from sicm_ros.msg import CodecInfo, StereoBitstream
 from sicm_ros.nodes.detections import detection_array, marker_array
 from sicm_ros.nodes.diagnostics import Problems, Status, Window
+from sicm_ros.nodes.packet_sequence import Arrival, PacketSequence
 from sicm_ros.nodes.qos import boxes_qos, latched_qos, overridable, packet_qos
 
 __all__ = ["MAX_PACKET_BYTES", "VehicleLink"]
 
 # No packet of any model comes near this; more is not worth looking at.
 MAX_PACKET_BYTES = 4 << 20
-# How many encoders' sequence numbers are remembered.
+# How many encoders' sequences are remembered.
 MAX_SESSIONS = 8
 
 _REFUSALS = (
@@ -40,6 +41,7 @@ _REFUSALS = (
     "PacketError",
     "size",
     "duplicate",
+    "late",
 )
 
 
@@ -61,7 +63,7 @@ class VehicleLink:
         self._publishers: dict[str, Any] = {}
         self._inputs: list[Any] = []
         self._codec_info: CodecInfo | None = None
-        self._sequences: OrderedDict[int, int] = OrderedDict()
+        self._sequences: OrderedDict[int, PacketSequence] = OrderedDict()
         self._lock = threading.Lock()
         self._last_packet: float | None = None
         self._last_header: Header | None = None
@@ -155,29 +157,30 @@ class VehicleLink:
         return True
 
     def _account(self, message: StereoBitstream) -> bool:
-        """Count gaps in the sequence; False for a packet that came before."""
-        sequence, previous = message.sequence, self._sequences.get(message.session)
-        if previous is None:
+        """Count gaps in the sequence; False for a packet that came before, or after a later one."""
+        sequence = self._sequences.get(message.session)
+        known = sequence is not None
+        if sequence is None:
             if self._sequences:
                 self._node.get_logger().info(f"the encoder started anew: session {message.session:016x}")
-        elif sequence == previous:
-            self.problems.add(
-                "duplicate",
-                f"packet {sequence} of session {message.session:016x} came twice: does more "
-                "than one bag or bridge publish it?",
-            )
+            sequence = self._sequences[message.session] = PacketSequence()
+        before = sequence.lost
+        arrival, gap = sequence.add(message.sequence)
+        self.lost += sequence.lost - before
+        what = f"packet {message.sequence} of session {message.session:016x}"
+        if arrival is Arrival.DUPLICATE:
+            self.problems.add("duplicate", f"{what} came twice: does more than one bag or bridge publish it?")
             return False
-        elif sequence > previous + 1:
-            gap = sequence - previous - 1
-            self.lost += gap
-            self.problems.add("lost", f"{gap} packets lost before packet {sequence}")
-        if previous is not None and next(reversed(self._sequences)) != message.session:
+        if arrival is Arrival.LATE:
+            self.problems.add("late", f"{what} dropped: later ones came before it")
+            return False
+        if gap:
+            self.problems.add("lost", f"{gap} packets lost before packet {message.sequence}")
+        if known and next(reversed(self._sequences)) != message.session:
             topic = self._node.resolve_topic_name(self._topic("stereo_bitstream"))
             self.problems.add(
                 "encoders", f"more than one encoder publishes on {topic}: give each vehicle its own namespace"
             )
-        # A smaller number is a recording that starts over: nothing is lost then.
-        self._sequences[message.session] = sequence
         self._sequences.move_to_end(message.session)
         if len(self._sequences) > MAX_SESSIONS:
             self._sequences.popitem(last=False)

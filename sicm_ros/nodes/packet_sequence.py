@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the numbers of one encoder's packets say: new, lost, repeated, late, or a recording that starts over."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+__all__ = ["Arrival", "PacketSequence"]
+
+WINDOW = 64  # packets back to which a repeated or late one is told from a recording that starts over
+
+
+class Arrival(Enum):
+    """What a packet is, by its number."""
+
+    NEW = "new"
+    DUPLICATE = "duplicate"  # came before
+    LATE = "late"  # was overtaken by a later one, and counted as lost until now
+    RESTART = "restart"  # a recording, played again: as good as new
+
+
+class PacketSequence:
+    """Accounts of one session, from its first packet on. ``lost`` is how many of its numbers have not come.
+
+    A number that falls back is a recording that starts over where it falls back to the first number, beyond the window,
+    or where two numbers in a row have come before. Else it is a packet that was overtaken on its way, or a repetition.
+    """
+
+    def __init__(self) -> None:
+        self.lost = 0
+        self._first = self._last = -1
+        self._recent: set[int] = set()
+        self._repeated: int | None = None
+
+    def add(self, number: int) -> tuple[Arrival, int]:
+        """What the packet ``number`` is, and how many were skipped before it."""
+        repeated, self._repeated = self._repeated, None
+        if self._last < 0:
+            return self._start(number, Arrival.NEW)
+        if number > self._last:
+            gap = number - self._last - 1
+            self.lost += gap
+            self._last = number
+            self._recent.add(number)
+            if len(self._recent) > 2 * WINDOW:
+                self._recent = {n for n in self._recent if n > number - WINDOW}
+            return Arrival.NEW, gap
+        if number == self._last:
+            return Arrival.DUPLICATE, 0
+        known = number in self._recent
+        in_a_row = known and repeated is not None and number == repeated + 1
+        if number <= self._first or self._last - number >= WINDOW or in_a_row:
+            return self._start(number, Arrival.RESTART)
+        if known:
+            self._repeated = number
+            return Arrival.DUPLICATE, 0
+        self._recent.add(number)
+        self.lost -= 1
+        return Arrival.LATE, 0
+
+    def _start(self, number: int, arrival: Arrival) -> tuple[Arrival, int]:
+        self._first = self._last = number
+        self._recent = {number}
+        return arrival, 0
