@@ -191,4 +191,19 @@ def stamp_ns(message):
     return message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
 
 
-__all__ = ["TINY_MODEL", "Graph", "NodeProcess", "boxes_qos", "latched_qos", "stamp_ns"]
+def resident_mb(pid):
+    """Resident memory of a process in MB."""
+    (line,) = [s for s in Path(f"/proc/{pid}/status").read_text().splitlines() if s.startswith("VmRSS:")]
+    return int(line.split()[1]) / 1024
+
+
+__all__ = [
+    "REPOSITORY",
+    "TINY_MODEL",
+    "Graph",
+    "NodeProcess",
+    "boxes_qos",
+    "latched_qos",
+    "resident_mb",
+    "stamp_ns",
+]
