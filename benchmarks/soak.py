@@ -6,8 +6,8 @@
 
 A player sends rendered pairs (or those of ``--kitti``) in a loop at the given rate. Prints each process's resident
 memory, threads and open files over time, then its growth between the first and the last third of the run, and what was
-sent, decoded and lost. Exits with 1 if a process ended, if its memory grew by more than ``--limit`` MB, or if fewer than
-``--share`` of the pairs came back as boxes.
+sent, decoded and lost. Exits with 1 if a process ended, if its memory grew by more than ``--limit`` MB, or if fewer
+than ``--share`` of the pairs came back as boxes.
 """
 
 from __future__ import annotations
