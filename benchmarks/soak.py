@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sicm_ros.data.rendered import render_dataset
-from sicm_ros.nodes.demo import image_profile
+from sicm_ros.nodes.demo import end_with_parent, image_profile
 
 NAMESPACE = "/soak"
 WARM_UP_S = 20.0  # allocators and discovery settle
@@ -98,7 +98,9 @@ def start(module: str, log: Path, environment: dict[str, str], **parameters: obj
     for name, value in parameters.items():
         command += ["-p", f"{name}:={str(value).lower() if isinstance(value, bool) else value}"]
     with log.open("wb") as output:
-        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        return subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment, preexec_fn=end_with_parent
+        )
 
 
 def growth(samples: list[Sample]) -> float:

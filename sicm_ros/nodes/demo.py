@@ -30,7 +30,7 @@ from sicm_ros.data.rendered import render_dataset
 from sicm_ros.geometry import Object3D
 from sicm_ros.model_store import DEFAULT_MODEL, load_model
 
-__all__ = ["DemoError", "FrameResult", "run"]
+__all__ = ["DemoError", "FrameResult", "end_with_parent", "image_profile", "run"]
 
 NAMESPACE = "/sicm_demo"
 RENDERED_FRAMES = 6
@@ -96,7 +96,7 @@ class _Process:
                 stderr=subprocess.STDOUT,
                 env=dict(environment),
                 stdin=subprocess.DEVNULL,
-                preexec_fn=_end_with_parent,
+                preexec_fn=end_with_parent,
             )
 
     def status(self) -> int | None:
@@ -119,7 +119,8 @@ class _Process:
                 return
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """For a child process, before it starts: SIGTERM when its parent ends, however that ends."""
     # PR_SET_PDEATHSIG: even a killed demo leaves no nodes behind.
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
