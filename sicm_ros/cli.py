@@ -913,6 +913,7 @@ def demo(
     epilog=_example(
         "sicm bag from-kitti KITTI/object out/kitti_bag",
         "sicm bag from-kitti 2011_09_26_drive_0001_sync out/drive --storage mcap",
+        "sicm bag from-kitti KITTI/object out/kitti_bag --topics kitti2bag",
     ),
 )
 def bag_from_kitti(
@@ -929,16 +930,32 @@ def bag_from_kitti(
         ),
     ] = None,
     storage: Annotated[str, typer.Option("--storage", metavar="KIND", help="sqlite3 or mcap.")] = "sqlite3",
+    topics: Annotated[
+        str,
+        typer.Option(
+            "--topics",
+            metavar="SCHEME",
+            help="Topic names as a converter writes them: sicm, kitti2bag, kitti_to_ros2bag, kitti2rosbag2 or "
+            "ros2_dataset_bridge.",
+        ),
+    ] = "sicm",
 ) -> None:
     """Write KITTI frames as a rosbag2: left and right images, camera infos and static transforms."""
     from .nodes.bag import from_kitti
 
     with _progress("writing") as progress:
-        pairs = from_kitti(source, out, storage, frames, progress)  # type: ignore[arg-type]
+        pairs = from_kitti(source, out, storage, frames, progress, topics)  # type: ignore[arg-type]
     print(f"{pairs} pairs in {out}")
 
 
-@bag.command("play", epilog=_example("sicm bag play out/kitti_bag", "sicm bag play out/kitti_bag --rate 5 --loop"))
+@bag.command(
+    "play",
+    epilog=_example(
+        "sicm bag play out/kitti_bag",
+        "sicm bag play out/kitti_bag --rate 5 --loop",
+        "sicm bag play out/kitti_bag --start 3 --paused --clock",
+    ),
+)
 def bag_play(
     path: Annotated[Path, typer.Argument(metavar="BAG", show_default=False, help="A rosbag2 with a stereo pair.")],
     rate: Annotated[
@@ -953,11 +970,21 @@ def bag_play(
         ),
     ] = None,
     loop: Annotated[bool, typer.Option("--loop", help="Begin again at the end.")] = False,
+    start: Annotated[
+        float, typer.Option("--start", metavar="SECONDS", min=0.0, help="Seconds to leave out at the beginning.")
+    ] = 0.0,
+    paused: Annotated[bool, typer.Option("--paused", help="Wait for the space key before the first pair.")] = False,
+    clock: Annotated[
+        bool, typer.Option("--clock", help="Publish the bag's time on /clock, for nodes with use_sim_time.")
+    ] = False,
 ) -> None:
-    """Play a bag's stereo pairs on ROS topics, where there is no ros2 command. Needs rclpy."""
+    """Play a bag's stereo pairs on ROS topics, where there is no ros2 command. Needs rclpy.
+
+    In a terminal the space key pauses and goes on; elsewhere the node's parameter paused does.
+    """
     from .nodes.bag import play
 
-    raise typer.Exit(play(path, rate, loop))
+    raise typer.Exit(play(path, rate, loop, start, paused, clock))
 
 
 @bag.command(

@@ -13,6 +13,7 @@ from PIL import Image as PilImage
 from sicm_ros.data.kitti import open_source, write_object_calib
 from sicm_ros.geometry import StereoRig
 from sicm_ros.nodes.bag import (
+    TOPIC_SCHEMES,
     BagError,
     BagStereo,
     BagWriter,
@@ -57,7 +58,7 @@ def test_kitti_to_bag_and_back_is_the_same(source, tmp_path, storage):
         assert frame.rig.baseline == pytest.approx(expected.rig.baseline, rel=1e-12)
         assert frame.rig.left_translation == pytest.approx(RIG.left_translation, rel=1e-12)
         assert frame.rig.fx == expected.rig.fx  # each frame has its own calibration
-    assert frames[2][0].stamp_ns == 200_000_000 and frames[0][0].rig.fx != frames[2][0].rig.fx
+    assert frames[2][0].stamp_ns == 1_200_000_000 and frames[0][0].rig.fx != frames[2][0].rig.fx
 
 
 def test_a_bag_holds_what_other_players_need(source, tmp_path):
@@ -125,6 +126,19 @@ def test_real_sequence_through_a_bag(kitti_root, tmp_path):
 def test_stereo_topics_by_their_names(topics, expected):
     assert find_stereo_topics(topics) == (topics[expected], topics[expected + 1])
     assert find_stereo_topics(topics[::-1]) == (topics[expected], topics[expected + 1])
+
+
+@pytest.mark.parametrize("scheme", TOPIC_SCHEMES)
+def test_topics_as_converters_name_them(source, tmp_path, scheme):
+    assert from_kitti(source, tmp_path / "bag", topics=scheme) == 3
+    bag = BagStereo(tmp_path / "bag")
+    assert (bag.topics["left"], bag.topics["right"]) == TOPIC_SCHEMES[scheme]
+    assert [frame.rig.fx for frame, _ in bag] == [frame.rig.fx for frame in open_source(source)]
+
+
+def test_an_unknown_scheme_of_topics(source, tmp_path):
+    with pytest.raises(BagError, match="topics: expected one of sicm, kitti2bag, .*, got 'ros1'"):
+        from_kitti(source, tmp_path / "bag", topics="ros1")
 
 
 @pytest.mark.parametrize(

@@ -307,7 +307,7 @@ def test_object_source(tmp_path):
     assert [f.name for f in source] == ["000001", "000003"] and len(source) == 2
     frame = source[1]
     assert frame.rig == RIG and frame.left.shape == (20, 64, 3) and len(frame.labels) == 1
-    assert (frame.stamp_ns, frame.right_stamp_ns) == (100_000_000, 100_000_000)
+    assert (frame.stamp_ns, frame.right_stamp_ns) == (1_100_000_000, 1_100_000_000)
     assert [f.name for f in KittiObject(tmp_path, ids=["000003"])] == ["000003"]
     with pytest.raises(IndexError):
         source[2]
@@ -375,7 +375,7 @@ def test_odometry_source(tmp_path):
     write_object_calib(tmp_path / "calib.txt", RIG)
     (tmp_path / "times.txt").write_text("0.000000e+00\n1.036117e-01\n")
     source = open_source(tmp_path)
-    assert isinstance(source, KittiOdometry) and source[1].stamp_ns == source[1].right_stamp_ns == 103_611_700
+    assert isinstance(source, KittiOdometry) and source[1].stamp_ns == source[1].right_stamp_ns == 1_103_611_700
     (tmp_path / "times.txt").write_text("0.0\nsoon\n")
     assert error_of(open_source, tmp_path).startswith(f"{tmp_path}/times.txt:2: time: expected seconds")
     (tmp_path / "times.txt").write_text("0.0\n")
@@ -421,7 +421,7 @@ def test_real_frames():
     assert all(f.left.shape == f.right.shape == (375, 1242, 3) for f in source)
     sequence = open_source(ROOT / "sequence_02")
     assert len(sequence) == 20 and sequence[19].left.shape == (376, 1241, 3)
-    assert sequence[2].stamp_ns == 207_352_900
+    assert sequence[2].stamp_ns == 1_207_352_900
     assert [len(read_split(ROOT / "splits" / f"{name}.txt")) for name in ("train", "val")] == [3712, 3769]
 
 

@@ -4,6 +4,9 @@
 import array
 import io
 import math
+import os
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -453,6 +456,43 @@ def test_an_exception_is_reported_and_the_thread_goes_on():
     worker.submit("bad")
     worker.submit("good")
     assert done.wait(10) and errors == [("boom", ["bad"])] and worker.close()
+
+
+# ---------------------------------------------------------------------------------------------------------- keyboard
+
+
+KEYS = """
+import sys, threading
+from sicm_ros.nodes.keyboard import on_key
+pressed = threading.Semaphore(0)
+with on_key(" ", pressed.release) as terminal:
+    print("terminal" if terminal else "none", flush=True)
+    if terminal:
+        assert pressed.acquire(timeout=20) and pressed.acquire(timeout=20)
+print("done", flush=True)
+"""
+
+
+def test_a_key_of_a_terminal_and_no_terminal():
+    import pty
+    import termios
+
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", KEYS]
+    ours, theirs = pty.openpty()
+    try:
+        before = termios.tcgetattr(theirs)
+        process = subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, text=True, env=environment)
+        assert process.stdout.readline() == "terminal\n"
+        os.write(ours, b"x x ")
+        assert process.communicate(timeout=30)[0] == "done\n" and process.returncode == 0
+        # The terminal is left as it was found.
+        assert termios.tcgetattr(theirs)[3] == before[3]
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    outcome = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment)
+    assert outcome.stdout == "none\ndone\n" and outcome.returncode == 0
 
 
 # --------------------------------------------------------------------------------------------------- packet sequence

@@ -6,6 +6,7 @@ import signal
 import struct
 import time
 import zlib
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
 from lifecycle_msgs.msg import Transition  # noqa: E402
 from lifecycle_msgs.srv import ChangeState, GetState  # noqa: E402
 from PIL import Image as PilImage  # noqa: E402
+from rclpy.qos import DurabilityPolicy
 from ros_graph import TINY_MODEL, Graph, NodeProcess, latched_qos, stamp_ns  # noqa: E402
+from rosgraph_msgs.msg import Clock
 from sicm_ros.msg import CodecInfo, StereoBitstream  # noqa: E402
 from vision_msgs.msg import Detection3DArray, LabelInfo  # noqa: E402
 from visualization_msgs.msg import MarkerArray  # noqa: E402
@@ -195,7 +198,29 @@ def test_free_play_keeps_its_rate_and_loops_with_increasing_stamps(ready, render
     status, output = play(rendered_root, logs, rate=4.0, loop=True, count=6)
     assert status == 0 and "sent 6 pairs" in output, output
     ready.wait(lambda: len(ready.received["detections"]) == 6)
-    assert [stamp_ns(m) // 10**6 for m in ready.received["detections"]] == [0, 100, 200, 300, 400, 500]
+    assert [stamp_ns(m) // 10**6 for m in ready.received["detections"]] == [1000, 1100, 1200, 1300, 1400, 1500]
+
+
+def test_play_from_a_start_and_paused(ready, rendered_root, logs):
+    """Four pairs of 10 Hz: the last two of them, once the pause is over, and the clock with them."""
+    ready.listen(Clock, "/clock")
+    parameters = {"path": rendered_root, "start": 0.2, "paused": True, "publish_clock": True}
+    player = NodeProcess("kitti_player", parameters, NAMESPACE, logs)
+    try:
+        ready.wait(lambda: ready.node.count_publishers("left/image_rect") == 2)
+        time.sleep(1.5)
+        assert ready.received["detections"] == []
+        assert ready.set_parameter("kitti_player_node", "paused", False) == (True, "")
+        assert player.wait(30) == 0, player.output
+        ready.wait(lambda: len(ready.received["detections"]) == 2)
+        assert [stamp_ns(m) for m in ready.received["detections"]] == [1_200_000_000, 1_300_000_000]
+        clock = [m.clock.sec * 10**9 + m.clock.nanosec for m in ready.received["/clock"]]
+        assert clock == sorted(clock) and clock[-1] == 1_300_000_000
+    finally:
+        player.stop()
+        ready.deafen("/clock")
+    late = NodeProcess("kitti_player", {"path": rendered_root, "start": 9.0, "wait_timeout": 0.0}, "/alone", logs)
+    assert late.wait(30) == 2 and "no pair is left after a start of 9 s" in late.output
 
 
 def test_latched_information_reaches_a_late_subscriber(ready, codec):
@@ -275,6 +300,18 @@ def test_mono_images_are_as_good_as_colour_ones(ready, rendered):
     message = fields(grey, encoding="mono8", step=grey.shape[1])
     ready.send_pair(time.time_ns(), message, message, rendered[0].rig)
     ready.wait(lambda: len(ready.received["detections"]) == 1)
+
+
+def test_images_without_a_stamp_are_dated_by_their_arrival(ready, rendered):
+    pair = rendered[0]
+    before = time.time_ns()
+    ready.send_pair(0, pair.left, pair.right, pair.rig)
+    ready.wait(lambda: ready.received["detections"])
+    assert before < stamp_ns(ready.received["detections"][0]) < time.time_ns()
+    ready.wait_for_status(
+        "encoder_node: stereo input",
+        lambda level, message, values: level == WARN and "images without a stamp" in message,
+    )
 
 
 def test_a_wrong_camera_info_is_refused_and_the_last_one_kept(ready, rendered):
@@ -424,6 +461,22 @@ def test_rate_and_threshold_change_while_running(ready, rendered, codec):
         ready.set_parameter("decoder_node", "score_threshold", -1.0)
 
 
+def test_classes_are_chosen_while_running(ready, rendered):
+    pair = rendered[0]
+    expect_answer(ready, time.time_ns(), pair)
+    ids = [d.results[0].hypothesis.class_id for d in ready.received["detections"][-1].detections]
+    (common, count), *_ = Counter(ids).most_common()
+    assert ready.set_parameter("decoder_node", "classes", [common.upper()]) == (True, "")
+    try:
+        expect_answer(ready, time.time_ns(), pair)
+        chosen = [d.results[0].hypothesis.class_id for d in ready.received["detections"][-1].detections]
+        assert chosen == [common] * count
+        successful, reason = ready.set_parameter("decoder_node", "classes", ["car", "bus"])
+        assert not successful and "classes: expected some of " in reason and "'bus'" in reason
+    finally:
+        ready.set_parameter("decoder_node", "classes", [""])
+
+
 def test_max_bitrate_lowers_the_rate_and_drops_what_cannot_be_sent(ready, rendered):
     pair = rendered[0]
     assert ready.set_parameter("encoder_node", "rate", 5.0)[0]
@@ -481,8 +534,11 @@ def test_silence_clears_the_boxes_once_and_is_told(ready, rendered):
 
 
 def test_dead_cameras_are_told(ready):
-    level, message, _ = ready.wait_for_status("encoder_node: stereo input", lambda level, *_: level == STALE)
-    assert "no image on /car/left/image_rect for" in message and "no image on /car/right/image_rect for" in message
+    words = [f"no image on /car/{side}/image_rect for" for side in ("left", "right")]
+    ready.wait_for_status(
+        "encoder_node: stereo input",
+        lambda level, message, values: level == STALE and all(text in message for text in words),
+    )
 
 
 # --------------------------------------------------------------------------------------------- lifecycle and endings
@@ -496,6 +552,29 @@ def change(graph, node, transition):
 def state(graph, node):
     client = graph.node.create_client(GetState, f"{node}/get_state")
     return graph.call(client, GetState.Request()).current_state.label
+
+
+def test_every_policy_can_be_overridden(logs):
+    """A latched image with a deadline, from a node that would publish neither."""
+    namespace = "/overridden"
+    topic = f"{namespace}/detections_image"
+    policies = {"durability": "transient_local", "deadline": 500_000_000, "lifespan": 10**9, "depth": 7}
+    node = NodeProcess(
+        "overlay",
+        {f"qos_overrides.{topic}.publisher.{name}": value for name, value in policies.items()},
+        namespace,
+        logs,
+    )
+    graph = Graph("looker", namespace)
+    try:
+        graph.wait(lambda: graph.node.get_publishers_info_by_topic(topic))
+        (info,) = graph.node.get_publishers_info_by_topic(topic)
+        assert info.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL
+        assert info.qos_profile.deadline.nanoseconds == 500_000_000
+        assert info.qos_profile.lifespan.nanoseconds == 10**9
+    finally:
+        assert node.stop() == 0, node.output
+        graph.close()
 
 
 def test_lifecycle_and_nothing_is_subscribed_while_nobody_listens(logs):

@@ -65,7 +65,7 @@ def test_images_become_the_packets_of_the_encoder(kitti, bag, tmp_path):
     assert packets_of(tmp_path / "out") == expected
     messages = [m for _, m in found["/stereo_bitstream"]]
     assert [m.sequence for m in messages] == [0, 1, 2, 3, 4] and len({m.session for m in messages}) == 1
-    assert [stamp for stamp, _ in found["/stereo_bitstream"]] == [i * 100_000_000 for i in range(5)]
+    assert [stamp for stamp, _ in found["/stereo_bitstream"]] == [10**9 + i * 10**8 for i in range(5)]
     assert messages[3].header.stamp.nanosec == 300_000_000 and messages[3].header.frame_id == "camera_0_optical"
     assert messages[0].backbone_ms > 0 and len(found["/codec_info"]) == 1
     assert progress == [(i, 5) for i in range(1, 6)]
@@ -135,7 +135,7 @@ def test_a_damaged_packet_is_dropped_and_counted(bag, tmp_path):
     with open_bag(tmp_path / "good") as reader, BagWriter(tmp_path / "bad") as writer:
         for connection, stamp, raw in reader.messages():
             data = bytes(raw)
-            if connection.topic == "/stereo_bitstream" and stamp == 200_000_000:
+            if connection.topic == "/stereo_bitstream" and stamp == 1_200_000_000:
                 data = data[:-6] + bytes([data[-6] ^ 1]) + data[-5:]
             writer.write(connection.topic, connection.msgtype, stamp, data)
     done = transcode(tmp_path / "bad", tmp_path / "boxes", "detections", TINY)

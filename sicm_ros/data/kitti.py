@@ -42,6 +42,8 @@ __all__ = [
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 # The object benchmark's frames carry no time; they get KITTI's camera rate.
 SYNTHETIC_PERIOD_NS = 100_000_000
+# Times that count from the beginning of a recording begin here: in ROS a stamp of zero means none.
+START_NS = 1_000_000_000
 
 # The columns of a label file after the class name; a result file has the score too.
 LABEL_FIELDS = (
@@ -323,7 +325,7 @@ class KittiObject:
     """Frames of the object benchmark: ``root/split/{image_2,image_3,calib,label_2}``, read when they are asked for.
 
     ``ids`` chooses frames (default: every left image). Without a ``label_2`` folder, labels are None. The benchmark's
-    frames carry no time: frame i is stamped i times 0.1 s.
+    frames carry no time: frame i is stamped 1 s plus i times 0.1 s.
     """
 
     def __init__(self, root: str | Path, split: str = "training", ids: Sequence[str] | None = None) -> None:
@@ -343,7 +345,7 @@ class KittiObject:
         )
         rig = read_object_calib(self.folder / "calib" / f"{name}.txt")
         labels = read_labels(self.folder / "label_2" / f"{name}.txt") if self.has_labels else None
-        stamp = (index % len(self.ids)) * SYNTHETIC_PERIOD_NS
+        stamp = START_NS + (index % len(self.ids)) * SYNTHETIC_PERIOD_NS
         return StereoFrame(name, left, right, rig, stamp, stamp, labels)
 
 
@@ -421,7 +423,7 @@ class KittiOdometry:
                 raise KittiError(
                     f"{path}:{line}: time: expected seconds since the sequence's start, got {_shortened(text)}"
                 ) from None
-            self.stamps.append(round(seconds * 1_000_000_000))
+            self.stamps.append(START_NS + round(seconds * 1_000_000_000))
         last = max((int(n) for n in self.ids if n.isdecimal()), default=0)
         if any(not n.isdecimal() for n in self.ids) or last >= len(self.stamps):
             raise KittiError(

@@ -42,6 +42,7 @@ __all__ = [
     "BagRecorder",
     "BagStereo",
     "BagWriter",
+    "TOPIC_SCHEMES",
     "find_stereo_topics",
     "from_kitti",
     "is_bag",
@@ -58,6 +59,15 @@ BITSTREAM_TYPE = "sicm_ros/msg/StereoBitstream"
 LATCHED = ("codec_info", "label_info", "tf_static")
 SIDES: tuple[Side, ...] = ("left", "right")
 _GIVE_CALIB = "give the rig by calib (a KITTI calibration file)"
+
+# Image topics of the left and the right view as converters of KITTI name them; a camera_info is beside each.
+TOPIC_SCHEMES = {
+    "sicm": ("/left/image_rect", "/right/image_rect"),
+    "kitti2bag": ("/kitti/camera_color_left/image", "/kitti/camera_color_right/image"),
+    "kitti_to_ros2bag": ("/kitti/camera/color/left/image_raw", "/kitti/camera/color/right/image_raw"),
+    "kitti2rosbag2": ("/camera1/left/image_raw", "/camera2/right/image_raw"),
+    "ros2_dataset_bridge": ("/kitti/left_camera/image", "/kitti/right_camera/image"),
+}
 
 # Where several stereo pairs are in a bag: rectified before raw, colour before grey, KITTI's cameras 2 and 3 first.
 _PREFERENCES = ("rect", "color", "colour", "rgb", "image_02", "image_2", "cam2", "camera_2")
@@ -389,13 +399,16 @@ def from_kitti(
     storage: Storage = "sqlite3",
     frames: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    topics: str = "sicm",
 ) -> int:
     """Write a KITTI object folder, raw drive or odometry sequence as a rosbag2, ready for any ROS 2 player.
 
-    Topics are those of the encoder node, at the root; stamps are the source's own (the object benchmark's frames get
-    10 Hz). ``frames`` limits their number; ``progress`` is called with frames done and in all. The number of pairs.
-    Raises KittiError or BagError.
+    ``topics`` is one of ``TOPIC_SCHEMES``: by default those of the encoder node, at the root. Stamps are the source's
+    own (the object benchmark's frames get 10 Hz). ``frames`` limits their number; ``progress`` is called with frames
+    done and in all. The number of pairs. Raises KittiError or BagError.
     """
+    if topics not in TOPIC_SCHEMES:
+        raise BagError(f"topics: expected one of {', '.join(TOPIC_SCHEMES)}, got {topics!r}")
     data = open_source(source)
     total = len(data) if frames is None else min(frames, len(data))
     if not total:
@@ -410,14 +423,14 @@ def from_kitti(
                 ("left", frame.left, frame.stamp_ns),
                 ("right", frame.right, frame.right_stamp_ns),
             )
-            for side, image, stamp_ns in views:
+            for (side, image, stamp_ns), topic in zip(views, TOPIC_SCHEMES[topics], strict=True):
                 header = bag.header(stamp_ns, CAMERA_FRAME)
                 height, width, _ = image.shape
                 info = camera_info_fields(frame.rig, side, width, height)
                 roi = types["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False)
                 info.update({name: np.array(info[name]) for name in ("d", "k", "r", "p")})
                 bag.write(
-                    f"/{side}/camera_info",
+                    f"{topic.rsplit('/', 1)[0]}/camera_info",
                     "sensor_msgs/msg/CameraInfo",
                     stamp_ns,
                     types["sensor_msgs/msg/CameraInfo"](header=header, binning_x=0, binning_y=0, roi=roi, **info),
@@ -425,7 +438,7 @@ def from_kitti(
                 fields = rgb_to_message_fields(image)
                 fields["data"] = np.frombuffer(fields["data"], np.uint8)
                 bag.write(
-                    f"/{side}/image_rect",
+                    topic,
                     "sensor_msgs/msg/Image",
                     stamp_ns,
                     types["sensor_msgs/msg/Image"](header=header, **fields),
@@ -476,20 +489,48 @@ def play(
     path: str | Path,
     rate: float | None = None,
     loop: bool = False,
-    lockstep: bool = False,
+    start: float = 0.0,
+    paused: bool = False,
+    clock: bool = False,
     parameters: Mapping[str, object] | None = None,
 ) -> int:
     """Play a bag with the player node, in this process, until it ends or is interrupted; the exit status.
 
-    ``rate`` in Hz (default: the bag's own); ``parameters`` are further ones of the player node.
+    ``rate`` in Hz (default: the bag's own); ``start`` in seconds; ``clock`` publishes the bag's time on /clock;
+    ``parameters`` are further ones of the player node. In a terminal the space key pauses and goes on.
     """
     if not is_bag(path):
         raise BagError(f"{path}: expected a rosbag2 folder (with metadata.yaml) or a .db3 or .mcap file")
-    from sicm_ros.nodes.kitti_player import main
+    from rclpy.parameter import Parameter
 
-    values = {"path": str(path), "rate": float(rate or 0.0), "loop": loop, "lockstep": lockstep, **(parameters or {})}
+    from sicm_ros.nodes.keyboard import on_key
+    from sicm_ros.nodes.kitti_player import KittiPlayerNode
+    from sicm_ros.nodes.process import run_node
+
+    values = {
+        "path": str(path),
+        "rate": float(rate or 0.0),
+        "loop": loop,
+        "start": float(start),
+        "paused": paused,
+        "publish_clock": clock,
+        **(parameters or {}),
+    }
     arguments = ["--ros-args"]
     for name, value in values.items():
         text = str(value).lower() if isinstance(value, bool) else f"'{value}'" if isinstance(value, str) else str(value)
         arguments += ["-p", f"{name}:={text}"]
-    return main(arguments)
+    nodes: list[KittiPlayerNode] = []
+
+    def make() -> KittiPlayerNode:
+        nodes.append(KittiPlayerNode())
+        return nodes[0]
+
+    def toggle() -> None:
+        if nodes:
+            now = not nodes[0].value("paused")
+            nodes[0].set_parameters([Parameter("paused", value=now)])
+            nodes[0].get_logger().info("paused: the space key goes on" if now else "playing")
+
+    with on_key(" ", toggle):
+        return run_node(make, arguments)

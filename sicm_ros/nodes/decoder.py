@@ -44,6 +44,12 @@ PARAMETERS = (
         runtime=True,
     ),
     ParameterSpec(
+        "classes",
+        ("",),
+        "classes whose boxes are published, such as [car, cyclist]; an empty name for all of the model",
+        runtime=True,
+    ),
+    ParameterSpec(
         "timeout",
         1.0,
         "seconds without a packet after which an empty array is published and the diagnostics "
@@ -101,6 +107,7 @@ class DecoderNode(ManagedNode):
         self._worker: Worker[_Received] | None = None
         self._watchdog: Any = None
         self._links: dict[str, VehicleLink] = {}
+        self._classes: frozenset[str] = frozenset()
         super().__init__("decoder_node", PARAMETERS, self._on_change)
 
     # ------------------------------------------------------------------------------------------------ lifecycle
@@ -113,6 +120,7 @@ class DecoderNode(ManagedNode):
         if self.value("threads"):
             torch.set_num_threads(self.value("threads"))
         self._load(self.value("device"))
+        self._classes = self._chosen_classes(self.value("classes"))
         for name in names:
             self._links[name] = VehicleLink(self, name)
             self._links[name].open()
@@ -196,7 +204,8 @@ class DecoderNode(ManagedNode):
                 "batch": float(len(items)),
             }
             age_ms = self.get_clock().now().nanoseconds / 1e6 - (stamp.sec * 1e3 + stamp.nanosec / 1e6)
-            link.deliver(message, outcome.objects, times, age_ms, lazy)
+            boxes = [box for box in outcome.objects if box.label in self._classes]
+            link.deliver(message, boxes, times, age_ms, lazy)
 
     def _outcomes(self, packets: list[bytes]) -> list[Any]:
         """What each packet decodes to, or its error. A batch that fails is tried packet by packet."""
@@ -240,12 +249,23 @@ class DecoderNode(ManagedNode):
         value = self.value("score_threshold") if value is None else value
         return self._model.config.analysis.score_threshold if value < 0 else value
 
+    def _chosen_classes(self, names: Sequence[str]) -> frozenset[str]:
+        """The model's classes that ``names`` chooses, in any case of letters. Raises ValueError for any other name."""
+        known = {label.lower(): label for label in self._model.config.classes}
+        wanted = [name.strip().lower() for name in names if name.strip()]
+        unknown = [name for name in wanted if name not in known]
+        if unknown:
+            raise ValueError(f"classes: expected some of {', '.join(known)}, got {', '.join(map(repr, unknown))}")
+        return frozenset(known[name] for name in wanted) or frozenset(known.values())
+
     def _on_change(self, changed: dict[str, Any]) -> str | None:
-        if "vehicles" in changed:
-            try:
+        try:
+            if "vehicles" in changed:
                 vehicle_names(changed["vehicles"])  # the watchdog goes by it
-            except ValueError as error:
-                return str(error)
+            if "classes" in changed and self._model is not None:
+                self._classes = self._chosen_classes(changed["classes"])
+        except ValueError as error:
+            return str(error)
         if "score_threshold" in changed and self._decoder is not None:
             threshold = self._threshold(changed["score_threshold"])
             self._decoder.score_threshold = threshold

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from builtin_interfaces.msg import Time
 from rclpy.event_handler import PublisherEventCallbacks
-from rclpy.qos import QoSPolicyKind
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
@@ -118,7 +117,7 @@ class EncoderNode(ManagedNode):
         self._input_problems = {"camera_info"}
         self._last_image: dict[Side, float] = {}
         self._demanded_since = 0.0
-        self.packets = self.errors = self.refused = 0
+        self.packets = self.errors = self.refused = self.unstamped = 0
         super().__init__("encoder_node", PARAMETERS, self._on_change)
 
     # ------------------------------------------------------------------------------------------------ lifecycle
@@ -141,7 +140,7 @@ class EncoderNode(ManagedNode):
             "stereo_bitstream",
             packet_qos(self.value("bitstream_reliability"), self.value("bitstream_depth"), self.value("lifespan")),
             event_callbacks=PublisherEventCallbacks(matched=lambda _: self._follow_demand()),
-            qos_overriding_options=overridable(QoSPolicyKind.LIFESPAN),
+            qos_overriding_options=overridable(publisher=True),
         )
         self.get_logger().info(
             f"model {model.name}, fingerprint {model.fingerprint:016x}, session {self._session:016x}"
@@ -235,7 +234,12 @@ class EncoderNode(ManagedNode):
     def _on_image(self, side: Side, message: Image | CompressedImage) -> None:
         now = time.monotonic_ns()
         self._last_image[side] = now / 1e9
-        match = self._sync.add(side, _nanoseconds(message.header.stamp), message, now)
+        stamp = message.header.stamp
+        if not _nanoseconds(stamp):
+            # Some drivers and converters never set it; such an image is as old as its arrival.
+            message.header.stamp = stamp = self.get_clock().now().to_msg()
+            self.unstamped += 1
+        match = self._sync.add(side, _nanoseconds(stamp), message, now)
         if match is not None and self._worker is not None:
             self._worker.submit(_Pair(match, time.monotonic_ns()))
 
@@ -369,6 +373,7 @@ class EncoderNode(ManagedNode):
             "right": sync.received["right"],
             "pairs": sync.pairs,
             "packets": self.packets,
+            "unstamped": self.unstamped,
             "late": worker.dropped.total() if worker else 0,
             **{f"{side} {reason}": count for (side, reason), count in sync.drops.items()},
             **{f"problem {kind}": count for kind, count in self.problems.counts.items()},
@@ -426,6 +431,11 @@ class EncoderNode(ManagedNode):
             status.report(
                 "WARN",
                 "images dropped in the last second: " + ", ".join(f"{count} {name}" for name, count in lost.items()),
+            )
+        if new["unstamped"]:
+            status.report(
+                "WARN",
+                "images without a stamp: the time of their arrival is used, which pairs and dates them roughly only",
             )
         if self._sync.ambiguous:
             status.report("WARN", "sync_tolerance is more than half of the frame period: frames may be paired wrongly")

@@ -48,6 +48,8 @@ SETTLE_S = 0.2
 PARAMETERS = (
     ParameterSpec("path", "", "KITTI object folder, raw drive, odometry sequence, or a bag (folder, .db3, .mcap)"),
     ParameterSpec("rate", 0.0, "pairs per second; 0 for the source's own times", 0.0, 1000.0),
+    ParameterSpec("start", 0.0, "seconds of the source to leave out at its beginning", 0.0, 1e6),
+    ParameterSpec("paused", False, "stand still, before the first pair or wherever it is", runtime=True),
     ParameterSpec("loop", False, "start over at the end; stamps go on increasing"),
     ParameterSpec("count", 0, "play only so many pairs; 0 for all", 0, 2**31 - 1),
     ParameterSpec("lockstep", False, "send the next pair only when the boxes of the last one are back"),
@@ -95,12 +97,13 @@ class _Step:
     """One thing to send at a time of the source: a pair, or a message of a bag.
 
     ``send(offset_ns)`` publishes it, with stamps that much later, and returns the stamp that its boxes will have.
-    ``answered`` tells whether boxes will come back at all.
+    ``answered`` tells whether boxes will come back at all, ``latched`` names the topic of what late subscribers need.
     """
 
     stamp_ns: int
     send: Callable[[int], int]
     answered: bool
+    latched: str = ""
 
 
 class KittiPlayerNode(Node):
@@ -178,10 +181,10 @@ class KittiPlayerNode(Node):
         for side in SIDES:
             qos = image_qos(self.value("reliability"), 5)
             self._infos[side] = self.create_publisher(
-                CameraInfo, f"{side}/camera_info", qos, qos_overriding_options=overridable()
+                CameraInfo, f"{side}/camera_info", qos, qos_overriding_options=overridable(publisher=True)
             )
             self._images[side] = self.create_publisher(
-                Image, f"{side}/image_rect", qos, qos_overriding_options=overridable()
+                Image, f"{side}/image_rect", qos, qos_overriding_options=overridable(publisher=True)
             )
         self._gates = [*self._infos.values(), *self._images.values()]
 
@@ -225,7 +228,8 @@ class KittiPlayerNode(Node):
                 packet = connection.msgtype == BITSTREAM_TYPE
                 message: Any = reader.deserialize(raw, connection.msgtype) if packet else None
                 key = _nanoseconds(message.header.stamp) if packet else 0
-                yield _Step(stamp_ns, partial(_send_recorded, publisher, bytes(raw), key), packet)
+                latched = connection.topic if connection.topic.rsplit("/", 1)[-1] in LATCHED else ""
+                yield _Step(stamp_ns, partial(_send_recorded, publisher, bytes(raw), key), packet, latched)
 
     # --------------------------------------------------------------------------------------------------- playing
 
@@ -289,7 +293,8 @@ class KittiPlayerNode(Node):
             first_ns: int | None = None
             last_ns: int | None = None
             period_ns = DEFAULT_PERIOD_NS
-            for step in _prefetched(self._passes()):
+            for step in _prefetched(self._from_start(self._passes())):
+                begin_wall += self._wait_while_paused()
                 if self._stop.is_set() or (limit and pairs >= limit):
                     return
                 if last_ns is not None and step.answered and step.stamp_ns > last_ns:
@@ -315,11 +320,33 @@ class KittiPlayerNode(Node):
                 self._awaited.append((key, time.monotonic()))
                 if lockstep:
                     self._await(key, pairs)
+            if not pairs:
+                raise KittiError(f"{self.value('path')}: no pair is left after a start of {self.value('start'):g} s")
             if not self.value("loop") or first_ns is None or last_ns is None:
                 return
             offset_ns += last_ns - first_ns + period_ns
             # Only the counts matter over many passes.
             self._settle(self.value("lockstep_timeout"))
+
+    def _from_start(self, steps: Iterator[_Step]) -> Iterator[_Step]:
+        """The steps from ``start`` seconds on; of what is latched, the last message of each topic comes before them."""
+        start_ns, begin_ns, latched = round(1e9 * self.value("start")), None, {}
+        for step in steps:
+            begin_ns = step.stamp_ns if begin_ns is None else begin_ns
+            if step.stamp_ns - begin_ns < start_ns:
+                if step.latched:
+                    latched[step.latched] = step
+                continue
+            yield from latched.values()
+            latched = {}
+            yield step
+
+    def _wait_while_paused(self) -> float:
+        """Seconds that passed until ``paused`` was false."""
+        begin = time.monotonic()
+        while self.value("paused") and not self._stop.is_set():
+            self._stop.wait(0.02)
+        return time.monotonic() - begin
 
     def _sleep_until(self, wall: float, source_ns: int) -> None:
         while not self._stop.is_set():

@@ -62,7 +62,7 @@ class OverlayNode(Node):
             "detections_image",
             boxes_qos(2),
             event_callbacks=PublisherEventCallbacks(matched=lambda _: self._follow_demand()),
-            qos_overriding_options=overridable(),
+            qos_overriding_options=overridable(publisher=True),
         )
         self._diagnostics = DiagnosticsWriter(self, self._collect)
         self._follow_demand()

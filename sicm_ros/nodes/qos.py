@@ -9,6 +9,15 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 
 __all__ = ["RELIABILITIES", "boxes_qos", "image_qos", "latched_qos", "overridable", "packet_qos"]
 
+_OVERRIDABLE = (
+    QoSPolicyKind.HISTORY,
+    QoSPolicyKind.DEPTH,
+    QoSPolicyKind.RELIABILITY,
+    QoSPolicyKind.DURABILITY,
+    QoSPolicyKind.DEADLINE,
+    QoSPolicyKind.LIVELINESS,
+    QoSPolicyKind.LIVELINESS_LEASE_DURATION,
+)
 RELIABILITIES = {"best_effort": ReliabilityPolicy.BEST_EFFORT, "reliable": ReliabilityPolicy.RELIABLE}
 
 
@@ -49,6 +58,6 @@ def latched_qos() -> QoSProfile:
     )
 
 
-def overridable(*more: QoSPolicyKind) -> QoSOverridingOptions:
-    """Lets the user override history, depth and reliability, and ``more``, by parameters."""
-    return QoSOverridingOptions((QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, *more))
+def overridable(publisher: bool = False) -> QoSOverridingOptions:
+    """Lets the user override every policy by parameters; the lifespan is the publisher's alone."""
+    return QoSOverridingOptions((*_OVERRIDABLE, QoSPolicyKind.LIFESPAN) if publisher else _OVERRIDABLE)

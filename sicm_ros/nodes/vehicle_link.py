@@ -85,9 +85,9 @@ class VehicleLink:
                 publisher.on_activate(None)
             self._publishers[name] = publisher
 
-        create(Detection3DArray, "detections", boxes_qos(), qos_overriding_options=overridable())
-        create(MarkerArray, "detection_markers", boxes_qos(), qos_overriding_options=overridable())
-        create(DiagnosticStatus, "decode_stats", boxes_qos(), qos_overriding_options=overridable())
+        create(Detection3DArray, "detections", boxes_qos(), qos_overriding_options=overridable(publisher=True))
+        create(MarkerArray, "detection_markers", boxes_qos(), qos_overriding_options=overridable(publisher=True))
+        create(DiagnosticStatus, "decode_stats", boxes_qos(), qos_overriding_options=overridable(publisher=True))
         create(LabelInfo, "label_info", latched_qos())
 
     def listen(
