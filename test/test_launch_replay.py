@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The launch files with launch_testing, where a ROS 2 install has it: what test_nodes.py asserts of processes that it
+starts itself, one array for each pair with the pair's stamp and frame, and that everything ends with status 0."""
+
+import tempfile
+import time
+import unittest
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("launch_testing", reason="launch_testing is not in this environment")
+pytest.importorskip("launch_ros", reason="ros2 launch is not in this environment")
+pytest.importorskip("sicm_ros.msg", reason="the messages of sicm_ros are not built in this environment")
+
+import launch_testing.actions  # noqa: E402
+import launch_testing.asserts  # noqa: E402
+import launch_testing.markers  # noqa: E402
+from launch.actions import IncludeLaunchDescription  # noqa: E402
+from launch.launch_description_sources import PythonLaunchDescriptionSource  # noqa: E402
+from ros_graph import REPOSITORY, TINY_MODEL, Graph, stamp_ns  # noqa: E402
+from vision_msgs.msg import Detection3DArray  # noqa: E402
+
+from launch import LaunchDescription  # noqa: E402
+from sicm_ros.data.kitti import open_source  # noqa: E402
+from sicm_ros.data.rendered import render_dataset  # noqa: E402
+
+NAMESPACE = "/launched"
+PAIRS = 2
+FOLDER = tempfile.TemporaryDirectory()
+
+
+def included(name, **arguments):
+    source = PythonLaunchDescriptionSource(str(REPOSITORY / "launch" / f"{name}.launch.py"))
+    values = {"namespace": NAMESPACE, "model": str(TINY_MODEL), **arguments}
+    return IncludeLaunchDescription(source, launch_arguments=values.items())
+
+
+@pytest.mark.launch_test
+@launch_testing.markers.keep_alive
+@launch_testing.parametrize("files", ["kitti_replay", "vehicle and remote"])
+def generate_test_description(files):
+    root = Path(FOLDER.name) / "rendered"
+    if not root.exists():
+        render_dataset(root, count=PAIRS, seed=5)
+    nodes = (
+        [included("kitti_replay", path=str(root), rviz="false", loop="true", lockstep="true")]
+        if files == "kitti_replay"
+        else [included("vehicle", respawn="false"), included("remote", rviz="false", respawn="false")]
+    )
+    return LaunchDescription([*nodes, launch_testing.actions.ReadyToTest()]), {"files": files, "root": root}
+
+
+class TestWhileRunning(unittest.TestCase):
+    def test_each_pair_comes_back_as_one_array(self, files, root):
+        frames = list(open_source(root))
+        graph = Graph("launch_test", NAMESPACE)
+        try:
+            graph.listen(Detection3DArray, "detections")
+            arrays = graph.received["detections"]
+            if files == "kitti_replay":
+                # In a loop the stamps go on: 0.1 s from pair to pair, none twice and none left out.
+                graph.wait(lambda: len(arrays) >= 4 * PAIRS, timeout=60)
+                stamps = [stamp_ns(m) for m in arrays]
+                assert {b - a for a, b in zip(stamps, stamps[1:], strict=False)} == {100_000_000}
+            else:
+                graph.open_camera()
+                graph.wait_for_subscribers(*graph.publishers)
+                time.sleep(1.0)
+                sent = [time.time_ns() + i * 10**9 for i in range(4 * PAIRS)]
+                for i, stamp in enumerate(sent):
+                    frame = frames[i % PAIRS]
+                    graph.send_pair(stamp, frame.left, frame.right, frame.rig)
+                    graph.wait(lambda i=i: len(arrays) > i, what=f"boxes of pair {i}")
+                assert [stamp_ns(m) for m in arrays] == sent
+            assert {m.header.frame_id for m in arrays} == {"camera_0_optical"}
+            assert all(m.detections for m in arrays)
+        finally:
+            graph.close()
+
+
+@launch_testing.post_shutdown_test()
+class TestAfterShutdown(unittest.TestCase):
+    def test_everything_ended_well(self, proc_info):
+        launch_testing.asserts.assertExitCodes(proc_info)
