@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -15,6 +16,10 @@ os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 os.environ.pop("ROS_LOCALHOST_ONLY", None)
 # Without it, images of a busy machine's tests arrive seconds late (the file says why).
 os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(REPOSITORY / "config" / "fastdds_images.xml"))
+
+# No test has a time limit of its own: machines differ, and are busy.
+settings.register_profile("sicm_ros", deadline=None)
+settings.load_profile("sicm_ros")
 
 
 @pytest.fixture(scope="session")

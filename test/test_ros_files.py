@@ -4,6 +4,7 @@
 import ast
 import importlib.util
 import json
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -123,3 +124,11 @@ def test_dds_profiles_are_well_formed():
         sizes[name] = {d.findtext("d:type", namespaces=space): d for d in declared.values()}
     assert int(sizes["fastdds_lossy"]["UDPv4"].findtext("d:maxMessageSize", namespaces=space)) <= 1400
     assert int(sizes["fastdds_images"]["SHM"].findtext("d:segment_size", namespaces=space)) > 4 * 3 * 1242 * 375
+
+
+def test_the_tests_of_the_feature_table_are_there():
+    named = re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", (ROOT / "docs" / "features.md").read_text())
+    assert len(named) > 50
+    for file, name in named:
+        text = (ROOT / "test" / file).read_text()
+        assert not name or re.search(rf"^(def|class) {name}\b", text, re.MULTILINE), f"{file}::{name}"
