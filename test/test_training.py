@@ -24,7 +24,7 @@ from sicm_ros.training.augmentation import mirror, photometric
 from sicm_ros.training.losses import disparity_loss, task_loss
 from sicm_ros.training.samples import Sample, SampleStore, build_store
 from sicm_ros.training.targets import anchor_priors, assign, collate, object_row, stride4_disparity
-from sicm_ros.training.train import TrainError, load_train_config, run
+from sicm_ros.training.train import TrainError, _stores, load_train_config, run
 
 SIZES = {"height": 64, "width": 256}
 MODELS = Path(__file__).parents[1] / "models"
@@ -234,6 +234,16 @@ def test_three_stages_resume_with_the_same_losses_and_leave_a_model(tmp_path: Pa
         row[:2]: row[2] for row in whole if row[1] != "codec"
     }
     assert again[("60", "codec")] == dict((row[:2], row[2]) for row in whole)[("60", "codec")]
+
+
+def test_an_input_that_is_mostly_padding_is_said(tmp_path: Path) -> None:
+    folder = small_model(tmp_path / "model", [0], samples=2)
+    config = replace(load_config(folder / "config.yaml"), width=512)
+    said: list[str] = []
+    _stores(config, load_train_config(folder), None, None, tmp_path / "out", 1, said.append)
+    # 1242 columns times 64 / (375 - 100).
+    words = "config: width 512 is 44 % padding: KITTI's images, scaled to height 64, have 289 columns"
+    assert said[0] == words
 
 
 def test_the_last_stage_trains_the_entropy_model_alone(tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ from torch import Tensor, nn
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from ..data.kitti import read_split
+from ..data.rendered import KITTI_SIZE
+from ..geometry import InputTransform
 from ..model_store import load_config, save_model
 from ..networks.config import MvsfcConfig
 from ..networks.mvsfc_net import MvsfcNet
@@ -217,6 +219,12 @@ def _stores(
     say: Callable[[str], None],
 ) -> tuple[SampleStore, SampleStore]:
     """Training and validation samples; made once and kept in ``out``."""
+    columns = InputTransform(*KITTI_SIZE, config.crop_top, config.width, config.height).scaled_width
+    if columns < 0.9 * config.width:
+        say(
+            f"config: width {config.width} is {100 - 100 * columns / config.width:.0f} % padding: KITTI's images, scaled to "
+            f"height {config.height}, have {columns} columns"
+        )
     ids: dict[str, list[str]] = {"train": [], "val": []}
     if data is not None:
         labels = Path(data) / "training" / "label_2"
