@@ -222,8 +222,8 @@ def _stores(
     columns = InputTransform(*KITTI_SIZE, config.crop_top, config.width, config.height).scaled_width
     if columns < 0.9 * config.width:
         say(
-            f"config: width {config.width} is {100 - 100 * columns / config.width:.0f} % padding: KITTI's images, scaled to "
-            f"height {config.height}, have {columns} columns"
+            f"config: width {config.width} is {100 - 100 * columns / config.width:.0f} % padding: KITTI's images, "
+            f"scaled to height {config.height}, have {columns} columns"
         )
     ids: dict[str, list[str]] = {"train": [], "val": []}
     if data is not None:
