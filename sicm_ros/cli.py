@@ -678,7 +678,7 @@ def score(
 
 @app.command(
     epilog=_example(
-        "sicm train --config models/sicm-compact --out runs/first --max-minutes 60",
+        "sicm train --config models/sicm-compact --out runs/first --samples 800 --max-minutes 10 -j 2 --processes 2",
         "sicm train --config models/mvsfc-r34 --data KITTI/object --out runs/kitti --resume",
     )
 )
@@ -737,6 +737,12 @@ def train(
         Path | None,
         typer.Option("--start-from", metavar="FILE", show_default=False, help="Weights (safetensors) to begin with."),
     ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            "--samples", min=1, metavar="N", show_default=False, help="Pairs to render. Default: that of train.yaml."
+        ),
+    ] = None,
 ) -> None:
     """Train a model: the detector, then the codec, then both together, then the entropy model alone."""
     config = config.parent if config.name == "config.yaml" else config
@@ -759,6 +765,7 @@ def train(
         splits=splits,
         start_from=start_from,
         stages=stages,
+        samples=samples,
     )
     print(f"model written to {folder}")
 

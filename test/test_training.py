@@ -263,9 +263,11 @@ def test_the_last_stage_trains_the_entropy_model_alone(tmp_path: Path) -> None:
 
 
 def test_mixed_precision_trains_and_validates_at_intervals(tmp_path: Path) -> None:
-    folder = small_model(tmp_path / "model", [1, 1, 0], precision="bf16-mixed", validation_minutes=0.0, batch_size=10)
+    folder = small_model(
+        tmp_path / "model", [1, 1, 0], precision="bf16-mixed", validation_minutes=0.0, batch_size=10, samples=5
+    )
     said: list[str] = []
-    model = load_model(run(folder, None, tmp_path / "out", device="cpu", say=said.append))
+    model = load_model(run(folder, None, tmp_path / "out", device="cpu", samples=20, say=said.append))
     # Twenty samples in batches of ten: two steps a stage, each followed by a validation, and one at the stage's end.
     assert sum(line.startswith("validation uncompressed") for line in said) == 6
     assert all(p.dtype in (torch.float32, torch.float16) for p in model.net.parameters())

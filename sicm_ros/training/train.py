@@ -266,18 +266,19 @@ def run(
     splits: str | Path | None = None,
     start_from: str | Path | None = None,
     stages: str | None = None,
+    samples: int | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Train the model whose folder (with config.yaml and train.yaml) is ``config_path``; weights go to ``out/model``.
 
     ``data`` is a KITTI root; None draws layouts at random and renders them. ``processes`` train data-parallel (under
     torchrun its own number counts). ``stages`` limits the run, e.g. "codec,joint"; ``start_from`` is a state dict in
-    safetensors to begin with. Raises TrainError on bad settings.
+    safetensors to begin with; ``samples`` takes the place of train.yaml's. Raises TrainError on bad settings.
     """
     folder, out = Path(config_path), Path(out)
     model_config, train = load_config(folder / "config.yaml"), load_train_config(folder)
-    if seed is not None:
-        train = TrainConfig(**{**train.__dict__, "seed": seed})
+    given = {name: value for name, value in (("seed", seed), ("samples", samples)) if value is not None}
+    train = TrainConfig(**{**train.__dict__, **given})
     chosen = tuple(stages.split(",")) if stages else STAGES
     if not set(chosen) <= set(STAGES):
         raise TrainError(f"stages: expected some of {','.join(STAGES)}, got {stages}")
