@@ -18,12 +18,12 @@ from test_networks import SMALL, small_net
 from sicm_ros.evaluation.recall import count_found
 from sicm_ros.geometry import Object3D, StereoRig, project
 from sicm_ros.model_store import load_config, load_model
-from sicm_ros.networks.anchors import Anchors
+from sicm_ros.networks.anchors import RIG_FIELDS, Anchors
 from sicm_ros.networks.mvsfc_net import MvsfcNet
 from sicm_ros.training.augmentation import mirror, photometric
-from sicm_ros.training.losses import disparity_loss, task_loss
+from sicm_ros.training.losses import disparity_loss, disparity_weights, task_loss
 from sicm_ros.training.samples import Sample, SampleStore, build_store
-from sicm_ros.training.targets import anchor_priors, assign, collate, object_row, stride4_disparity
+from sicm_ros.training.targets import Batch, anchor_priors, assign, collate, object_row, stride4_disparity
 from sicm_ros.training.train import TrainError, _stores, load_train_config, run
 
 SIZES = {"height": 64, "width": 256}
@@ -127,6 +127,26 @@ def test_disparity_loss_is_least_at_the_truth() -> None:
     assert losses.index(min(losses)) == 2
     unknown = disparity_loss(torch.randn(1, 16, 2, 3, requires_grad=True), torch.zeros(1, 2, 3))
     assert float(unknown.detach()) == 0.0
+
+
+def test_a_small_object_counts_as_much_as_a_large_one_for_the_disparity() -> None:
+    disparity = torch.full((1, 40, 100), 4.0)  # background 50 m away, where focal length times baseline is 200
+    disparity[0, 10:13, 20:24] = 200 / 39.0  # 12 cells of a car's rear
+    disparity[0, 20:36, 60:92] = 200 / 9.0
+    disparity[0, 30:36, 60:66] = 200 / 5.0  # something before it
+    rows = torch.zeros(3, 11)
+    rows[0, :7] = torch.tensor([78.0, 38.0, 97.0, 53.0, 0, 0, 40.0])
+    rows[1, :7] = torch.tensor([240.0, 80.0, 367.0, 143.0, 0, 0, 10.0])
+    rows[2, :4] = torch.tensor([0.0, 0.0, 399.0, 159.0])
+    rigs = torch.zeros(1, 8)
+    rigs[0, RIG_FIELDS.index("focal_baseline")] = 200.0
+    weights = disparity_weights(Batch(torch.empty(1), torch.empty(1), disparity, rigs, [rows], [torch.zeros(3)]))
+    assert weights.shape == disparity.shape
+    assert weights[0, 10:13, 20:24].unique().tolist() == [pytest.approx(200 / 12)]
+    car = disparity[0, 20:36, 60:92] == disparity[0, 20, 60]
+    assert weights[0, 20:36, 60:92][car].unique().tolist() == [1.0]  # 476 cells: more than enough already
+    weights[0, 10:13, 20:24] = 1.0
+    assert (weights == 1).all()
 
 
 def test_one_batch_can_be_learnt(store: SampleStore) -> None:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..networks.anchors import Anchors
+from ..networks.anchors import RIG_FIELDS, Anchors
 from ..networks.backbone import StereoFeatures
 from ..networks.detection import AnalysisOutput
 from .targets import Batch, assign
 
-__all__ = ["TaskLoss", "disparity_loss", "feature_error", "task_loss"]
+__all__ = ["TaskLoss", "disparity_loss", "disparity_weights", "feature_error", "task_loss"]
 
 FOCAL_GAMMA, FOCAL_ALPHA = 2.0, 0.25
 # Where the error of each target turns from squared to absolute. That of the angles is large, so that the many cars that
@@ -26,6 +26,9 @@ DIRECTION_WEIGHT = 1.0
 SOFT_ARGMAX_WEIGHT = 0.3  # of the error of the expected disparity, beside the cross-entropy
 REFINED_WEIGHT, REFINED_BETA = 1.0, 0.1  # of the refined disparity's error; pixels of the network's input
 LAPLACE_SCALE = 0.5  # bins: spread of the soft label of the disparity
+# The surface of an object is what its 2D box shows within so many metres of its centre. However far away, it counts for
+# so many cells of the disparity in all, each of them at most so much; road and walls would else outvote small ones.
+OBJECT_DEPTH, OBJECT_CELLS, OBJECT_WEIGHT = 3.0, 200.0, 20.0
 
 
 class TaskLoss(NamedTuple):
@@ -53,13 +56,34 @@ def feature_error(reconstruction: StereoFeatures, features: StereoFeatures) -> T
     return torch.stack(errors).mean()
 
 
-def disparity_loss(logits: Tensor, disparity: Tensor) -> Tensor:
+def disparity_weights(batch: Batch) -> Tensor:
+    """How much the disparity of each cell of stride 4 counts, (B, H/4, W/4): 1, and more on small objects."""
+    weights = torch.ones_like(batch.disparity)
+    for image, (rows, rig) in enumerate(zip(batch.objects, batch.rigs, strict=True)):
+        focal_baseline = float(rig[RIG_FIELDS.index("focal_baseline")])
+        for left, top, right, bottom, _, _, z, *_ in rows.tolist():
+            if z <= 0:  # a region without an object
+                continue
+            box = (
+                image,
+                slice(max(0, int(top / 4)), max(0, int(bottom / 4) + 1)),
+                slice(max(0, int(left / 4)), max(0, int(right / 4) + 1)),
+            )
+            disparity = batch.disparity[box]
+            surface = disparity > focal_baseline / (z + OBJECT_DEPTH)
+            surface &= disparity < focal_baseline / max(z - OBJECT_DEPTH, 1.0)
+            weight = min(OBJECT_WEIGHT, OBJECT_CELLS / max(1, int(surface.sum())))
+            weights[box] = torch.where(surface, weights[box].clamp(min=weight), weights[box])
+    return weights
+
+
+def disparity_loss(logits: Tensor, disparity: Tensor, weights: Tensor | None = None) -> Tensor:
     """Cross-entropy with a Laplace-shaped soft label around the true disparity, over the pixels that have one.
 
-    ``logits`` (B, bins, h, w), ``disparity`` (B, h, w) in bins.
+    ``logits`` (B, bins, h, w), ``disparity`` (B, h, w) in bins, ``weights`` of its mean (B, h, w).
     """
     bins = torch.arange(logits.shape[1], device=logits.device, dtype=torch.float32)[None, :, None, None]
-    valid = (disparity > 0) & (disparity < logits.shape[1] - 1)
+    valid = _valid_weights(disparity, logits.shape[1], weights)
     target = torch.softmax(-(bins - disparity[:, None]).abs() / LAPLACE_SCALE, 1)
     log_probability = F.log_softmax(logits.float(), 1)
     entropy = -(target * log_probability).sum(1)
@@ -69,11 +93,17 @@ def disparity_loss(logits: Tensor, disparity: Tensor) -> Tensor:
     return ((entropy + SOFT_ARGMAX_WEIGHT * error) * valid).sum() / valid.sum().clamp(min=1)
 
 
-def refinement_loss(refined: Tensor, disparity: Tensor, bins: int) -> Tensor:
+def refinement_loss(refined: Tensor, disparity: Tensor, bins: int, weights: Tensor | None = None) -> Tensor:
     """Smooth L1 of the refined disparity (B, h, w) where the true one is known and below ``bins``."""
-    valid = (disparity > 0) & (disparity < bins - 1)
+    valid = _valid_weights(disparity, bins, weights)
     error = F.smooth_l1_loss(refined, disparity, beta=REFINED_BETA, reduction="none")
     return (error * valid).sum() / valid.sum().clamp(min=1)
+
+
+def _valid_weights(disparity: Tensor, bins: int, weights: Tensor | None) -> Tensor:
+    """The weights where the true disparity is known and below ``bins``, 0 elsewhere."""
+    valid = ((disparity > 0) & (disparity < bins - 1)).float()
+    return valid if weights is None else valid * weights
 
 
 def _smooth_l1(error: Tensor, betas: Tensor) -> Tensor:
@@ -121,8 +151,10 @@ def task_loss(output: AnalysisOutput, batch: Batch, anchors: Anchors) -> TaskLos
     regression = (terms * weight).sum()
     disparity = logits.new_zeros(())
     if output.disparity_logits is not None:
-        disparity = disparity_loss(output.disparity_logits, batch.disparity)
+        shares = disparity_weights(batch)
+        disparity = disparity_loss(output.disparity_logits, batch.disparity, shares)
         if output.refined_disparity is not None:
             bins = output.disparity_logits.shape[1]
-            disparity = disparity + REFINED_WEIGHT * refinement_loss(output.refined_disparity, batch.disparity, bins)
+            refined = refinement_loss(output.refined_disparity, batch.disparity, bins, shares)
+            disparity = disparity + REFINED_WEIGHT * refined
     return TaskLoss(classification / total_weight, regression / total_weight, disparity)
