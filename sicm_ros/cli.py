@@ -79,6 +79,15 @@ Threshold = Annotated[
         help="Least score of a detection, 0 to 1. Default: the model's.",
     ),
 ]
+View = Annotated[
+    str | None,
+    typer.Option(
+        "--view",
+        metavar="WHERE",
+        show_default=False,
+        help="Show images, boxes, packet sizes and times in Rerun: window, or a file to write that ends in .rrd.",
+    ),
+]
 Picture = Annotated[
     Path | None,
     typer.Option(
@@ -869,7 +878,9 @@ def bench(
 # ------------------------------------------------------------------------------------------------------------------ ROS
 
 
-@app.command(epilog=_example("sicm demo", "sicm demo --kitti KITTI/object --out out/kitti --rate 3"))
+@app.command(
+    epilog=_example("sicm demo", "sicm demo --view window", "sicm demo --kitti KITTI/object --out out/kitti --rate 3")
+)
 def demo(
     kitti: Annotated[
         Path | None,
@@ -891,6 +902,7 @@ def demo(
     rate: Rate = None,
     device: Device = "auto",
     threshold: Threshold = None,
+    view: View = None,
 ) -> None:
     """Show the whole way over real ROS 2 topics: player, encoder node and decoder node as three processes.
 
@@ -900,7 +912,9 @@ def demo(
     from .nodes.demo import DemoError, run
 
     try:
-        status = run(kitti, out, model, frames=frames, rate=rate, device=_device(device), score_threshold=threshold)
+        status = run(
+            kitti, out, model, frames=frames, rate=rate, device=_device(device), score_threshold=threshold, view=view
+        )
     except DemoError as error:
         # Not the input's fault: a node's last words are worth more than one line.
         print(f"error: {error}", file=sys.stderr)
@@ -938,7 +952,10 @@ def bag_from_kitti(
     print(f"{pairs} pairs in {out}")
 
 
-@bag.command("play", epilog=_example("sicm bag play out/kitti_bag", "sicm bag play out/kitti_bag --rate 5 --loop"))
+@bag.command(
+    "play",
+    epilog=_example("sicm bag play out/kitti_bag --rate 5 --loop", "sicm bag play out/demo/bag --view window"),
+)
 def bag_play(
     path: Annotated[Path, typer.Argument(metavar="BAG", show_default=False, help="A rosbag2 with a stereo pair.")],
     rate: Annotated[
@@ -953,11 +970,15 @@ def bag_play(
         ),
     ] = None,
     loop: Annotated[bool, typer.Option("--loop", help="Begin again at the end.")] = False,
+    view: View = None,
 ) -> None:
-    """Play a bag's stereo pairs on ROS topics, where there is no ros2 command. Needs rclpy."""
+    """Play a bag's stereo pairs on ROS topics, where there is no ros2 command. Needs rclpy.
+
+    A bag of packets, such as that of the demo, is played as packets. With --view, recorded boxes are played, too.
+    """
     from .nodes.bag import play
 
-    raise typer.Exit(play(path, rate, loop))
+    raise typer.Exit(play(path, rate, loop, view=view))
 
 
 @bag.command(

@@ -35,6 +35,7 @@ from sicm_ros.geometry import StereoRig
 from sicm_ros.nodes.camera_info import CameraInfoError, RigCache, camera_info_fields
 from sicm_ros.nodes.frames import CAMERA_FRAME, static_transforms
 from sicm_ros.nodes.image_conversion import rgb_to_message_fields, to_rgb
+from sicm_ros.nodes.node_process import NodeProcess, image_profile_variables
 from sicm_ros.nodes.stereo_sync import Side, StereoSync
 
 __all__ = [
@@ -478,18 +479,34 @@ def play(
     loop: bool = False,
     lockstep: bool = False,
     parameters: Mapping[str, object] | None = None,
+    view: str | None = None,
 ) -> int:
     """Play a bag with the player node, in this process, until it ends or is interrupted; the exit status.
 
-    ``rate`` in Hz (default: the bag's own); ``parameters`` are further ones of the player node.
+    ``rate`` in Hz (default: the bag's own); ``parameters`` are further ones of the player node. ``view`` adds the
+    viewer node, with its parameter of that name; recorded boxes are played then, too. Raises BagError or ViewError.
     """
     if not is_bag(path):
         raise BagError(f"{path}: expected a rosbag2 folder (with metadata.yaml) or a .db3 or .mcap file")
     from sicm_ros.nodes.kitti_player import main
 
     values = {"path": str(path), "rate": float(rate or 0.0), "loop": loop, "lockstep": lockstep, **(parameters or {})}
+    if view is not None:
+        from sicm_ros.nodes.viewer import check_view
+
+        check_view(view)
+        values = {"replay_outputs": True, "wait_for": "left", **values}
     arguments = ["--ros-args"]
     for name, value in values.items():
         text = str(value).lower() if isinstance(value, bool) else f"'{value}'" if isinstance(value, str) else str(value)
         arguments += ["-p", f"{name}:={text}"]
-    return main(arguments)
+    os.environ.update(image_profile_variables())
+    if view is None:
+        return main(arguments)
+    from sicm_ros.nodes.viewer import viewer_parameters
+
+    viewer = NodeProcess("viewer", viewer_parameters(view))
+    try:
+        return main(arguments) or viewer.status() or 0
+    finally:
+        viewer.stop()
