@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -25,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sicm_ros.data.rendered import render_dataset
-from sicm_ros.nodes.demo import end_with_parent, image_profile
+from sicm_ros.nodes.node_process import NodeProcess, image_profile_variables
 
 NAMESPACE = "/soak"
 WARM_UP_S = 20.0  # allocators and discovery settle
@@ -92,17 +90,6 @@ class Counter:
         self._context.try_shutdown()
 
 
-def start(module: str, log: Path, environment: dict[str, str], **parameters: object) -> subprocess.Popen[bytes]:
-    """A node process with its output in ``log``."""
-    command = [sys.executable, "-m", f"sicm_ros.nodes.{module}", "--ros-args", "-r", f"__ns:={NAMESPACE}"]
-    for name, value in parameters.items():
-        command += ["-p", f"{name}:={str(value).lower() if isinstance(value, bool) else value}"]
-    with log.open("wb") as output:
-        return subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=environment, preexec_fn=end_with_parent
-        )
-
-
 def growth(samples: list[Sample]) -> float:
     """MB between the medians of the first and the last third."""
     third = max(1, len(samples) // 3)
@@ -123,28 +110,20 @@ def main() -> int:
     args = parser.parse_args()
     os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    environment = dict(os.environ)
-    profile = image_profile()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         source = args.kitti or root / "rendered"
         if args.kitti is None:
             render_dataset(source, count=4, seed=5)
         common = {"model": args.model, "device": args.device, "threads": 1}
+        reliable = {"encoder": "image_reliability", "decoder": "bitstream_reliability"}
         nodes = {
-            "encoder": start("encoder", root / "encoder.log", environment, image_reliability="reliable", **common),
-            "decoder": start("decoder", root / "decoder.log", environment, bitstream_reliability="reliable", **common),
+            name: NodeProcess(name, {**common, parameter: "reliable"}, NAMESPACE, root / f"{name}.log")
+            for name, parameter in reliable.items()
         }
         counter = Counter()
-        player = start(
-            "kitti_player",
-            root / "player.log",
-            {**environment, "FASTRTPS_DEFAULT_PROFILES_FILE": str(profile)} if profile else environment,
-            path=source,
-            rate=args.rate,
-            loop=True,
-            stamps="now",
-        )
+        play = {"path": source, "rate": args.rate, "loop": True, "stamps": "now"}
+        player = NodeProcess("kitti_player", play, NAMESPACE, root / "player.log", image_profile_variables())
         samples: dict[str, list[Sample]] = {name: [] for name in nodes}
         begin, ended = time.monotonic(), False
         try:
@@ -160,18 +139,15 @@ def main() -> int:
                 line.append(f"end to end {counter.value('decoding', 'end_to_end_ms')} ms")
                 print("   ".join(line), flush=True)
                 time.sleep(step)
-                ended = any(process.poll() is not None for process in (*nodes.values(), player))
+                ended = any(process.status() is not None for process in (*nodes.values(), player))
             seconds = time.monotonic() - measured
             packets, arrays = counter.packets - sent[0], counter.arrays - sent[1]
         finally:
             for process in (player, *nodes.values()):
-                process.send_signal(signal.SIGINT)
-            for process in (player, *nodes.values()):
-                process.wait(20)
+                if process.status() is not None:
+                    print(process.failure(), file=sys.stderr)
+                process.stop()
             counter.close()
-        if ended:
-            for name in (*nodes, "player"):
-                print(f"{name}: {(root / f'{name}.log').read_text(errors='replace')[-2000:]}", file=sys.stderr)
     expected = seconds * args.rate
     grown = {name: growth(s) for name, s in samples.items()}
     print(f"{time.monotonic() - begin:.0f} s; of about {expected:.0f} pairs sent: {packets} packets, {arrays} arrays")

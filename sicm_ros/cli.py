@@ -79,6 +79,15 @@ Threshold = Annotated[
         help="Least score of a detection, 0 to 1. Default: the model's.",
     ),
 ]
+View = Annotated[
+    str | None,
+    typer.Option(
+        "--view",
+        metavar="WHERE",
+        show_default=False,
+        help="Show images, boxes, packet sizes and times in Rerun: window, or a file to write that ends in .rrd.",
+    ),
+]
 Picture = Annotated[
     Path | None,
     typer.Option(
@@ -876,7 +885,9 @@ def bench(
 # ------------------------------------------------------------------------------------------------------------------ ROS
 
 
-@app.command(epilog=_example("sicm demo", "sicm demo --kitti KITTI/object --out out/kitti --rate 3"))
+@app.command(
+    epilog=_example("sicm demo", "sicm demo --view window", "sicm demo --kitti KITTI/object --out out/kitti --rate 3")
+)
 def demo(
     kitti: Annotated[
         Path | None,
@@ -898,6 +909,7 @@ def demo(
     rate: Rate = None,
     device: Device = "auto",
     threshold: Threshold = None,
+    view: View = None,
 ) -> None:
     """Show the whole way over real ROS 2 topics: player, encoder node and decoder node as three processes.
 
@@ -907,7 +919,9 @@ def demo(
     from .nodes.demo import DemoError, run
 
     try:
-        status = run(kitti, out, model, frames=frames, rate=rate, device=_device(device), score_threshold=threshold)
+        status = run(
+            kitti, out, model, frames=frames, rate=rate, device=_device(device), score_threshold=threshold, view=view
+        )
     except DemoError as error:
         # Not the input's fault: a node's last words are worth more than one line.
         print(f"error: {error}", file=sys.stderr)
@@ -961,6 +975,7 @@ def bag_from_kitti(
         "sicm bag play out/kitti_bag",
         "sicm bag play out/kitti_bag --rate 5 --loop",
         "sicm bag play out/kitti_bag --start 3 --paused --clock",
+        "sicm bag play out/demo/bag --view window",
     ),
 )
 def bag_play(
@@ -984,14 +999,16 @@ def bag_play(
     clock: Annotated[
         bool, typer.Option("--clock", help="Publish the bag's time on /clock, for nodes with use_sim_time.")
     ] = False,
+    view: View = None,
 ) -> None:
     """Play a bag's stereo pairs on ROS topics, where there is no ros2 command. Needs rclpy.
 
+    A bag of packets, such as that of the demo, is played as packets. With --view, recorded boxes are played, too.
     In a terminal the space key pauses and goes on; elsewhere the node's parameter paused does.
     """
     from .nodes.bag import play
 
-    raise typer.Exit(play(path, rate, loop, start, paused, clock))
+    raise typer.Exit(play(path, rate, loop, start, paused, clock, view=view))
 
 
 @bag.command(

@@ -26,6 +26,8 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "cv2": "opencv-python-headless",
     "lightning_fabric": "lightning-fabric",
+    "rerun": "rerun-sdk",
+    "rerun_cli": "rerun-sdk",
     "yaml": "PyYAML",
 }
 
@@ -77,7 +79,8 @@ def test_cmake_requires_what_package_xml_declares():
 
 def test_every_import_is_declared():
     undeclared = {}
-    known = requirements("core.txt") | dependencies("depend", "exec_depend") | {*sys.stdlib_module_names, "sicm_ros"}
+    known = requirements("core.txt") | requirements("viewer.txt") | dependencies("depend", "exec_depend")
+    known |= {*sys.stdlib_module_names, "sicm_ros"}
     for path in (ROOT / "sicm_ros").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
@@ -105,7 +108,7 @@ def test_every_ros_dependency_is_used():
 
 def test_every_requirement_is_pinned_once():
     pins = {}
-    for name in ("core.txt", "dev.txt", "ros.txt", "torch.txt"):
+    for name in ("core.txt", "dev.txt", "ros.txt", "torch.txt", "viewer.txt"):
         for line in (ROOT / "requirements" / name).read_text().splitlines():
             if line[:1].isalpha() and "python_version >=" not in line:
                 distribution, _, version = line.split(";")[0].strip().partition("==")
@@ -227,7 +230,8 @@ def test_every_data_file_is_installed():
 def test_every_executable_has_its_main():
     folder = prefix_of("sicm_ros") / "lib/sicm_ros"
     executables = {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
-    assert sorted(executables) == ["decoder_node", "encoder_node", "kitti_player_node", "overlay_node", "sicm"]
+    nodes = [f"{name}_node" for name in ("decoder", "encoder", "kitti_player", "overlay", "viewer")]
+    assert sorted(executables) == sorted(["sicm", *nodes])
     for name, text in executables.items():
         interpreter, module = re.match(r"#!(.*)\n(?s:.*)from ([\w.]+) import main\n", text).groups()
         assert os.access(folder / name, os.X_OK) and os.access(interpreter, os.X_OK), name

@@ -14,7 +14,7 @@ import yaml
 pytest.importorskip("rclpy", reason="no ROS 2 in this environment")
 pytest.importorskip("sicm_ros.msg", reason="the messages of sicm_ros are not built in this environment")
 
-from sicm_ros.nodes import decoder, encoder, kitti_player, overlay  # noqa: E402
+from sicm_ros.nodes import decoder, encoder, kitti_player, overlay, viewer  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 NODES = {
@@ -22,6 +22,7 @@ NODES = {
     "decoder_node": decoder.PARAMETERS,
     "kitti_player_node": kitti_player.PARAMETERS,
     "overlay_node": overlay.PARAMETERS,
+    "viewer_node": viewer.PARAMETERS,
 }
 LAUNCH_FILES = sorted((ROOT / "launch").glob("*.launch.py"))
 

@@ -18,7 +18,16 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sicm_ros.geometry import Object3D, StereoRig
 
-__all__ = ["CLASS_COLOURS", "LABEL_COLOUR", "birds_eye", "detection_figure", "draw_boxes", "write_picture"]
+__all__ = [
+    "CLASS_COLOURS",
+    "LABEL_COLOUR",
+    "birds_eye",
+    "box_tag",
+    "class_colour",
+    "detection_figure",
+    "draw_boxes",
+    "write_picture",
+]
 
 Colour = tuple[int, int, int]
 
@@ -164,7 +173,8 @@ def _draw_box(image: np.ndarray, o: Object3D, p: np.ndarray, colour: Colour, thi
         _line(image, ends, colour, thickness)
 
 
-def _tag_text(o: Object3D) -> str:
+def box_tag(o: Object3D) -> str:
+    """What is written beside a box: class, score and distance."""
     score = "" if o.score is None else f" {o.score:.2f}"
     return f"{o.label}{score} · {math.hypot(o.x, o.z):.1f} m"
 
@@ -184,7 +194,7 @@ def _draw_tags(image: np.ndarray, objects: Sequence[Object3D], p: np.ndarray, si
         low, high = pixels.min(0), pixels.max(0)
         if high[0] < 0 or high[1] < 0 or low[0] > width or low[1] > height:
             continue
-        text = _tag_text(o)
+        text = box_tag(o)
         box = font.getbbox(text)
         w, h = int(box[2] - box[0]) + size, int(size * 1.45)
         left = int(np.clip((max(low[0], 0) + min(high[0], width)) / 2 - w / 2, 2, max(width - w - 2, 2)))

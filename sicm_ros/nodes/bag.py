@@ -35,6 +35,7 @@ from sicm_ros.geometry import StereoRig
 from sicm_ros.nodes.camera_info import CameraInfoError, RigCache, camera_info_fields
 from sicm_ros.nodes.frames import CAMERA_FRAME, static_transforms
 from sicm_ros.nodes.image_conversion import rgb_to_message_fields, to_rgb
+from sicm_ros.nodes.node_process import NodeProcess, image_profile_variables
 from sicm_ros.nodes.stereo_sync import Side, StereoSync
 
 __all__ = [
@@ -493,11 +494,13 @@ def play(
     paused: bool = False,
     clock: bool = False,
     parameters: Mapping[str, object] | None = None,
+    view: str | None = None,
 ) -> int:
     """Play a bag with the player node, in this process, until it ends or is interrupted; the exit status.
 
     ``rate`` in Hz (default: the bag's own); ``start`` in seconds; ``clock`` publishes the bag's time on /clock;
-    ``parameters`` are further ones of the player node. In a terminal the space key pauses and goes on.
+    ``parameters`` are further ones of the player node. In a terminal the space key pauses and goes on. ``view`` adds
+    the viewer node, with its parameter of that name; recorded boxes are played then, too. Raises BagError or ViewError.
     """
     if not is_bag(path):
         raise BagError(f"{path}: expected a rosbag2 folder (with metadata.yaml) or a .db3 or .mcap file")
@@ -516,6 +519,11 @@ def play(
         "publish_clock": clock,
         **(parameters or {}),
     }
+    if view is not None:
+        from sicm_ros.nodes.viewer import check_view
+
+        check_view(view)
+        values = {"replay_outputs": True, "wait_for": "left", **values}
     arguments = ["--ros-args"]
     for name, value in values.items():
         text = str(value).lower() if isinstance(value, bool) else f"'{value}'" if isinstance(value, str) else str(value)
@@ -532,5 +540,17 @@ def play(
             nodes[0].set_parameters([Parameter("paused", value=now)])
             nodes[0].get_logger().info("paused: the space key goes on" if now else "playing")
 
-    with on_key(" ", toggle):
-        return run_node(make, arguments)
+    def run() -> int:
+        with on_key(" ", toggle):
+            return run_node(make, arguments)
+
+    os.environ.update(image_profile_variables())
+    if view is None:
+        return run()
+    from sicm_ros.nodes.viewer import viewer_parameters
+
+    viewer = NodeProcess("viewer", viewer_parameters(view))
+    try:
+        return run() or viewer.status() or 0
+    finally:
+        viewer.stop()

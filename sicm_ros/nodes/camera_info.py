@@ -14,7 +14,7 @@ import numpy as np
 from sicm_ros.geometry import GeometryError, StereoRig
 from sicm_ros.nodes.stereo_sync import Side
 
-__all__ = ["CameraInfoError", "RigCache", "camera_info_fields", "check_camera_info"]
+__all__ = ["CameraInfoError", "RigCache", "camera_info_fields", "check_camera_info", "left_rig"]
 
 
 SIDES: tuple[Side, ...] = ("left", "right")
@@ -47,6 +47,21 @@ def check_camera_info(side: Side, message: Any) -> None:
             f"{side}/camera_info: roi: expected the whole image, got {roi.width}x{roi.height} at "
             f"({roi.x_offset}, {roi.y_offset})"
         )
+
+
+def left_rig(message: Any) -> StereoRig:
+    """The rig of the left camera alone, with a baseline of one metre, for whoever needs the left view only.
+
+    Raises CameraInfoError.
+    """
+    check_camera_info("left", message)
+    p = np.asarray(message.p, np.float64).reshape(3, 4)
+    right = p.copy()
+    right[0, 3] -= p[0, 0]
+    try:
+        return StereoRig.from_projections(p, right)
+    except GeometryError as error:
+        raise CameraInfoError(f"left/camera_info: {error}") from None
 
 
 @dataclass(frozen=True)

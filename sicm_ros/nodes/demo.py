@@ -3,18 +3,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shutil
-import signal
 import statistics
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,8 +24,9 @@ from sicm_ros.data.kitti import KittiError, StereoFrame, open_source
 from sicm_ros.data.rendered import render_dataset
 from sicm_ros.geometry import Object3D
 from sicm_ros.model_store import DEFAULT_MODEL, load_model
+from sicm_ros.nodes.node_process import NodeProcess, image_profile_variables
 
-__all__ = ["DemoError", "FrameResult", "end_with_parent", "image_profile", "run"]
+__all__ = ["DemoError", "FrameResult", "run"]
 
 NAMESPACE = "/sicm_demo"
 RENDERED_FRAMES = 6
@@ -79,71 +75,12 @@ class FrameResult:
         return self.total_ms - sum(self.encoder_ms.values()) - sum(self.decoder_ms.values())
 
 
-class _Process:
-    """A node process of ours, whose log is shown when it ends badly, and which ends when this process does."""
-
-    def __init__(
-        self, module: str, parameters: Mapping[str, object], log: Path, environment: Mapping[str, str]
-    ) -> None:
-        self.name, self.log = module, log
-        arguments = [sys.executable, "-m", f"sicm_ros.nodes.{module}", "--ros-args", "-r", f"__ns:={NAMESPACE}"]
-        for name, value in parameters.items():
-            arguments += ["-p", f"{name}:={str(value).lower() if isinstance(value, bool) else value}"]
-        with log.open("wb") as output:
-            self._process = subprocess.Popen(
-                arguments,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=dict(environment),
-                stdin=subprocess.DEVNULL,
-                preexec_fn=end_with_parent,
-            )
-
-    def status(self) -> int | None:
-        """The exit status, or None while it runs."""
-        return self._process.poll()
-
-    def failure(self) -> DemoError:
-        """The error of a process that ended, with its last words."""
-        words = self.log.read_text(errors="replace").strip().splitlines()
-        last = "\n".join(f"  {line}" for line in words[-15:])
-        return DemoError(f"the {self.name} ended with status {self.status()}; its last words ({self.log}):\n{last}")
-
-    def stop(self) -> None:
-        """SIGINT, and SIGKILL where that does not help."""
-        for number, seconds in ((signal.SIGINT, 8.0), (signal.SIGKILL, 5.0)):
-            if self.status() is None:
-                self._process.send_signal(number)
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(seconds)
-                return
-
-
-def end_with_parent() -> None:
-    """For a child process, before it starts: SIGTERM when its parent ends, however that ends."""
-    # PR_SET_PDEATHSIG: even a killed demo leaves no nodes behind.
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
 def _environment() -> dict[str, str]:
-    """For the nodes: this package, a ROS domain of our own on this machine only, unless the user chose one."""
-    environment = dict(os.environ)
-    root = str(Path(__file__).resolve().parents[2])
-    paths = environment.get("PYTHONPATH", "").split(os.pathsep)
-    if root not in paths:
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, *paths]))
-    environment.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
-    if "ROS_LOCALHOST_ONLY" not in environment:
-        environment.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    return environment
-
-
-def image_profile() -> Path | None:
-    """The Fast DDS profile for publishers of images, in the source tree or an install."""
-    here = Path(__file__).resolve()
-    prefixes = [*os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep), sys.prefix, *map(str, here.parents)]
-    folders = [here.parents[2], *(Path(prefix) / "share" / "sicm_ros" for prefix in prefixes if prefix)]
-    return next((path for folder in folders if (path := folder / "config" / "fastdds_images.xml").is_file()), None)
+    """For the nodes: a ROS domain of our own on this machine only, unless the user chose one."""
+    variables = {"ROS_DOMAIN_ID": os.environ.get("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))}
+    if "ROS_LOCALHOST_ONLY" not in os.environ:
+        variables["ROS_AUTOMATIC_DISCOVERY_RANGE"] = os.environ.get("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    return variables
 
 
 class _Watcher:
@@ -161,13 +98,7 @@ class _Watcher:
         from sicm_ros.nodes.qos import boxes_qos
 
         self._context = rclpy.Context()
-        os.environ.update(
-            {
-                name: environment[name]
-                for name in ("ROS_DOMAIN_ID", "ROS_AUTOMATIC_DISCOVERY_RANGE")
-                if name in environment
-            }
-        )
+        os.environ.update(environment)
         rclpy.init(context=self._context, args=[])
         self.node = rclpy.create_node("sicm_demo", namespace=NAMESPACE, context=self._context)
         self.arrived = threading.Condition()
@@ -236,7 +167,7 @@ class _Watcher:
                     self.subscribers = int(values["subscribers"])
                     self.arrived.notify_all()
 
-    def wait(self, condition: Callable[[], bool], timeout_s: float, alive: Sequence[_Process]) -> bool:
+    def wait(self, condition: Callable[[], bool], timeout_s: float, alive: Sequence[NodeProcess]) -> bool:
         """Wait for ``condition``; False after ``timeout_s``. Raises DemoError if one of ``alive`` ends."""
         end = time.monotonic() + timeout_s
         while True:
@@ -244,7 +175,7 @@ class _Watcher:
                 raise self._error
             for process in alive:
                 if process.status() is not None:
-                    raise process.failure()
+                    raise DemoError(process.failure())
             with self.arrived:
                 if condition():
                     return True
@@ -270,15 +201,21 @@ def run(
     device: str = "cpu",
     score_threshold: float | None = None,
     console: Console | None = None,
+    view: str | None = None,
 ) -> int:
     """Play stereo pairs through the encoder and decoder nodes; pictures, a bag and ``summary.json`` go to ``out``.
 
-    ``kitti`` is any KITTI folder; without it a few pairs are rendered. ``rate`` is the codec's. The result is an exit
-    status: 0 if boxes came back for every pair. Raises KittiError, ModelError, InputError or DemoError.
+    ``kitti`` is any KITTI folder; without it a few pairs are rendered. ``rate`` is the codec's. ``view`` adds the
+    viewer node: its parameter of that name. The result is an exit status: 0 if boxes came back for every pair. Raises
+    KittiError, ModelError, InputError, ViewError or DemoError.
     """
     console = console or Console()
     out = Path(out)
     # What can be wrong is found out before anything is started.
+    if view is not None:
+        from sicm_ros.nodes.viewer import check_view
+
+        check_view(view)
     stored = load_model(model, "vehicle", "cpu")
     if rate is not None and not 0 <= rate <= len(stored.rates) - 1:
         raise InputError(f"rate: expected 0 to {len(stored.rates) - 1} for model {stored.name}, got {rate:g}")
@@ -302,7 +239,9 @@ def run(
         for frame in (source[i] for i in range(count))
     ]
     console.print(f"{count} stereo pairs of {source_path}, model {stored.name}, three node processes over ROS 2 topics")
-    arrays = _exchange(source_path, count, results, out, model, rate, device, score_threshold, stored.classes, console)
+    arrays = _exchange(
+        source_path, count, results, out, model, rate, device, score_threshold, stored.classes, console, view
+    )
 
     with console.status("drawing"):
         pictures = _draw(source, results, out, stored.classes)
@@ -318,6 +257,8 @@ def run(
         f"pictures: {pictures[-1]} and {len(pictures) - 1} more; bag: {out / 'bag'}; logs: {out / 'log'}",
         soft_wrap=True,
     )
+    if view is not None and view.endswith(".rrd"):
+        console.print(f"recording: {view}; to look at it: rerun {view}", soft_wrap=True)
     return 0 if not lost and arrays == count else 1
 
 
@@ -352,8 +293,9 @@ def _exchange(
     score_threshold: float | None,
     classes: Sequence[str],
     console: Console,
+    view: str | None,
 ) -> int:
-    """Run the three nodes on the source and fill in the results; the number of box arrays that came."""
+    """Run the nodes on the source and fill in the results; the number of box arrays that came."""
     environment = _environment()
     common = {
         "model": Path(model).resolve() if Path(model).is_dir() else model,
@@ -374,47 +316,52 @@ def _exchange(
         "timeout": 0.0,
         "score_threshold": float(-1 if score_threshold is None else score_threshold),
     }
+    started: list[tuple[str, Mapping[str, object]]] = [("encoder", encoder_parameters), ("decoder", decoder_parameters)]
+    if view is not None:
+        from sicm_ros.nodes.viewer import viewer_parameters
+
+        started.append(("viewer", viewer_parameters(view)))
+    # Of the packets and of the camera infos: the decoder or the encoder, the watcher and its recorder, the viewer.
+    listeners = len(started) + 1
     player_parameters = {
         "path": source.resolve(),
         "count": count,
         "lockstep": True,
         "lockstep_timeout": 30.0,
-        "subscribers": 3,
+        "subscribers": listeners,
     }
-    profile = image_profile()
-    images = dict(environment)
-    if profile is not None:
-        images.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(profile))
-        images.setdefault("FASTDDS_DEFAULT_PROFILES_FILE", str(profile))
-    nodes: list[_Process] = []
+    nodes: list[NodeProcess] = []
     watcher: _Watcher | None = None
     try:
         with console.status("starting the encoder and the decoder") as status:
-            for module, parameters in (("encoder", encoder_parameters), ("decoder", decoder_parameters)):
-                nodes.append(_Process(module, parameters, out / "log" / f"{module}.log", environment))
+            for module, parameters in started:
+                log = out / "log" / f"{module}.log"
+                nodes.append(NodeProcess(module, parameters, NAMESPACE, log, environment))
             watcher = _Watcher(out / "bag", environment)
-            # The decoder, the watcher and its recorder must all be known to the encoder, or they could miss a packet;
-            # and the encoder, the watcher and its recorder to the player.
-            if not watcher.wait(lambda: watcher.subscribers >= 3, START_TIMEOUT_S, nodes):
+            # All of them must be known to the encoder, or they could miss a packet; and to the player.
+            if not watcher.wait(lambda: watcher.subscribers >= listeners, START_TIMEOUT_S, nodes):
                 raise DemoError(f"the nodes did not find each other within {START_TIMEOUT_S:g} s, see {out / 'log'}")
-            player = _Process("kitti_player", player_parameters, out / "log" / "kitti_player.log", images)
+            images = {**environment, **image_profile_variables()}
+            player_log = out / "log" / "kitti_player.log"
+            player = NodeProcess("kitti_player", player_parameters, NAMESPACE, player_log, images)
+            others = list(nodes)
             nodes.append(player)
 
             def finished() -> bool:
                 status.update(f"playing in lock-step: {len(watcher.boxes)} of {count} pairs answered")
                 return player.status() is not None
 
-            watcher.wait(finished, START_TIMEOUT_S + 35.0 * count, nodes[:2])
+            watcher.wait(finished, START_TIMEOUT_S + 35.0 * count, others)
             if player.status() not in (0, 1):
-                raise player.failure()
+                raise DemoError(player.failure())
             # The last frame's times come after its boxes.
-            watcher.wait(lambda: len(watcher.stats) >= len(watcher.boxes), 2.0, nodes[:2])
+            watcher.wait(lambda: len(watcher.stats) >= len(watcher.boxes), 2.0, others)
         _collect(watcher, results, classes)
         frame = results[0]
         info = open_source(source)[0]
         watcher.recorder.writer.write_static_transforms(info.rig, time.time_ns())
         if frame.boxes is None and player.status() == 1:
-            console.print(player.log.read_text(errors="replace").strip(), markup=False, highlight=False)
+            console.print(player_log.read_text(errors="replace").strip(), markup=False, highlight=False)
         return watcher.arrays
     finally:
         for process in reversed(nodes):

@@ -90,7 +90,8 @@ def boxes_of(message: Detection3DArray, class_names: Sequence[str]) -> list[Obje
     boxes = []
     for detection in message.detections:
         centre, q, size = detection.bbox.center.position, detection.bbox.center.orientation, detection.bbox.size
-        hypothesis = detection.results[0].hypothesis
+        # Ours always have a hypothesis; those of another detector may not.
+        hypothesis = detection.results[0].hypothesis if detection.results else ObjectHypothesis()
         # box_orientation_quaternion has w = r cos(ry / 2) and y = r sin(ry / 2).
         rotation_y = float(wrap_angle(2 * math.atan2(q.y, q.w)))
         boxes.append(

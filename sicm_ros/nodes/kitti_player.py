@@ -64,6 +64,12 @@ PARAMETERS = (
         3600.0,
     ),
     ParameterSpec(
+        "wait_for",
+        "both",
+        "views that must have subscribers before playing: both, which is an encoder, or left, which a viewer is, too",
+        choices=("both", "left"),
+    ),
+    ParameterSpec(
         "subscribers",
         1,
         "subscribers that left/camera_info (of a bag of packets: stereo_bitstream) must "
@@ -186,7 +192,8 @@ class KittiPlayerNode(Node):
             self._images[side] = self.create_publisher(
                 Image, f"{side}/image_rect", qos, qos_overriding_options=overridable(publisher=True)
             )
-        self._gates = [*self._infos.values(), *self._images.values()]
+        waited: tuple[Side, ...] = SIDES if self.value("wait_for") == "both" else ("left",)
+        self._gates = [publishers[side] for publishers in (self._infos, self._images) for side in waited]
 
     def _has_packets(self, path: str) -> bool:
         with open_bag(path) as reader:
@@ -201,6 +208,7 @@ class KittiPlayerNode(Node):
         gates = []
         with open_bag(path) as reader:
             connections = list(reader.connections)
+        roots = {c.topic.rsplit("/", 1)[0] for c in connections if c.msgtype == BITSTREAM_TYPE}
         for connection in connections:
             name = connection.topic.rsplit("/", 1)[-1]
             if (name in OUTPUTS and not self.value("replay_outputs")) or connection.topic in self._recorded:
@@ -209,9 +217,11 @@ class KittiPlayerNode(Node):
             if kind is None:
                 self.get_logger().info(f"{connection.topic} is not played: {connection.msgtype} is not installed here")
                 continue
-            # Recorded names are absolute; ours become relative again, so that a namespace applies.
+            # Recorded names are absolute; they become relative again, to a single vehicle's namespace if there is
+            # one, so that ours applies.
             ours = connection.msgtype.startswith("sicm_ros/")
-            topic = connection.topic if name.startswith("tf") else name if ours else connection.topic.lstrip("/")
+            topic = connection.topic.removeprefix(f"{min(roots)}/" if len(roots) == 1 else "/")
+            topic = connection.topic if name.startswith("tf") else name if ours else topic.lstrip("/")
             qos = latched_qos() if name in LATCHED else packet_qos("reliable", 10)
             publisher = self.create_publisher(kind, topic, qos)
             self._recorded[connection.topic] = publisher

@@ -16,8 +16,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from vision_msgs.msg import Detection3DArray
 
 from sicm_ros.evaluation.pictures import CLASS_COLOURS, draw_boxes
-from sicm_ros.geometry import GeometryError, StereoRig
-from sicm_ros.nodes.camera_info import CameraInfoError, check_camera_info
+from sicm_ros.nodes.camera_info import CameraInfoError, check_camera_info, left_rig
 from sicm_ros.nodes.detections import boxes_of
 from sicm_ros.nodes.diagnostics import DiagnosticsWriter, Problems, Status, Window
 from sicm_ros.nodes.image_conversion import ImageError, rgb_from_compressed, rgb_to_message_fields, to_rgb
@@ -149,14 +148,7 @@ class OverlayNode(Node):
         info = self._infos.get(stamp) or next(reversed(self._infos.values()), None)
         if info is None:
             raise CameraInfoError("left/camera_info: no message yet")
-        p = np.asarray(info.p, np.float64).reshape(3, 4)
-        right = p.copy()
-        right[0, 3] -= p[0, 0]  # any baseline: only the left view is drawn
-        try:
-            rig = StereoRig.from_projections(p, right)
-        except GeometryError as error:
-            raise CameraInfoError(f"left/camera_info: {error}") from None
-        return draw_boxes(image, boxes_of(boxes, tuple(CLASS_COLOURS)), rig)
+        return draw_boxes(image, boxes_of(boxes, tuple(CLASS_COLOURS)), left_rig(info))
 
     def _collect(self) -> list[Status]:
         self._follow_demand()
