@@ -99,10 +99,12 @@ def test_every_ros_dependency_is_used():
     text = "".join(path.read_text() for folder in ("sicm_ros", "launch") for path in (ROOT / folder).rglob("*.py"))
     # What is needed without being named in Python: the runtime of the messages, and the command `ros2 launch`.
     named = dependencies("depend", "exec_depend") - {"rosidl_default_runtime", "ros2launch"}
+    text += (ROOT / "rviz" / "sicm.rviz").read_text()
     assert [
         name
         for name in sorted(named)
-        if not name.startswith("python3-") and not re.search(rf"(?:import|from) {name}\b|package=\"{name}\"", text)
+        if not name.startswith("python3-")
+        and not re.search(rf"(?:import|from) {name}\b|package=\"{name}\"|Class: {name}/", text)
     ] == []
 
 
