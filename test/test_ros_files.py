@@ -15,6 +15,7 @@ pytest.importorskip("rclpy", reason="no ROS 2 in this environment")
 pytest.importorskip("sicm_ros.msg", reason="the messages of sicm_ros are not built in this environment")
 
 from sicm_ros.nodes import decoder, encoder, kitti_player, overlay, viewer  # noqa: E402
+from sicm_ros.nodes.bag import TOPIC_SCHEMES  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 NODES = {
@@ -133,3 +134,9 @@ def test_the_tests_of_the_feature_table_are_there():
     for file, name in named:
         text = (ROOT / "test" / file).read_text()
         assert not name or re.search(rf"^(def|class) {name}\b", text, re.MULTILINE), f"{file}::{name}"
+
+
+def test_the_documentation_lists_the_topic_schemes():
+    text = (ROOT / "docs" / "ros.md").read_text()
+    for scheme, (left, right) in TOPIC_SCHEMES.items():
+        assert f"| `{scheme}` | `{left}` | `{right}` |" in text
