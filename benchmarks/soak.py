@@ -130,6 +130,7 @@ def main() -> int:
             time.sleep(WARM_UP_S)
             sent = (counter.packets, counter.arrays)
             measured, step = time.monotonic(), min(15.0, args.minutes * 60 / 9)
+            ended = any(process.status() is not None for process in (*nodes.values(), player))
             while (elapsed := time.monotonic() - measured) < args.minutes * 60 and not ended:
                 line = [f"{elapsed / 60:6.1f} min"]
                 for name, process in nodes.items():

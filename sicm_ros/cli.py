@@ -749,7 +749,11 @@ def train(
     samples: Annotated[
         int | None,
         typer.Option(
-            "--samples", min=1, metavar="N", show_default=False, help="Pairs to render. Default: that of train.yaml."
+            "--samples",
+            min=1,
+            metavar="N",
+            show_default=False,
+            help="Pairs to render, or at most to take of --data. Default: that of train.yaml.",
         ),
     ] = None,
 ) -> None:

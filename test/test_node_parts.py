@@ -473,7 +473,15 @@ print("done", flush=True)
 """
 
 
+BACKGROUND = """
+import os, subprocess
+job = subprocess.Popen({command!r}, preexec_fn=os.setpgrp)
+raise SystemExit(job.wait(50))
+"""
+
+
 def test_a_key_of_a_terminal_and_no_terminal():
+    import fcntl
     import pty
     import termios
 
@@ -482,12 +490,30 @@ def test_a_key_of_a_terminal_and_no_terminal():
     ours, theirs = pty.openpty()
     try:
         before = termios.tcgetattr(theirs)
-        process = subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, text=True, env=environment)
+
+        def own_terminal():
+            os.setsid()
+            fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+
+        process = subprocess.Popen(
+            command, stdin=theirs, stdout=subprocess.PIPE, text=True, env=environment, preexec_fn=own_terminal
+        )
         assert process.stdout.readline() == "terminal\n"
         os.write(ours, b"x x ")
         assert process.communicate(timeout=30)[0] == "done\n" and process.returncode == 0
         # The terminal is left as it was found.
         assert termios.tcgetattr(theirs)[3] == before[3]
+        # A job in the background has no say in it: the system would stop one that tried.
+        background = subprocess.run(
+            [sys.executable, "-c", BACKGROUND.format(command=command)],
+            stdin=theirs,
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=60,
+            preexec_fn=own_terminal,
+        )
+        assert background.stdout == "none\ndone\n", background.stderr
     finally:
         os.close(ours)
         os.close(theirs)
@@ -515,7 +541,10 @@ def arrivals(numbers):
         # Played again from the middle: the first one looks repeated, the second one tells.
         ([0, 1, 2, 3, 4, 5, 2, 3, 4], "new new new new new new duplicate restart new", 0),
         ([3, 3], "new duplicate", 0),
-        ([9, 2, 3], "new restart new", 0),
+        ([9, 2, 3], "new late restart", 0),
+        # A decoder that joins a link which reorders.
+        ([5, 4, 6], "new late new", 0),
+        ([10, 11, 12, 9, 13], "new new new late new", 0),
     ],
 )
 def test_what_packet_numbers_say(numbers, expected, lost):

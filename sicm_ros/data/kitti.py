@@ -338,6 +338,10 @@ class KittiObject:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def stamp_ns(self, index: int) -> int:
+        """The left image's stamp of a frame, without reading it."""
+        return START_NS + (index % len(self.ids)) * SYNTHETIC_PERIOD_NS
+
     def __getitem__(self, index: int) -> StereoFrame:
         name = self.ids[index]
         left, right = _read_views(
@@ -345,7 +349,7 @@ class KittiObject:
         )
         rig = read_object_calib(self.folder / "calib" / f"{name}.txt")
         labels = read_labels(self.folder / "label_2" / f"{name}.txt") if self.has_labels else None
-        stamp = START_NS + (index % len(self.ids)) * SYNTHETIC_PERIOD_NS
+        stamp = self.stamp_ns(index)
         return StereoFrame(name, left, right, rig, stamp, stamp, labels)
 
 
@@ -396,6 +400,10 @@ class KittiRaw:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def stamp_ns(self, index: int) -> int:
+        """The left image's stamp of a frame, without reading it."""
+        return self._stamp("image_02", self.ids[index])
+
     def __getitem__(self, index: int) -> StereoFrame:
         name = self.ids[index]
         left, right = _read_views(
@@ -433,12 +441,16 @@ class KittiOdometry:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def stamp_ns(self, index: int) -> int:
+        """The left image's stamp of a frame, without reading it."""
+        return self.stamps[int(self.ids[index])]
+
     def __getitem__(self, index: int) -> StereoFrame:
         name = self.ids[index]
         left, right = _read_views(
             _find_image(self.folder / "image_2", name), _find_image(self.folder / "image_3", name)
         )
-        stamp = self.stamps[int(name)]
+        stamp = self.stamp_ns(index)
         return StereoFrame(name, left, right, self.rig, stamp, stamp, None)
 
 

@@ -138,11 +138,12 @@ def _open(reader: AnyReader, path: Path) -> None:
 
 
 def _messages(
-    reader: AnyReader, path: Path, connections: Sequence[Connection]
+    reader: AnyReader, path: Path, connections: Sequence[Connection], start_ns: int | None = None
 ) -> Iterator[tuple[Connection, int, Any]]:
-    """The deserialised messages of some connections, with the recording time; a damaged file is a BagError."""
+    """The deserialised messages of some connections from a recording time on, with that time; a damaged file is a
+    BagError."""
     try:
-        for connection, stamp_ns, raw in reader.messages(connections):
+        for connection, stamp_ns, raw in reader.messages(connections, start_ns):
             yield connection, stamp_ns, reader.deserialize(raw, connection.msgtype)
     except Exception as error:  # noqa: BLE001 - as in _open
         raise BagError(f"{path}: damaged: {' '.join(str(error).split()) or type(error).__name__}") from None
@@ -239,13 +240,17 @@ class BagStereo:
         for frame, frame_id, _ in self.recorded():
             yield frame, frame_id
 
-    def recorded(self) -> Iterator[tuple[StereoFrame, str, int]]:
-        """The pairs with the time, in nanoseconds, at which the later image of each was recorded."""
+    def recorded(self, start_s: float = 0.0) -> Iterator[tuple[StereoFrame, str, int]]:
+        """The pairs with the time, in nanoseconds, at which the later image of each was recorded.
+
+        The first ``start_s`` seconds of the recording are left out.
+        """
         sync: StereoSync[Any] = StereoSync(self.tolerance_s, depth=30)
         sides = {topic: side for side, topic in self.topics.items()}
         with opened(self.path) as reader:
             connections = [c for c in reader.connections if c.topic in sides and c.msgtype in IMAGE_TYPES]
-            for connection, recorded_ns, message in _messages(reader, self.path, connections):
+            start_ns = reader.start_time + round(1e9 * start_s) if start_s else None
+            for connection, recorded_ns, message in _messages(reader, self.path, connections, start_ns):
                 stamp = message.header.stamp
                 # Some converters leave the header's stamp at zero.
                 stamp_ns = stamp.sec * 1_000_000_000 + stamp.nanosec or recorded_ns
@@ -523,7 +528,7 @@ def play(
         from sicm_ros.nodes.viewer import check_view
 
         check_view(view)
-        values = {"replay_outputs": True, "wait_for": "left", **values}
+        values = {"replay_outputs": True, "wait_for": "viewer", **values}
     arguments = ["--ros-args"]
     for name, value in values.items():
         text = str(value).lower() if isinstance(value, bool) else f"'{value}'" if isinstance(value, str) else str(value)

@@ -40,6 +40,8 @@ SIDES: tuple[Side, ...] = ("left", "right")
 GEOMETRY_TOLERANCE = 1.25
 # How long a complete pair waits for CameraInfos that may still be under way.
 CAMERA_INFO_WAIT_S = 0.2
+# Both images of a pair arrive one after the other, on a busy machine some time apart.
+UNSTAMPED_TOLERANCE_NS = 50_000_000
 
 PARAMETERS = (
     *COMMON_PARAMETERS,
@@ -239,6 +241,7 @@ class EncoderNode(ManagedNode):
             # Some drivers and converters never set it; such an image is as old as its arrival.
             message.header.stamp = stamp = self.get_clock().now().to_msg()
             self.unstamped += 1
+            self._sync.tolerance_ns = max(self._sync.tolerance_ns, UNSTAMPED_TOLERANCE_NS)
         match = self._sync.add(side, _nanoseconds(stamp), message, now)
         if match is not None and self._worker is not None:
             self._worker.submit(_Pair(match, time.monotonic_ns()))

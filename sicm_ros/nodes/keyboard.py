@@ -22,6 +22,8 @@ def on_key(key: str, callback: Callable[[], None]) -> Iterator[bool]:
 
         terminal = sys.stdin.fileno()
         before = termios.tcgetattr(terminal)
+        if os.tcgetpgrp(terminal) != os.getpgrp():
+            raise OSError("in the background, where touching the terminal would stop the process")
     except (ImportError, OSError, ValueError, termios.error):
         yield False  # input from a file or from nowhere
         return

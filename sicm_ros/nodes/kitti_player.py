@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from geometry_msgs.msg import Quaternion, Transform, TransformStamped, Vector3
+from rclpy.duration import Duration
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.time import Time
@@ -65,9 +66,9 @@ PARAMETERS = (
     ),
     ParameterSpec(
         "wait_for",
-        "both",
-        "views that must have subscribers before playing: both, which is an encoder, or left, which a viewer is, too",
-        choices=("both", "left"),
+        "subscribers",
+        "what must be there before playing: subscribers of both views (or of a bag's packets), or viewer_node",
+        choices=("subscribers", "viewer"),
     ),
     ParameterSpec(
         "subscribers",
@@ -103,13 +104,12 @@ class _Step:
     """One thing to send at a time of the source: a pair, or a message of a bag.
 
     ``send(offset_ns)`` publishes it, with stamps that much later, and returns the stamp that its boxes will have.
-    ``answered`` tells whether boxes will come back at all, ``latched`` names the topic of what late subscribers need.
+    ``answered`` tells whether boxes will come back at all.
     """
 
     stamp_ns: int
     send: Callable[[int], int]
     answered: bool
-    latched: str = ""
 
 
 class KittiPlayerNode(Node):
@@ -120,6 +120,7 @@ class KittiPlayerNode(Node):
         declare(self, PARAMETERS)
         self.exit_status: int | None = None
         self.sent = self.unanswered = 0
+        self._paused_s = 0.0
         self._recorded: dict[str, Any] = {}
         self._answers: Counter[int] = Counter()
         self._answered = threading.Condition()
@@ -176,13 +177,16 @@ class KittiPlayerNode(Node):
                 self.value("calib") or None,
             )
             self.get_logger().info(f"{path}: {len(bag)} pairs of {bag.topics['left']} and {bag.topics['right']}")
-            self._passes = lambda: (self._pair_step(frame, frame_id) for frame, frame_id in bag)
+            start_s = self.value("start")
+            self._passes = lambda: (self._pair_step(frame, frame_id) for frame, frame_id, _ in bag.recorded(start_s))
         else:
             source = open_source(path)
             if not len(source):
                 raise NodeError(f"{path}: expected at least one stereo pair, there is none")
             self.get_logger().info(f"{path}: {len(source)} pairs")
-            self._passes = lambda: (self._pair_step(source[i], CAMERA_FRAME) for i in range(len(source)))
+            start_ns = source.stamp_ns(0) + round(1e9 * self.value("start"))
+            kept = [i for i in range(len(source)) if source.stamp_ns(i) >= start_ns]
+            self._passes = lambda: (self._pair_step(source[i], CAMERA_FRAME) for i in kept)
         self._images, self._infos = {}, {}
         for side in SIDES:
             qos = image_qos(self.value("reliability"), 5)
@@ -192,8 +196,8 @@ class KittiPlayerNode(Node):
             self._images[side] = self.create_publisher(
                 Image, f"{side}/image_rect", qos, qos_overriding_options=overridable(publisher=True)
             )
-        waited: tuple[Side, ...] = SIDES if self.value("wait_for") == "both" else ("left",)
-        self._gates = [publishers[side] for publishers in (self._infos, self._images) for side in waited]
+        viewer = self.value("wait_for") == "viewer"
+        self._gates = [self._infos["left"]] if viewer else [*self._infos.values(), *self._images.values()]
 
     def _has_packets(self, path: str) -> bool:
         with open_bag(path) as reader:
@@ -223,23 +227,30 @@ class KittiPlayerNode(Node):
             topic = connection.topic.removeprefix(f"{min(roots)}/" if len(roots) == 1 else "/")
             topic = connection.topic if name.startswith("tf") else name if ours else topic.lstrip("/")
             qos = latched_qos() if name in LATCHED else packet_qos("reliable", 10)
-            publisher = self.create_publisher(kind, topic, qos)
+            publisher = self.create_publisher(kind, topic, qos, qos_overriding_options=overridable(publisher=True))
             self._recorded[connection.topic] = publisher
             if connection.msgtype == BITSTREAM_TYPE:
                 gates.append(publisher)
         return gates
 
     def _packet_steps(self, path: str) -> Iterator[_Step]:
+        """Everything from ``start`` on; of what is latched, the last messages before it come first."""
         with open_bag(path) as reader:
-            for connection, stamp_ns, raw in reader.messages():
+            start_ns = reader.start_time + round(1e9 * self.value("start"))
+            latched = [
+                c for c in reader.connections if c.topic in self._recorded and c.topic.rsplit("/", 1)[-1] in LATCHED
+            ]
+            earlier = reader.messages(latched, stop=start_ns) if latched and self.value("start") else ()
+            for topic, raw in {connection.topic: bytes(raw) for connection, _, raw in earlier}.items():
+                yield _Step(start_ns, partial(_send_recorded, self._recorded[topic], raw, 0), False)
+            for connection, stamp_ns, raw in reader.messages(start=start_ns):
                 publisher = self._recorded.get(connection.topic)
                 if publisher is None:
                     continue
                 packet = connection.msgtype == BITSTREAM_TYPE
                 message: Any = reader.deserialize(raw, connection.msgtype) if packet else None
                 key = _nanoseconds(message.header.stamp) if packet else 0
-                latched = connection.topic if connection.topic.rsplit("/", 1)[-1] in LATCHED else ""
-                yield _Step(stamp_ns, partial(_send_recorded, publisher, bytes(raw), key), packet, latched)
+                yield _Step(stamp_ns, partial(_send_recorded, publisher, bytes(raw), key), packet)
 
     # --------------------------------------------------------------------------------------------------- playing
 
@@ -250,7 +261,9 @@ class KittiPlayerNode(Node):
                 return
             started = time.monotonic()
             self._play()
-            seconds = time.monotonic() - started
+            seconds = time.monotonic() - started - self._paused_s
+            for gate in self._gates:
+                gate.wait_for_all_acked(Duration(seconds=2))
             status = self._report(seconds)
             if self.exit_status is None:
                 self.exit_status = status
@@ -271,7 +284,7 @@ class KittiPlayerNode(Node):
             silent = [
                 gate.topic_name
                 for gate, count in zip(self._gates, wanted, strict=True)
-                if gate.get_subscription_count() < count
+                if not self._is_taken(gate, count)
             ]
             # A decoder that does not know yet that we listen would not decode.
             boxes = self._box_publishers > 0 or not (lockstep or self.count_publishers("detections"))
@@ -295,6 +308,13 @@ class KittiPlayerNode(Node):
         self.get_logger().warning(f"{missing} within {timeout:g} s: playing nevertheless")
         return True
 
+    def _is_taken(self, gate: Any, count: int) -> bool:
+        """Whether a publisher has so many subscribers, the viewer among them if that is waited for."""
+        if gate.get_subscription_count() < count:
+            return False
+        there = self.get_subscriptions_info_by_topic(gate.topic_name) if self.value("wait_for") == "viewer" else None
+        return there is None or any(info.node_name == "viewer_node" for info in there)
+
     def _play(self) -> None:
         lockstep, rate, limit = self.value("lockstep"), self.value("rate"), self.value("count")
         offset_ns, begin_wall, pairs = 0, time.monotonic(), 0
@@ -303,8 +323,7 @@ class KittiPlayerNode(Node):
             first_ns: int | None = None
             last_ns: int | None = None
             period_ns = DEFAULT_PERIOD_NS
-            for step in _prefetched(self._from_start(self._passes())):
-                begin_wall += self._wait_while_paused()
+            for step in _prefetched(self._passes()):
                 if self._stop.is_set() or (limit and pairs >= limit):
                     return
                 if last_ns is not None and step.answered and step.stamp_ns > last_ns:
@@ -320,7 +339,13 @@ class KittiPlayerNode(Node):
                     # A camera does not catch up in a burst; neither does this one.
                     if late > 0.5:
                         begin_wall += late
-                    self._sleep_until(begin_wall + due, source_ns)
+                    paused = self._sleep_until(begin_wall + due, source_ns)
+                    begin_wall += paused
+                else:
+                    paused = self._wait_while_paused()
+                self._paused_s += paused
+                if self._stop.is_set():
+                    return
                 self._publish_clock(source_ns)
                 key = step.send(offset_ns)
                 if not step.answered:
@@ -338,19 +363,6 @@ class KittiPlayerNode(Node):
             # Only the counts matter over many passes.
             self._settle(self.value("lockstep_timeout"))
 
-    def _from_start(self, steps: Iterator[_Step]) -> Iterator[_Step]:
-        """The steps from ``start`` seconds on; of what is latched, the last message of each topic comes before them."""
-        start_ns, begin_ns, latched = round(1e9 * self.value("start")), None, {}
-        for step in steps:
-            begin_ns = step.stamp_ns if begin_ns is None else begin_ns
-            if step.stamp_ns - begin_ns < start_ns:
-                if step.latched:
-                    latched[step.latched] = step
-                continue
-            yield from latched.values()
-            latched = {}
-            yield step
-
     def _wait_while_paused(self) -> float:
         """Seconds that passed until ``paused`` was false."""
         begin = time.monotonic()
@@ -358,13 +370,17 @@ class KittiPlayerNode(Node):
             self._stop.wait(0.02)
         return time.monotonic() - begin
 
-    def _sleep_until(self, wall: float, source_ns: int) -> None:
+    def _sleep_until(self, wall: float, source_ns: int) -> float:
+        """Wait for a time, and for the end of a pause on the way; seconds by which pauses have put it off."""
+        paused = 0.0
         while not self._stop.is_set():
-            left = wall - time.monotonic()
+            paused += self._wait_while_paused()
+            left = wall + paused - time.monotonic()
             if left <= 0:
-                return
+                break
             self._publish_clock(source_ns - round(left * 1e9))
-            self._stop.wait(min(left, 0.02) if self._clock_publisher is not None else left)
+            self._stop.wait(min(left, 0.02))
+        return paused
 
     def _publish_clock(self, source_ns: int) -> None:
         if self._clock_publisher is not None:
@@ -472,6 +488,9 @@ class KittiPlayerNode(Node):
         logger = self.get_logger()
         summary = f"sent {self.sent} pairs in {seconds:.1f} s ({self.sent / max(seconds, 1e-9):.1f} Hz)"
         answered = self.sent - self.unanswered
+        if self.value("replay_outputs") and self._recorded:
+            logger.info(f"{summary}, with the recorded boxes")
+            return 0
         if not answered and not self.value("lockstep"):
             logger.info(f"{summary}; nobody publishes boxes")
             return 0

@@ -22,19 +22,20 @@ class Arrival(Enum):
 class PacketSequence:
     """Accounts of one session, from its first packet on. ``lost`` is how many of its numbers have not come.
 
-    A number that falls back is a recording that starts over where it falls back to the first number, beyond the window,
-    or where two numbers in a row have come before. Else it is a packet that was overtaken on its way, or a repetition.
+    A number that falls back is a recording that starts over where it is the first one again, beyond the window, or the
+    second in a row that is known or older than the first. Else it is a packet that was overtaken on its way, or a
+    repetition.
     """
 
     def __init__(self) -> None:
         self.lost = 0
         self._first = self._last = -1
         self._recent: set[int] = set()
-        self._repeated: int | None = None
+        self._fallen: int | None = None  # the last number, where it may have been the first of such two
 
     def add(self, number: int) -> tuple[Arrival, int]:
         """What the packet ``number`` is, and how many were skipped before it."""
-        repeated, self._repeated = self._repeated, None
+        fallen, self._fallen = self._fallen, None
         if self._last < 0:
             return self._start(number, Arrival.NEW)
         if number > self._last:
@@ -47,15 +48,16 @@ class PacketSequence:
             return Arrival.NEW, gap
         if number == self._last:
             return Arrival.DUPLICATE, 0
-        known = number in self._recent
-        in_a_row = known and repeated is not None and number == repeated + 1
-        if number <= self._first or self._last - number >= WINDOW or in_a_row:
+        suspicious = number in self._recent or number < self._first
+        in_a_row = suspicious and fallen is not None and number == fallen + 1
+        if number == self._first or self._last - number >= WINDOW or in_a_row:
             return self._start(number, Arrival.RESTART)
-        if known:
-            self._repeated = number
+        if suspicious:
+            self._fallen = number
+        if number in self._recent:
             return Arrival.DUPLICATE, 0
         self._recent.add(number)
-        self.lost -= 1
+        self.lost -= number > self._first  # what came before the first was never counted
         return Arrival.LATE, 0
 
     def _start(self, number: int, arrival: Arrival) -> tuple[Arrival, int]:

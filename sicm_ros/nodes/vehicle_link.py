@@ -290,7 +290,7 @@ class VehicleLink:
         for kind in refused:
             if new.get(f"problem {kind}"):
                 status.report("ERROR" if kind == "WrongModelError" else "WARN", self.problems.latest[kind])
-        if new["lost"]:
+        if new["lost"] > 0:  # late packets take some back
             status.report(
                 "WARN",
                 f"{new['lost']} packets lost in the last second: lower the rate of the encoder, or "

@@ -46,6 +46,7 @@ FRUSTUM_M = 3.0  # how far before the camera the image hangs in the 3D view
 RINGS_M = (10, 20, 30)
 RING_ANGLE = math.radians(15)
 LABEL_M = 1.5  # above a box in the 3D view
+LAST_WORDS_S, QUIET_S = 5.0, 0.3  # at the end, messages are taken until none comes for a while
 ENCODER_STAGES = ("preprocess_ms", "backbone_ms", "smfc_ms", "entropy_ms")
 
 PARAMETERS = (
@@ -147,6 +148,7 @@ class ViewerNode(Node):
         self.problems = Problems(self.get_logger().warning)
         self.shown = {"images": 0, "boxes": 0, "packets": 0}
         self._window = Window()
+        self._taken = 0
         self._waiting: OrderedDict[int, tuple[float, Any]] = OrderedDict()
         self._boxes_stamp: int | None = None
         self._camera: tuple[np.ndarray, int, int] | None = None
@@ -214,10 +216,19 @@ class ViewerNode(Node):
         """Show something from a stamp on; None for always."""
         if stamp_ns is not None:
             self._rerun.set_time_nanos(TIMELINE, stamp_ns, recording=self._recording)
+            self._taken += 1
         self._rerun.log(entity, *what, static=stamp_ns is None, recording=self._recording)
 
     def close(self) -> None:
-        """Show what waits, and finish the recording. The window stays open."""
+        """Show what is still under way, and finish the recording. The window stays open."""
+        # Who plays has sent everything when it ends this process; its last messages may wait to be taken.
+        end = quiet = time.monotonic() + LAST_WORDS_S
+        quiet -= LAST_WORDS_S - QUIET_S
+        while self.executor is not None and time.monotonic() < min(quiet, end):
+            before = (self._taken, len(self._waiting))
+            self.executor.spin_once(timeout_sec=0.05)
+            if before != (self._taken, len(self._waiting)):
+                quiet = time.monotonic() + QUIET_S
         self._release(everything=True)
         self._recording.flush(blocking=True)
         self._rerun.disconnect(recording=self._recording)

@@ -7,6 +7,7 @@ A run can be killed at any moment: it goes on from its last checkpoint with the 
 from __future__ import annotations
 
 import csv
+import json
 import math
 import os
 import time
@@ -277,6 +278,9 @@ def run(
     """
     folder, out = Path(config_path), Path(out)
     model_config, train = load_config(folder / "config.yaml"), load_train_config(folder)
+    recipe = out / "samples" / "train" / "index.json"
+    if resume and samples is None and recipe.is_file():
+        samples = json.loads(recipe.read_text())["recipe"]["count"]
     given = {name: value for name, value in (("seed", seed), ("samples", samples)) if value is not None}
     train = TrainConfig(**{**train.__dict__, **given})
     chosen = tuple(stages.split(",")) if stages else STAGES
