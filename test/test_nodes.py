@@ -228,7 +228,7 @@ def test_play_from_a_start_and_paused(ready, rendered_root, logs):
 
 
 def test_a_bag_of_packets_from_a_start(logs, tmp_path):
-    """Ten seconds of packets: the last ones at once, with the model information from the bag's beginning before them."""
+    """Ten seconds of packets: the last ones at once, before them the model information from the bag's beginning."""
     with BagWriter(tmp_path / "bag") as bag:
         info = CodecInfo(model_name="tiny", fingerprint=1)
         bag.write("/car9/codec_info", "sicm_ros/msg/CodecInfo", 10**9, bytes(serialize_message(info)))
