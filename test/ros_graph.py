@@ -12,7 +12,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import rclpy
-from diagnostic_msgs.msg import DiagnosticArray
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.srv import SetParameters
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
@@ -26,6 +26,20 @@ from sicm_ros.nodes.qos import boxes_qos, latched_qos
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TINY_MODEL = REPOSITORY / "test" / "data" / "models" / "tiny"
+# Of a status, as a message has it.
+OK, WARN, ERROR, STALE = (
+    level[0] for level in (DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR, DiagnosticStatus.STALE)
+)
+# Parameters with which nothing is lost and no boxes are cleared.
+ENCODER = {"model": TINY_MODEL, "threads": 1, "image_reliability": "reliable", "queue_depth": 100, "lifespan": 0.0}
+DECODER = {
+    "model": TINY_MODEL,
+    "threads": 1,
+    "bitstream_reliability": "reliable",
+    "queue_depth": 100,
+    "bitstream_depth": 100,
+    "timeout": 0.0,
+}
 
 
 class NodeProcess:
@@ -198,8 +212,14 @@ def resident_mb(pid):
 
 
 __all__ = [
+    "DECODER",
+    "ENCODER",
+    "ERROR",
+    "OK",
     "REPOSITORY",
+    "STALE",
     "TINY_MODEL",
+    "WARN",
     "Graph",
     "NodeProcess",
     "boxes_qos",

@@ -21,11 +21,22 @@ pytest.importorskip("rclpy", reason="no ROS 2 in this environment")
 pytest.importorskip("sicm_ros.msg", reason="the messages of sicm_ros are not built in this environment")
 pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not in this environment")
 
-from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
 from lifecycle_msgs.msg import Transition  # noqa: E402
 from lifecycle_msgs.srv import ChangeState  # noqa: E402
 from rclpy.time import Time  # noqa: E402
-from ros_graph import TINY_MODEL, Graph, NodeProcess, boxes_qos, resident_mb, stamp_ns  # noqa: E402
+from ros_graph import (  # noqa: E402
+    DECODER,
+    ENCODER,
+    ERROR,
+    OK,
+    STALE,
+    TINY_MODEL,
+    Graph,
+    NodeProcess,
+    boxes_qos,
+    resident_mb,
+    stamp_ns,
+)
 from rosgraph_msgs.msg import Clock  # noqa: E402
 from safetensors.numpy import load_file, save_file  # noqa: E402
 from sensor_msgs.msg import CameraInfo, Image  # noqa: E402
@@ -37,19 +48,7 @@ from sicm_ros.data.rendered import KITTI_RIG, KITTI_SIZE, random_layout, render_
 from sicm_ros.nodes.camera_info import camera_info_fields  # noqa: E402
 from sicm_ros.nodes.image_conversion import rgb_to_message_fields  # noqa: E402
 
-OK, WARN, ERROR, STALE = (
-    level[0] for level in (DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR, DiagnosticStatus.STALE)
-)
 NAMESPACE = "/faulty"
-ENCODER = {"model": TINY_MODEL, "threads": 1, "image_reliability": "reliable", "queue_depth": 100, "lifespan": 0.0}
-DECODER = {
-    "model": TINY_MODEL,
-    "threads": 1,
-    "bitstream_reliability": "reliable",
-    "queue_depth": 100,
-    "bitstream_depth": 100,
-    "timeout": 0.5,
-}
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +112,7 @@ class Bench:
         self.nodes = []
 
     def run(self, module, link="stereo_bitstream", **parameters):
-        defaults = ENCODER if module == "encoder" else DECODER
+        defaults = ENCODER if module == "encoder" else {**DECODER, "timeout": 0.5}
         remap = {"stereo_bitstream": link} if module == "encoder" else None
         node = NodeProcess(module, {**defaults, **parameters}, NAMESPACE, self.folder, remap)
         self.nodes.append(node)

@@ -23,7 +23,7 @@ from lifecycle_msgs.srv import ChangeState, GetState  # noqa: E402
 from PIL import Image as PilImage  # noqa: E402
 from rclpy.qos import DurabilityPolicy  # noqa: E402
 from rclpy.serialization import serialize_message  # noqa: E402
-from ros_graph import TINY_MODEL, Graph, NodeProcess, latched_qos, stamp_ns  # noqa: E402
+from ros_graph import DECODER, ENCODER, ERROR, STALE, TINY_MODEL, WARN, Graph, NodeProcess, latched_qos, stamp_ns  # noqa: E402
 from rosgraph_msgs.msg import Clock  # noqa: E402
 from sicm_ros.msg import CodecInfo, StereoBitstream  # noqa: E402
 from vision_msgs.msg import Detection3DArray, LabelInfo  # noqa: E402
@@ -35,19 +35,7 @@ from sicm_ros.data.kitti import open_source, write_object_calib  # noqa: E402
 from sicm_ros.data.rendered import KITTI_RIG, KITTI_SIZE, random_layout, render_pair  # noqa: E402
 from sicm_ros.nodes.bag import BagWriter  # noqa: E402
 
-OK, WARN, ERROR, STALE = (
-    level[0] for level in (DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR, DiagnosticStatus.STALE)
-)
 NAMESPACE = "/car"
-ENCODER = {"model": TINY_MODEL, "threads": 1, "image_reliability": "reliable", "queue_depth": 100, "lifespan": 0.0}
-DECODER = {
-    "model": TINY_MODEL,
-    "threads": 1,
-    "bitstream_reliability": "reliable",
-    "queue_depth": 100,
-    "bitstream_depth": 100,
-    "timeout": 0.0,
-}
 
 
 @pytest.fixture(scope="module")
