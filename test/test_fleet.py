@@ -307,7 +307,8 @@ def test_a_gpu_without_memory_is_given_up_and_told(side, pairs):
 
     (pair, packet, boxes), _ = pairs
     node_type = getattr(importlib.import_module(f"sicm_ros.nodes.{side}"), f"{side.capitalize()}Node")
-    arguments = ["--ros-args", "-p", f"model:={TINY_MODEL}", "-p", "lazy:=false"]
+    # A namespace of its own: what stays of it in this process's graph must not be taken for a node of another test.
+    arguments = ["--ros-args", "-r", "__ns:=/gpu", "-p", f"model:={TINY_MODEL}", "-p", "lazy:=false"]
     node = None
     rclpy.init(args=arguments)
     try:

@@ -319,6 +319,7 @@ def node():
     node = DecoderNode.__new__(DecoderNode)
     node.__dict__.update(
         _decoder=StereoDecoder(DATA / "models" / "tiny"),
+        _classes=frozenset({"Car", "Pedestrian", "Cyclist"}),
         value={"lazy": False, "timeout": 1.0}.get,
         get_clock=lambda: SimpleNamespace(now=lambda: SimpleNamespace(nanoseconds=0)),
     )

@@ -110,6 +110,7 @@ class EncoderNode(ManagedNode):
         self._images: list[Any] = []
         self._worker: Worker[_Pair] | None = None
         self._sync: StereoSync[Image | CompressedImage] = StereoSync()
+        self._tolerance_ns = 0
         self._rigs = RigCache()
         self._window = Window()
         # It outlives the model: bits sent before a reconfiguration are still on the link.
@@ -160,6 +161,7 @@ class EncoderNode(ManagedNode):
         """Announce the codec, and subscribe to the images as soon as somebody listens."""
         tolerance = self.value("sync_tolerance") if self.value("sync") == "approximate" else 0.0
         self._sync = StereoSync(tolerance, self.value("sync_depth"))
+        self._tolerance_ns = self._sync.tolerance_ns
         self._rigs = RigCache(self.value("baseline"))
         self._worker = Worker(self._encode, self.value("queue_depth"), self._on_error, "encoder")
         self._publish_codec_info()
@@ -237,11 +239,12 @@ class EncoderNode(ManagedNode):
         now = time.monotonic_ns()
         self._last_image[side] = now / 1e9
         stamp = message.header.stamp
+        self._sync.tolerance_ns = self._tolerance_ns
         if not _nanoseconds(stamp):
             # Some drivers and converters never set it; such an image is as old as its arrival.
             message.header.stamp = stamp = self.get_clock().now().to_msg()
             self.unstamped += 1
-            self._sync.tolerance_ns = max(self._sync.tolerance_ns, UNSTAMPED_TOLERANCE_NS)
+            self._sync.tolerance_ns = max(self._tolerance_ns, UNSTAMPED_TOLERANCE_NS)
         match = self._sync.add(side, _nanoseconds(stamp), message, now)
         if match is not None and self._worker is not None:
             self._worker.submit(_Pair(match, time.monotonic_ns()))
