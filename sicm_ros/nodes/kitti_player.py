@@ -356,7 +356,8 @@ class KittiPlayerNode(Node):
                 if lockstep:
                     self._await(key, pairs)
             if not pairs:
-                raise KittiError(f"{self.value('path')}: no pair is left after a start of {self.value('start'):g} s")
+                start = f" after a start of {self.value('start'):g} s" if self.value("start") else ""
+                raise KittiError(f"{self.value('path')}: expected at least one pair{start}, there is none")
             if not self.value("loop") or first_ns is None or last_ns is None:
                 return
             offset_ns += last_ns - first_ns + period_ns
