@@ -57,7 +57,7 @@ _REFERENCE = "analysis.anchors.reference_focal_baseline"
 _FREE_FIELDS = {"lambdas", "default_rate"}
 _FREE_ANALYSIS_FIELDS = {"score_threshold", "nms_iou", "dropout"}
 # Fields that came after the first packets were stored: left out of the fingerprint where they have the old meaning.
-_LATER_FIELDS = {"latent_stride": 32, "strided_stem": False}
+_LATER_FIELDS = {"latent_stride": 32, "strided_stem": False, "context_channels": None}
 _LATER_ANALYSIS_FIELDS = {"disparity_refinement": 0}
 _ADAPTER = TypeAdapter(MvsfcConfig)
 
@@ -291,7 +291,9 @@ def save_model(folder: str | Path, config: MvsfcConfig, state_dict: Mapping[str,
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    entropy_model = StereoEntropyModel(config.latent_channels, config.hyper_channels, config.context, config.rates)
+    entropy_model = StereoEntropyModel(
+        config.latent_channels, config.hyper_channels, config.context, config.rates, config.context_channels
+    )
     prefix = "entropy_model."
     entropy_model.load_state_dict({k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)})
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state_dict.items()}

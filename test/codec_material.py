@@ -97,11 +97,16 @@ def latents(seed: int, channels: int, size: tuple[int, int], batch: int = 1, lou
 
 
 def entropy_model(
-    context: str, channels: int = 4, hyper_channels: int = 2, rates: int = 1, seed: int = 3
+    context: str,
+    channels: int = 4,
+    hyper_channels: int = 2,
+    rates: int = 1,
+    seed: int = 3,
+    context_channels: int | None = None,
 ) -> StereoEntropyModel:
     """A lively entropy model in evaluation mode."""
     torch.manual_seed(seed)
-    net = StereoEntropyModel(channels, hyper_channels, context, rates).eval()
+    net = StereoEntropyModel(channels, hyper_channels, context, rates, context_channels).eval()
     lively(net, seed)
     return net
 

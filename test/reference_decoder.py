@@ -26,6 +26,7 @@ class Reference:
         self.w, (self.height, self.width), self.raster = weights, size, raster
         self.channels = weights["hyper_encoder.0.0.weight"].shape[1]
         self.hyper_channels = weights["hyper_encoder.0.0.weight"].shape[0]
+        self.context_channels = weights["context.0.weight"].shape[0]
         self.limits = [max(16, int(np.ceil(6 * 2 ** (i / 7 - 3)))) for i in range(64)]
         ends = np.cumsum([2 * k + 1 for k in self.limits])
         self.latent_counts = np.split(weights["tables.latent"], ends[:-1])
@@ -130,9 +131,9 @@ class Reference:
                 for i in range(zh * zw):
                     z[v, k].reshape(-1)[i] = self.symbol(self.w["tables.hyper"][v, k])
         base = [self.base(v, z[v]) for v in range(2)]
-        c2 = 2 * self.channels
-        u = np.zeros((2, c2, self.height, self.width), np.int64)
-        t = np.zeros((2, c2, self.height, self.width), np.int64)
+        f = self.context_channels
+        u = np.zeros((2, f, self.height, self.width), np.int64)
+        t = np.zeros((2, f, self.height, self.width), np.int64)
         decoded = np.zeros((2, self.channels, self.height, self.width), np.int64)
         both = np.zeros((self.channels, self.height, self.width), np.int64)
         everywhere = [(r, c) for r in range(self.height) for c in range(self.width)]
@@ -146,9 +147,9 @@ class Reference:
                     elif number == 1:
                         context[v][r, c] = self.conv(f"context.{v}", both, r, c, 25)
                     else:
-                        context[v][r, c] = np.zeros(c2, np.int64)
+                        context[v][r, c] = np.zeros(f, np.int64)
                 for r, c in everywhere if not self.raster and number == 0 else step[v]:
-                    own = context[v].get((r, c), np.zeros(c2, np.int64))
+                    own = context[v].get((r, c), np.zeros(f, np.int64))
                     u[v, :, r, c] = self.chain(f"view_features.{v}", np.concatenate([base[v][:, r, c], own]))
             parameters = []
             for v in range(2):

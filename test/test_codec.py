@@ -249,6 +249,22 @@ def test_frozen_raster_payload() -> None:
     assert (decoded.right[0].double().numpy() * 1024 == latents[1]).all()
 
 
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_features_of_any_width_follow_the_specification(context: str) -> None:
+    net = entropy_model(context, rates=1, context_channels=12)
+    coder = RangeCoder(EntropyTables.build(net))
+    coded = net.quantise(*latents(3, 4, (5, 9), loud=2.0))
+    payload, symbol_hash, _ = prior.compress(coded, coder)
+    decoded = prior.decompress(payload, coder, net.integer_prior(), (5, 9))
+    assert decoded.complete and decoded.symbol_hash == symbol_hash
+    weights = {**net.state_dict(), **EntropyTables.build(net).tensors()}
+    hyper, symbols, values = Reference(
+        {k: v.numpy() for k, v in weights.items()}, (5, 9), raster=context == "raster"
+    ).decode(payload)
+    assert (hyper[0] == coded.hyper[0][0].numpy()).all() and len(symbols) == 2 * 4 * 5 * 9
+    assert (decoded.left[0].double().numpy() * 1024 == values[0]).all()
+
+
 # ------------------------------------------------------------------------------------------------ both ends
 
 

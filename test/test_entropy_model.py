@@ -29,6 +29,22 @@ def test_parameters_are_those_of_the_paper_network(context: str) -> None:
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
+def test_narrow_features_make_a_small_model(context: str) -> None:
+    wide, narrow = (
+        entropy_model(context, 16, 8, 1, context_channels=None),
+        entropy_model(context, 16, 8, 1, context_channels=16),
+    )
+    assert wide.context_channels == 32 and wide.estimator[0][-1].out_channels == 32
+    # Between the features a quarter, at the ends a half.
+    assert count(narrow.attention_gate, narrow.view_features) / count(
+        wide.attention_gate, wide.view_features
+    ) == pytest.approx(0.25, abs=0.01)
+    assert count(narrow.context) == count(wide.context) / 2
+    with pytest.raises(ValueError, match="context_channels: expected a multiple of 4, got 6"):
+        entropy_model(context, context_channels=6)
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("size", [(5, 20), (1, 1), (2, 7), (4, 8)])
 def test_any_size_comes_back(context: str, size: tuple[int, int]) -> None:
     net = entropy_model(context, rates=3)

@@ -21,7 +21,7 @@ from sicm_ros.model_store import load_config, load_model
 from sicm_ros.networks.anchors import RIG_FIELDS, Anchors
 from sicm_ros.networks.mvsfc_net import MvsfcNet
 from sicm_ros.training.augmentation import mirror, photometric
-from sicm_ros.training.losses import disparity_loss, disparity_weights, task_loss
+from sicm_ros.training.losses import disparity_loss, disparity_weights, feature_error, task_loss, view_weights
 from sicm_ros.training.samples import Sample, SampleStore, build_store
 from sicm_ros.training.targets import Batch, anchor_priors, assign, collate, object_row, stride4_disparity
 from sicm_ros.training.train import TrainError, _stores, load_train_config, run
@@ -147,6 +147,30 @@ def test_a_small_object_counts_as_much_as_a_large_one_for_the_disparity() -> Non
     assert weights[0, 20:36, 60:92][car].unique().tolist() == [1.0]  # 476 cells: more than enough already
     weights[0, 10:13, 20:24] = 1.0
     assert (weights == 1).all()
+
+
+def test_what_the_left_view_weighs_the_right_one_weighs_where_it_is_seen() -> None:
+    disparity = torch.zeros(1, 8, 20)
+    disparity[0, 4, 10:12] = 12.0  # three cells
+    rows = torch.zeros(1, 11)
+    rows[0, :7] = torch.tensor([40.0, 16.0, 47.0, 19.0, 0, 0, 20.0])
+    rigs = torch.zeros(1, 8)
+    rigs[0, RIG_FIELDS.index("focal_baseline")] = 240.0
+    left, right = view_weights(Batch(torch.empty(1), torch.empty(1), disparity, rigs, [rows], [torch.zeros(1)]))
+    assert left[0, 4, 10:12].tolist() == right[0, 4, 7:9].tolist() == [20.0, 20.0]  # the most that a cell may count
+    assert left.sum() == right.sum() == 8 * 20 - 2 + 2 * 20
+
+    # An error there counts twenty times, one at a coarser scale as much as the cells that it holds.
+    features = tuple((torch.randn(1, 3, 8 >> i, 20 >> i), torch.randn(1, 3, 8 >> i, 20 >> i)) for i in range(3))
+    for level in range(3):
+        errors = []
+        for row, column in ((4, 10), (0, 0)):
+            wrong = [(a.clone(), b.clone()) for a, b in features]
+            wrong[level][0][:, :, row >> level, column >> level] += 1.0
+            errors.append(float(feature_error(tuple(wrong), features, (left, right))))
+        assert errors[0] == pytest.approx(20 * errors[1], rel=1e-4)
+        plain = [float(feature_error(tuple(wrong), features)), 1 / (8 >> level) / (20 >> level)]
+        assert plain[0] == pytest.approx(plain[1] / float(features[level][0].var((0, 2, 3)).mean()) / 6, rel=1e-4)
 
 
 def test_one_batch_can_be_learnt(store: SampleStore) -> None:

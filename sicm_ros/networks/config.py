@@ -57,6 +57,7 @@ class MvsfcConfig:
     latent_channels: int = 192  # of c0-2, for each view
     latent_stride: Literal[16, 32] = 32  # pixels of the network's input between cells of c0-2; the paper's is 32
     hyper_channels: int = 128
+    context_channels: int | None = None  # of the features in the entropy model; None: twice latent_channels
     attention: Literal["efficient", "epipolar"] = "efficient"  # in the bi-directional contextual transform
     decoder_feedback: bool = True  # what a decoder unit has decoded goes into the next one
     pad_features: bool = True  # zero-pad so that the latent is a multiple of 4; else pad nothing

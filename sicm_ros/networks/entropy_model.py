@@ -156,14 +156,14 @@ class HyperEncoder(nn.Sequential):
 
 
 class HyperDecoder(nn.Module):
-    """Hyper-latent to features (B, 2C, h, w); what a transposed convolution adds beyond that size is cut off."""
+    """Hyper-latent to features (B, F, h, w); what a transposed convolution adds beyond that size is cut off."""
 
-    def __init__(self, channels: int, hyper_channels: int) -> None:
+    def __init__(self, hyper_channels: int, out_channels: int) -> None:
         super().__init__()
-        wide = 3 * channels // 2
-        self.up1 = nn.ConvTranspose2d(hyper_channels, channels, 5, 2, 2, 1)
-        self.up2 = nn.ConvTranspose2d(channels, wide, 5, 2, 2, 1)
-        self.out = nn.Conv2d(wide, 2 * channels, 3, padding=1)
+        narrow, wide = out_channels // 2, 3 * out_channels // 4
+        self.up1 = nn.ConvTranspose2d(hyper_channels, narrow, 5, 2, 2, 1)
+        self.up2 = nn.ConvTranspose2d(narrow, wide, 5, 2, 2, 1)
+        self.out = nn.Conv2d(wide, out_channels, 3, padding=1)
 
     def forward(self, z: Tensor, size: tuple[int, int]) -> Tensor:
         height, width = size
@@ -214,7 +214,8 @@ class StereoEntropyModel(nn.Module):
     """Joint entropy model of the latents of both views, each (B, C, h, w).
 
     Lists of modules hold the left view's at 0 and the right view's at 1. ``rates`` is the number of trained rates;
-    above 1 the latents are scaled by learned gains for each channel, view and rate before they are quantised.
+    above 1 the latents are scaled by learned gains for each channel, view and rate before they are quantised. All
+    features that the prediction goes through have ``context_channels`` F, by default 2 C.
     """
 
     def __init__(
@@ -223,13 +224,17 @@ class StereoEntropyModel(nn.Module):
         hyper_channels: int,
         context: Literal["raster", "checkerboard"] = "checkerboard",
         rates: int = 1,
+        context_channels: int | None = None,
     ) -> None:
         super().__init__()
         if context not in ("raster", "checkerboard"):
             raise ValueError(f"context: expected 'raster' or 'checkerboard', got {context!r}")
         if channels % 2:
             raise ValueError(f"channels: expected an even number, got {channels}")
-        c = channels
+        if context_channels is not None and (context_channels < 4 or context_channels % 4):
+            raise ValueError(f"context_channels: expected a multiple of 4, got {context_channels}")
+        c, f = channels, 2 * channels if context_channels is None else context_channels
+        self.context_channels = f
         self.channels, self.hyper_channels, self.context_kind, self.rates = channels, hyper_channels, context, rates
         raster = context == "raster"
 
@@ -238,14 +243,12 @@ class StereoEntropyModel(nn.Module):
 
         self.hyper_encoder = views(lambda: HyperEncoder(c, hyper_channels))
         self.hyper_density = views(lambda: HyperDensity(hyper_channels))
-        self.hyper_decoder = views(lambda: HyperDecoder(c, hyper_channels))
-        self.context = views(lambda: MaskedConv2d(c, 2 * c, 5, "A") if raster else nn.Conv2d(c, 2 * c, 5, padding=2))
-        self.view_features = views(lambda: _pointwise(4 * c, 2 * c, 2 * c))
-        self.attention = views(lambda: _pointwise(4 * c, 2 * c, 2 * c))
-        self.attention_gate = views(
-            lambda: MaskedConv2d(2 * c, 2 * c, 3, "B") if raster else nn.Conv2d(2 * c, 2 * c, 3, padding=1)
-        )
-        self.estimator = views(lambda: _pointwise(6 * c, round(10 * c / 3), round(8 * c / 3), 2 * c))
+        self.hyper_decoder = views(lambda: HyperDecoder(hyper_channels, f))
+        self.context = views(lambda: MaskedConv2d(c, f, 5, "A") if raster else nn.Conv2d(c, f, 5, padding=2))
+        self.view_features = views(lambda: _pointwise(2 * f, f, f))
+        self.attention = views(lambda: _pointwise(2 * f, f, f))
+        self.attention_gate = views(lambda: MaskedConv2d(f, f, 3, "B") if raster else nn.Conv2d(f, f, 3, padding=1))
+        self.estimator = views(lambda: _pointwise(3 * f, round(5 * f / 3), round(4 * f / 3), 2 * c))
         if rates > 1:
             start = (torch.linspace(-_GAIN_SPREAD, 0, rates) * math.log(2)).view(1, rates, 1).repeat(2, 1, c)
             self.log_gain = nn.Parameter(start.clone())
@@ -278,7 +281,7 @@ class StereoEntropyModel(nn.Module):
     # ------------------------------------------------------------------------------------------------ prediction
 
     def _predict(self, hyper: Pair, context: Pair) -> tuple[Pair, Pair]:
-        """Log2 of the standard deviations, and means, of both views, from features (B, 2C, h, w) of each."""
+        """Log2 of the standard deviations, and means, of both views, from features (B, F, h, w) of each."""
         both = [torch.cat([h, c], 1) for h, c in zip(hyper, context, strict=True)]
         features = [net(x) for net, x in zip(self.view_features, both, strict=True)]
         log2_scales, means = [], []

@@ -249,6 +249,7 @@ class IntegerPrior:
     def __init__(self, model: StereoEntropyModel) -> None:
         self.device = next(model.parameters()).device
         self.channels, self.hyper_channels = model.channels, model.hyper_channels
+        self.context_channels = model.context_channels
         self.raster = model.context_kind == "raster"
         self._hyper = [_HyperDecoder(net, self.device) for net in model.hyper_decoder]
         self._context = [_unfolded(conv, "A" if self.raster else "full", self.device) for conv in model.context]
@@ -320,7 +321,7 @@ class IntegerPrior:
         ``hyper``: symbols of the hyper-latents (B, Z, hz, wz) of each view, any dtype.
         """
         plan = self._plan(size)
-        batch, cells, wide = hyper[0].shape[0], size[0] * size[1], 2 * self.channels
+        batch, cells, wide = hyper[0].shape[0], size[0] * size[1], self.context_channels
         base = [net(_to_rows(z.to(self.device)) * ONE, plan) for net, z in zip(self._hyper, hyper, strict=True)]
 
         def zeros(rows: int, channels: int) -> Tensor:

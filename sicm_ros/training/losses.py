@@ -14,7 +14,7 @@ from ..networks.backbone import StereoFeatures
 from ..networks.detection import AnalysisOutput
 from .targets import Batch, assign
 
-__all__ = ["TaskLoss", "disparity_loss", "disparity_weights", "feature_error", "task_loss"]
+__all__ = ["TaskLoss", "disparity_loss", "disparity_weights", "feature_error", "task_loss", "view_weights"]
 
 FOCAL_GAMMA, FOCAL_ALPHA = 2.0, 0.25
 # Where the error of each target turns from squared to absolute. That of the angles is large, so that the many cars that
@@ -43,16 +43,24 @@ class TaskLoss(NamedTuple):
         return self.classification + self.regression + self.disparity
 
 
-def feature_error(reconstruction: StereoFeatures, features: StereoFeatures) -> Tensor:
+def feature_error(
+    reconstruction: StereoFeatures, features: StereoFeatures, weights: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
     """Mean squared error over the variance, averaged over scales and views; 1 where every channel is only its mean.
 
-    The variance, not the power: a mean that grows would make the error small for nothing.
+    The variance, not the power: a mean that grows would make the error small for nothing. ``weights`` say how much a
+    cell of stride 4 counts in the mean, (B, H/4, W/4) for each view; a coarser cell counts as its heaviest part.
     """
-    errors = [
-        ((a - b) ** 2).mean() / b.var((0, 2, 3)).mean().clamp(min=1e-6)
-        for scale, original in zip(reconstruction, features, strict=True)
-        for a, b in zip(scale, original, strict=True)
-    ]
+    errors = []
+    for level, (scale, original) in enumerate(zip(reconstruction, features, strict=True)):
+        for view, (a, b) in enumerate(zip(scale, original, strict=True)):
+            square = ((a - b) ** 2).mean(1)  # (B, h, w)
+            if weights is None:
+                mean = square.mean()
+            else:
+                weight = F.max_pool2d(weights[view][:, None], 1 << level, ceil_mode=True)[:, 0]
+                mean = (square * weight).sum() / weight.sum()
+            errors.append(mean / b.var((0, 2, 3)).mean().clamp(min=1e-6))
     return torch.stack(errors).mean()
 
 
@@ -75,6 +83,17 @@ def disparity_weights(batch: Batch) -> Tensor:
             weight = min(OBJECT_WEIGHT, OBJECT_CELLS / max(1, int(surface.sum())))
             weights[box] = torch.where(surface, weights[box].clamp(min=weight), weights[box])
     return weights
+
+
+def view_weights(batch: Batch) -> tuple[Tensor, Tensor]:
+    """``disparity_weights`` of the left view, and those of the right view's cells that show the same: (B, H/4, W/4)."""
+    left = disparity_weights(batch)
+    column = torch.arange(left.shape[2], device=left.device)
+    # A cell without a disparity stays where it is, and counts 1.
+    matched = (column - batch.disparity / 4).round().long().clamp(min=0)
+    index = torch.where(batch.disparity > 0, matched, column)
+    right = torch.ones_like(left).scatter_reduce(2, index, left, "amax")
+    return left, right
 
 
 def disparity_loss(logits: Tensor, disparity: Tensor, weights: Tensor | None = None) -> Tensor:

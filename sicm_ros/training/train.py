@@ -34,7 +34,7 @@ from ..model_store import load_config, save_model
 from ..networks.config import MvsfcConfig
 from ..networks.mvsfc_net import MvsfcNet
 from .augmentation import augment
-from .losses import feature_error, task_loss
+from .losses import feature_error, task_loss, view_weights
 from .samples import SampleStore, build_store
 from .targets import Batch, anchor_priors, collate
 from .validation import validate
@@ -64,7 +64,7 @@ class TrainConfig:
     warmup_steps: int = 0
     gradient_clip: float = 0.1
     weight_decay: float = 0.0
-    feature_loss: float = 0.0  # weight of the squared error of the reconstructed features over their variance
+    feature_loss: float = 0.0  # weight of the reconstructed features' squared error, which counts most on objects
     codec_task_loss: bool = True  # the codec stage has the task's loss, as in the paper; else the feature loss alone
     uncompressed_share: float = 0.0  # of the joint stage's steps that train the detector without the codec
     samples: int = 3712  # rendered where there are no images
@@ -111,7 +111,7 @@ class _Trainee(nn.Module):
             terms |= {"class": task.classification, "box": task.regression, "disparity": task.disparity}
         if self.config.feature_loss:
             # The joint stage lets it shape the features too: towards ones that the codec can carry.
-            terms["feature"] = feature_error(reconstruction, features)
+            terms["feature"] = feature_error(reconstruction, features, view_weights(batch))
             loss = loss + self.config.feature_loss * terms["feature"]
         return {"loss": loss, **terms}
 
