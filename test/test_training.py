@@ -169,8 +169,21 @@ def test_what_the_left_view_weighs_the_right_one_weighs_where_it_is_seen() -> No
             wrong[level][0][:, :, row >> level, column >> level] += 1.0
             errors.append(float(feature_error(tuple(wrong), features, (left, right))))
         assert errors[0] == pytest.approx(20 * errors[1], rel=1e-4)
-        plain = [float(feature_error(tuple(wrong), features)), 1 / (8 >> level) / (20 >> level)]
-        assert plain[0] == pytest.approx(plain[1] / float(features[level][0].var((0, 2, 3)).mean()) / 6, rel=1e-4)
+        cells = (8 >> level) * (20 >> level)
+        mean = float((1 / features[level][0].var((0, 2, 3))).mean()) / cells / 6  # of six maps one has it
+        assert float(feature_error(tuple(wrong), features)) == pytest.approx(mean, rel=1e-4)
+
+
+def test_a_large_channel_does_not_hide_what_is_lost_in_the_others() -> None:
+    features = tuple((torch.randn(1, 4, 8, 20), torch.randn(1, 4, 8, 20)) for _ in range(3))
+    for maps in features:
+        for view in maps:
+            view[:, 0] *= 100.0
+    # Three of four channels are their mean alone, the large one is all there.
+    lost = tuple(
+        tuple(torch.where(torch.arange(4)[:, None, None] == 0, v, v.mean((2, 3), True)) for v in m) for m in features
+    )
+    assert float(feature_error(lost, features)) == pytest.approx(0.75, rel=0.01)  # type: ignore[arg-type]
 
 
 def test_one_batch_can_be_learnt(store: SampleStore) -> None:

@@ -25,6 +25,7 @@ REGRESSION_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 12.0, 4.0, 4.0, 0.5, 0.5, 0.
 DIRECTION_WEIGHT = 1.0
 SOFT_ARGMAX_WEIGHT = 0.3  # of the error of the expected disparity, beside the cross-entropy
 REFINED_WEIGHT, REFINED_BETA = 1.0, 0.1  # of the refined disparity's error; pixels of the network's input
+LEAST_VARIANCE = 0.01  # of a channel whose error is worth coding
 LAPLACE_SCALE = 0.5  # bins: spread of the soft label of the disparity
 # The surface of an object is what its 2D box shows within so many metres of its centre. However far away, it counts for
 # so many cells of the disparity in all, each of them at most so much; road and walls would else outvote small ones.
@@ -46,21 +47,22 @@ class TaskLoss(NamedTuple):
 def feature_error(
     reconstruction: StereoFeatures, features: StereoFeatures, weights: tuple[Tensor, Tensor] | None = None
 ) -> Tensor:
-    """Mean squared error over the variance, averaged over scales and views; 1 where every channel is only its mean.
+    """Mean squared error over the variance, averaged over channels, scales and views; 1 where each is only its mean.
 
-    The variance, not the power: a mean that grows would make the error small for nothing. ``weights`` say how much a
+    The variance, not the power, and of each channel by itself: a mean that grows, or one channel that is large and
+    easily coded, would make the error small for nothing. ``weights`` say how much a
     cell of stride 4 counts in the mean, (B, H/4, W/4) for each view; a coarser cell counts as its heaviest part.
     """
     errors = []
     for level, (scale, original) in enumerate(zip(reconstruction, features, strict=True)):
         for view, (a, b) in enumerate(zip(scale, original, strict=True)):
-            square = ((a - b) ** 2).mean(1)  # (B, h, w)
+            square = (a - b) ** 2  # (B, C, h, w)
             if weights is None:
-                mean = square.mean()
+                mean = square.mean((0, 2, 3))
             else:
-                weight = F.max_pool2d(weights[view][:, None], 1 << level, ceil_mode=True)[:, 0]
-                mean = (square * weight).sum() / weight.sum()
-            errors.append(mean / b.var((0, 2, 3)).mean().clamp(min=1e-6))
+                weight = F.max_pool2d(weights[view][:, None], 1 << level, ceil_mode=True)
+                mean = (square * weight).sum((0, 2, 3)) / weight.sum()
+            errors.append((mean / b.var((0, 2, 3)).clamp(min=LEAST_VARIANCE)).mean())
     return torch.stack(errors).mean()
 
 
