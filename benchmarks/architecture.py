@@ -9,7 +9,7 @@ trained on the task's loss, and evaluated without the codec. Every variant gets 
 order, and samples for evaluation that none has seen:
 
     python benchmarks/architecture.py --train codec --samples RUN/samples --steps 800 \\
-        --variant "" --variant "latent_channels=48 latent_stride=16" --variant "joint_channels=48,96"
+        --variant "" --variant "latent_channels=64 latent_stride=32" --variant "joint_channels=48,96"
     python benchmarks/architecture.py --train detector --samples RUN/samples --samples OTHER/samples --steps 600 \\
         --variant "" --variant "height=128 width=896 analysis.disparity_refinement=32"
 
@@ -41,7 +41,7 @@ from sicm_ros.model_store import load_model
 from sicm_ros.networks.config import MvsfcConfig
 from sicm_ros.networks.mvsfc_net import MvsfcNet, count_complexity
 from sicm_ros.training.augmentation import augment
-from sicm_ros.training.losses import feature_error, task_loss
+from sicm_ros.training.losses import feature_error, task_loss, view_weights
 from sicm_ros.training.samples import SampleStore
 from sicm_ros.training.targets import anchor_priors, collate
 from sicm_ros.training.validation import detect_store, source_labels
@@ -63,7 +63,7 @@ def _changed(config: Any, changes: Mapping[str, str]) -> Any:
         if rest:
             nested.setdefault(name, {})[rest] = text
             continue
-        parts = [v if v.isalpha() and v not in ("true", "false") else json.loads(v) for v in text.split(",")]
+        parts = [v if v.isalpha() and v not in ("true", "false", "null") else json.loads(v) for v in text.split(",")]
         values[name] = tuple(parts) if isinstance(getattr(config, name), tuple) else parts[0]
     values |= {name: _changed(getattr(config, name), inner) for name, inner in nested.items()}
     return replace(config, **values)
@@ -115,7 +115,7 @@ def train(
             with torch.no_grad():
                 features = net.features(batch.left, batch.right)
             reconstruction, left, right = net.compress(features, float(rate))
-            error = feature_error(reconstruction, features)
+            error = feature_error(reconstruction, features, view_weights(batch))
             bits = (left + right).mean() / (net.config.height * net.config.width)
             loss = FEATURE_WEIGHT * error + bits / net.config.lambdas[rate]
         else:
@@ -183,7 +183,7 @@ def main() -> None:
     )
     parser.add_argument("--variant", action="append", help="changed fields, name=value; may be given several times")
     parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--validation", type=int, default=120)
+    parser.add_argument("--rates", type=float, nargs="*", help="of the codec's table; all without it")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
@@ -220,7 +220,8 @@ def main() -> None:
         parameters, operations = count_complexity(config)["total"]
         times = half_times(net)
         rates: list[float | None] = [None] if number == 0 or options.train == "detector" else []
-        rates += [float(r) for r in range(config.rates)] if options.train == "codec" else []
+        if options.train == "codec":
+            rates += [float(r) for r in range(config.rates)] if options.rates is None else options.rates
         rows = points(net, val, rates)
         results.append({"variant": text, "parameters": parameters, "operations": operations, **times, "points": rows})
         for i, row in enumerate(rows):
