@@ -244,7 +244,7 @@ def small_model(folder: Path, epochs: list[int], **changes: object) -> Path:
         "gradient_clip": 5.0,
         "samples": 20,
         "validation_samples": 2,
-        "feature_loss": 1.0,
+        "feature_loss": [1.0, 0.5],
         "uncompressed_share": 0.3,
         **changes,
     }

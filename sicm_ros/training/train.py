@@ -64,7 +64,8 @@ class TrainConfig:
     warmup_steps: int = 0
     gradient_clip: float = 0.1
     weight_decay: float = 0.0
-    feature_loss: float = 0.0  # weight of the reconstructed features' squared error, which counts most on objects
+    # weights of the reconstructed features' squared error, which counts most on objects, in the codec and joint stages
+    feature_loss: tuple[float, float] = (0.0, 0.0)
     codec_task_loss: bool = True  # the codec stage has the task's loss, as in the paper; else the feature loss alone
     uncompressed_share: float = 0.0  # of the joint stage's steps that train the detector without the codec
     samples: int = 3712  # rendered where there are no images
@@ -109,10 +110,11 @@ class _Trainee(nn.Module):
             task = task_loss(net.detect(reconstruction), batch, net.analysis.anchors)
             loss = loss + task.total
             terms |= {"class": task.classification, "box": task.regression, "disparity": task.disparity}
-        if self.config.feature_loss:
+        weight = self.config.feature_loss[stage == "joint"]
+        if weight:
             # The joint stage lets it shape the features too: towards ones that the codec can carry.
             terms["feature"] = feature_error(reconstruction, features, view_weights(batch))
-            loss = loss + self.config.feature_loss * terms["feature"]
+            loss = loss + weight * terms["feature"]
         return {"loss": loss, **terms}
 
 
