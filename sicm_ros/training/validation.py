@@ -17,19 +17,19 @@ from ..networks.mvsfc_net import MvsfcNet
 from .samples import SampleStore
 from .targets import collate
 
-__all__ = ["detect_store", "source_labels", "validate"]
+__all__ = ["LOW_SCORE", "detect_store", "source_labels", "source_transform", "validate"]
 
 LOW_SCORE = 0.05  # precision over all recalls needs weak detections too
 
 
-def _transform(net: MvsfcNet) -> InputTransform:
+def source_transform(net: MvsfcNet) -> InputTransform:
     """Every stored sample counts as one of a KITTI image, in whose pixels the benchmark's size limits are."""
     return InputTransform(*KITTI_SIZE, net.config.crop_top, net.config.width, net.config.height)
 
 
 def source_labels(store: SampleStore, net: MvsfcNet) -> list[list[Object3D]]:
     """The labels of a store with their 2D boxes in pixels of the KITTI image."""
-    transform = _transform(net)
+    transform = source_transform(net)
 
     def moved(o: Object3D) -> Object3D:
         left, top, right, bottom = map(float, transform.to_source(np.array(o.bbox).reshape(2, 2)).reshape(-1))
@@ -60,7 +60,7 @@ def detect_store(
             features, bits_left, bits_right = net.compress(features, rate)
             bits += float((bits_left + bits_right).sum())
         boxes = net.analysis.decode(net.detect(features), batch.rigs, score_threshold, net.config.analysis.nms_iou)
-        found += [to_objects(b, _transform(net), net.config.classes) for b in boxes]
+        found += [to_objects(b, source_transform(net), net.config.classes) for b in boxes]
     net.train(was_training)
     return found, bits / max(len(store), 1)
 
