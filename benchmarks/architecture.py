@@ -183,7 +183,7 @@ def main() -> None:
     )
     parser.add_argument("--variant", action="append", help="changed fields, name=value; may be given several times")
     parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--rates", type=float, nargs="*", help="of the codec's table; all without it")
+    parser.add_argument("--rates", type=float, nargs="*", help="of the codec's table; without it all; none: times")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
@@ -224,9 +224,11 @@ def main() -> None:
             rates += [float(r) for r in range(config.rates)] if options.rates is None else options.rates
         rows = points(net, val, rates)
         results.append({"variant": text, "parameters": parameters, "operations": operations, **times, "points": rows})
+        head = [text or "unchanged", f"{parameters / 1e6:.1f}", f"{operations / 1e9:.1f}"]
+        head += [f"{v:.0f}" for v in times.values()]
+        if not rows:
+            table.add_row(*head)
         for i, row in enumerate(rows):
-            head = [text or "unchanged", f"{parameters / 1e6:.1f}", f"{operations / 1e9:.1f}"]
-            head += [f"{v:.0f}" for v in times.values()]
             table.add_row(
                 *(head if i == 0 else [""] * 6),
                 "none" if row["rate"] is None else f"{row['rate']:g}",
