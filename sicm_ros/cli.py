@@ -765,7 +765,7 @@ def train(
         raise ValueError(f"--start-from: expected a safetensors file, got {start_from}")
     from .training.train import run
 
-    folder = run(
+    run(
         config,
         data,
         out,
@@ -780,7 +780,6 @@ def train(
         stages=stages,
         samples=samples,
     )
-    print(f"model written to {folder}")
 
 
 # ---------------------------------------------------------------------------------------------------------- measurement

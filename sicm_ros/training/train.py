@@ -340,6 +340,7 @@ def run(
             _export(net, folder, out)
     log.close()
     fabric.barrier()
+    talk(f"model written to {out / 'model'}")
     return out / "model"
 
 
