@@ -9,7 +9,7 @@ trained on the task's loss, and evaluated without the codec. Every variant gets 
 order, and samples for evaluation that none has seen:
 
     python benchmarks/architecture.py --train codec --samples RUN/samples --steps 800 \\
-        --variant "" --variant "latent_channels=64 latent_stride=32" --variant "joint_channels=48,96"
+        --variant "" --variant "latent_channels=48 latent_stride=16" --variant "joint_channels=48,96"
     python benchmarks/architecture.py --train detector --samples RUN/samples --samples OTHER/samples --steps 600 \\
         --variant "" --variant "height=128 width=896 analysis.disparity_refinement=32"
 

@@ -19,13 +19,15 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from sicm_ros.evaluation.kitti_ap import evaluate
-from sicm_ros.geometry import InputTransform, Object3D
+from sicm_ros.geometry import Object3D
 from sicm_ros.model_store import load_model
 from sicm_ros.networks.backbone import StereoFeatures
 from sicm_ros.networks.detection import to_objects
 from sicm_ros.networks.mvsfc_net import MvsfcNet
+from sicm_ros.training.losses import scale_errors
 from sicm_ros.training.samples import SampleStore
 from sicm_ros.training.targets import collate
 from sicm_ros.training.validation import LOW_SCORE, source_labels, source_transform
@@ -52,23 +54,12 @@ def ways(rates: list[float]) -> list[Way]:
     return rows
 
 
-def relative_errors(coded: StereoFeatures, features: StereoFeatures) -> list[float]:
-    """Squared error over the variance of each scale."""
-    return [
-        sum(
-            float((((a - b) ** 2).mean((0, 2, 3)) / b.var((0, 2, 3)).clamp(min=0.01)).mean()) / 2
-            for a, b in zip(x, y, strict=True)
-        )
-        for x, y in zip(coded, features, strict=True)
-    ]
-
-
 @torch.no_grad()
-def measure(net: MvsfcNet, store: SampleStore, rows: list[Way]) -> tuple[list[list[list[Object3D]]], list[list[float]]]:
+def measure(net: MvsfcNet, store: SampleStore, rows: list[Way]) -> tuple[list[list[list[Object3D]]], Tensor]:
     """Detections and errors of each row; all see the same features."""
     found: list[list[list[Object3D]]] = [[] for _ in rows]
-    errors = [[0.0] * 3 for _ in rows]
-    transform: InputTransform = source_transform(net)
+    errors = torch.zeros(len(rows), 3)
+    transform = source_transform(net)
     for start in range(0, len(store), BATCH):
         samples = [store[i] for i in range(start, min(start + BATCH, len(store)))]
         batch = collate(samples, net.config.classes, torch.device("cpu"))
@@ -87,8 +78,7 @@ def measure(net: MvsfcNet, store: SampleStore, rows: list[Way]) -> tuple[list[li
             whole = coded[rate, rounded]
             s0, s1, s2 = (whole[i] if i in scales else features[i] for i in range(3))
             share = len(samples) / len(store)
-            for i, error in enumerate(relative_errors((s0, s1, s2), features)):
-                errors[index][i] += share * error
+            errors[index] += share * scale_errors((s0, s1, s2), features)
             boxes = net.analysis.decode(net.detect((s0, s1, s2)), batch.rigs, LOW_SCORE, net.config.analysis.nms_iou)
             found[index] += [to_objects(b, transform, net.config.classes) for b in boxes]
     return found, errors
@@ -109,7 +99,7 @@ def main() -> None:
     labels, rows = source_labels(store, model.net), ways(options.rates)
     found, errors = measure(model.net, store, rows)
     table = Table("features", "error of f0, f1, f2", *(f"{name} {metric}" for name, metric in METRICS))
-    for (name, *_), boxes, error in zip(rows, found, errors, strict=True):
+    for (name, *_), boxes, error in zip(rows, found, errors.tolist(), strict=True):
         ap = evaluate(labels, boxes, model.net.config.classes)["R40"]
         table.add_row(name, " ".join(f"{e:.3f}" for e in error), *(f"{ap[metric][c][1]:.1f}" for c, metric in METRICS))
     Console().print(f"{options.model} ({model.fingerprint:016x}), {len(store)} samples")

@@ -14,7 +14,15 @@ from ..networks.backbone import StereoFeatures
 from ..networks.detection import AnalysisOutput
 from .targets import Batch, assign
 
-__all__ = ["TaskLoss", "disparity_loss", "disparity_weights", "feature_error", "task_loss", "view_weights"]
+__all__ = [
+    "TaskLoss",
+    "disparity_loss",
+    "disparity_weights",
+    "feature_error",
+    "scale_errors",
+    "task_loss",
+    "view_weights",
+]
 
 FOCAL_GAMMA, FOCAL_ALPHA = 2.0, 0.25
 # Where the error of each target turns from squared to absolute. That of the angles is large, so that the many cars that
@@ -47,11 +55,19 @@ class TaskLoss(NamedTuple):
 def feature_error(
     reconstruction: StereoFeatures, features: StereoFeatures, weights: tuple[Tensor, Tensor] | None = None
 ) -> Tensor:
-    """Mean squared error over the variance, averaged over channels, scales and views; 1 where each is only its mean.
+    """Mean of ``scale_errors``."""
+    return scale_errors(reconstruction, features, weights).mean()
+
+
+def scale_errors(
+    reconstruction: StereoFeatures, features: StereoFeatures, weights: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """Mean squared error over the variance, averaged over channels and views, of each scale (3,); 1 where every channel
+    is only its mean.
 
     The variance, not the power, and of each channel by itself: a mean that grows, or one channel that is large and
-    easily coded, would make the error small for nothing. ``weights`` say how much a
-    cell of stride 4 counts in the mean, (B, H/4, W/4) for each view; a coarser cell counts as its heaviest part.
+    easily coded, would make the error small for nothing. ``weights`` say how much a cell of stride 4 counts in the
+    mean, (B, H/4, W/4) for each view; a coarser cell counts as its heaviest part.
     """
     errors = []
     for level, (scale, original) in enumerate(zip(reconstruction, features, strict=True)):
@@ -63,7 +79,7 @@ def feature_error(
                 weight = F.max_pool2d(weights[view][:, None], 1 << level, ceil_mode=True)
                 mean = (square * weight).sum((0, 2, 3)) / weight.sum()
             errors.append((mean / b.var((0, 2, 3)).clamp(min=LEAST_VARIANCE)).mean())
-    return torch.stack(errors).mean()
+    return torch.stack(errors).view(3, 2).mean(1)
 
 
 def disparity_weights(batch: Batch) -> Tensor:
