@@ -3,10 +3,10 @@
 """Small trainings of several shapes of a model, side by side: AP, bytes, and time of each half.
 
 Each variant is the given model with some fields of its configuration changed, and starts from the model's weights
-wherever they fit. With ``--train codec`` backbone and detector keep those weights; the codec is trained from scratch on
-the feature error and the rate, and evaluated at every rate. With ``--train detector`` backbone and detector are
-trained on the task's loss, and evaluated without the codec. Every variant gets the same steps, samples in the same
-order, and samples for evaluation that none has seen:
+wherever they fit. With ``--train codec`` backbone and detector keep those weights; the codec is trained from scratch,
+half of the steps on the feature error and the rate, the other half on the task's loss and the rate, and evaluated at
+every rate. With ``--train detector`` backbone and detector are trained on the task's loss, and evaluated without the
+codec. Every variant gets the same steps, samples in the same order, and samples for evaluation that none has seen:
 
     python benchmarks/architecture.py --train codec --samples RUN/samples --steps 800 \\
         --variant "" --variant "latent_channels=48 latent_stride=16" --variant "joint_channels=48,96"
@@ -93,10 +93,11 @@ def train(
     seed: int,
     say: Callable[[str], None],
 ) -> None:
-    """Codec: feature error, and rate over lambda, the backbone frozen. Detector: the task's loss."""
+    """Codec: feature error, then the task's loss, and rate over lambda, all else frozen. Detector: the task's loss."""
     codec = [net.smfc_encoder, net.entropy_model, net.smfc_decoder]
     modules = codec if part == "codec" else [net.backbone, net.analysis]
-    parameters = [p for module in modules for p in module.parameters()]
+    net.requires_grad_(False)
+    parameters = [p.requires_grad_() for module in modules for p in module.parameters()]
     optimizer = torch.optim.Adam(parameters, PEAK_RATE[part])
     net.eval()
     for module in modules:
@@ -115,9 +116,11 @@ def train(
             with torch.no_grad():
                 features = net.features(batch.left, batch.right)
             reconstruction, left, right = net.compress(features, float(rate))
-            error = feature_error(reconstruction, features, view_weights(batch))
-            bits = (left + right).mean() / (net.config.height * net.config.width)
-            loss = FEATURE_WEIGHT * error + bits / net.config.lambdas[rate]
+            if step < steps // 2:
+                error = FEATURE_WEIGHT * feature_error(reconstruction, features, view_weights(batch))
+            else:
+                error = task_loss(net.detect(reconstruction), batch, net.analysis.anchors).total
+            loss = error + (left + right).mean() / (net.config.height * net.config.width) / net.config.lambdas[rate]
         else:
             loss = error = task_loss(
                 net.detect(net.features(batch.left, batch.right)), batch, net.analysis.anchors

@@ -104,8 +104,10 @@ class Graph:
 
     def close(self):
         self.executor.shutdown(2.0)
-        self.context.try_shutdown()
         self.thread.join(5)
+        # Left to the garbage collector its topics would be seen by the tests after it.
+        self.node.destroy_node()
+        self.context.try_shutdown()
 
     def listen(self, kind, topic, qos=None):
         def keep(message):
