@@ -20,7 +20,7 @@ import argparse
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -118,9 +118,10 @@ def payload_bytes(net: StereoEntropyModel, latents: Tensor) -> np.ndarray:
 
 def untrained(config: MvsfcConfig, seed: int) -> dict[Context, StereoEntropyModel]:
     """An entropy model of each context for one rate, with the same random weights."""
-    nets = {c: StereoEntropyModel(config.latent_channels, config.hyper_channels, c).eval() for c in CONTEXTS}
+    config = replace(config, variable_rate=False)
+    nets = {c: StereoEntropyModel.from_config(replace(config, context=c)).eval() for c in CONTEXTS}
     torch.manual_seed(seed)
-    first = StereoEntropyModel(config.latent_channels, config.hyper_channels).state_dict()
+    first = StereoEntropyModel.from_config(config).state_dict()
     for net in nets.values():
         net.load_state_dict(first)
     return nets

@@ -291,9 +291,7 @@ def save_model(folder: str | Path, config: MvsfcConfig, state_dict: Mapping[str,
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    entropy_model = StereoEntropyModel(
-        config.latent_channels, config.hyper_channels, config.context, config.rates, config.context_channels
-    )
+    entropy_model = StereoEntropyModel.from_config(config)
     prefix = "entropy_model."
     entropy_model.load_state_dict({k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)})
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state_dict.items()}

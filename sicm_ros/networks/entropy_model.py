@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
+    from .config import MvsfcConfig
     from .integer_prior import IntegerPrior, QuantisedLatents
 
 __all__ = [
@@ -254,6 +255,11 @@ class StereoEntropyModel(nn.Module):
             self.log_gain = nn.Parameter(start.clone())
             self.log_inverse_gain = nn.Parameter(-start)
         self._integer: tuple[tuple, IntegerPrior] | None = None
+
+    @classmethod
+    def from_config(cls, config: MvsfcConfig) -> StereoEntropyModel:
+        """The entropy model of a network's configuration."""
+        return cls(config.latent_channels, config.hyper_channels, config.context, config.rates, config.context_channels)
 
     # ------------------------------------------------------------------------------------------------ gains
 

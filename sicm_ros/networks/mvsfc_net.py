@@ -36,13 +36,7 @@ class MvsfcNet(nn.Module):
     def __init__(self, config: MvsfcConfig, half: Half = "both") -> None:
         super().__init__()
         self.config = config
-        self.entropy_model = StereoEntropyModel(
-            config.latent_channels,
-            config.hyper_channels,
-            config.context,
-            config.rates,
-            config.context_channels,
-        )
+        self.entropy_model = StereoEntropyModel.from_config(config)
         if half != "remote":
             self.backbone = Backbone(config)
             self.smfc_encoder = SmfcEncoder(config)
@@ -105,9 +99,7 @@ def count_complexity(config: MvsfcConfig) -> dict[str, tuple[int, int]]:
         unused = 0 if config.analysis.depth_feedback else parameters(net.analysis.disparity_head)
         counts["analysis"] = (parameters(net.analysis) - unused, macs(net.analysis, features)[0])
     # Not on meta tensors: it leaves autocast, which has no meta device. In training mode it is one pass.
-    entropy_model = StereoEntropyModel(
-        config.latent_channels, config.hyper_channels, config.context, 1, config.context_channels
-    ).train()
+    entropy_model = StereoEntropyModel.from_config(config).train()
     counts["entropy_model"] = (
         counts["entropy_model"][0],
         macs(entropy_model, *(torch.zeros(x.shape) for x in latents), 0.0)[0],
