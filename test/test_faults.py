@@ -256,8 +256,9 @@ def test_three_packets_of_ten_are_lost(bench):
     assert seen == list(range(60)) and 10 <= len(dropped) <= 26
     assert [stamp_ns(m) for m in bench.arrays] == [stamp_ns(m) for m in link.delivered]
     assert all(m.detections for m in bench.arrays)
-    values = accounts(bench, lambda values: values["lost"] == str(len(dropped)))
-    assert values["packets"] == str(60 - len(dropped))
+    # An account in between may name all the losses before all the packets.
+    values = accounts(bench, lambda values: values["packets"] == str(60 - len(dropped)))
+    assert values["lost"] == str(len(dropped))
 
 
 def test_packets_overtake_each_other_and_come_twice(bench):
