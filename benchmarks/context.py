@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal
 
 import numpy as np
 import torch
@@ -38,8 +38,7 @@ from sicm_ros.data.transforms import normalise
 from sicm_ros.geometry import InputTransform
 from sicm_ros.model_store import StoredModel, load_config, load_model
 from sicm_ros.networks.config import MvsfcConfig
-from sicm_ros.networks.entropy_model import Pair, StereoEntropyModel
-from sicm_ros.networks.integer_prior import IntegerPrior
+from sicm_ros.networks.entropy_model import StereoEntropyModel
 from sicm_ros.training.samples import SampleStore
 from sicm_ros.training.train import TrainConfig, load_train_config
 
@@ -72,9 +71,13 @@ def _images(
 
 
 @torch.inference_mode()
-def scaled_latents(model: StoredModel, count: int, rate: float, seed: int, samples: Path | None) -> Tensor:
-    """Latents after the gain of pairs and of their mirror images, (2 count, 2 views, C, h, w)."""
-    found, progress = [], Progress(count)
+def scaled_latents(
+    model: StoredModel, count: int, rate: float, seed: int, samples: Path | None
+) -> tuple[Tensor, np.ndarray]:
+    """Latents after the gain of pairs and of their mirror images, (2 count, 2 views, C, h, w), and the payload bytes
+    that the model's own entropy model makes of each."""
+    net, coder = model.net.entropy_model, RangeCoder(model.tables)
+    found, sizes, progress = [], [], Progress(count)
     for i, pair in enumerate(_images(model.config, count, seed, samples)):
         for left, right in (pair, (pair[1][:, ::-1], pair[0][:, ::-1])):  # a mirror swaps the cameras
             views = [
@@ -82,9 +85,10 @@ def scaled_latents(model: StoredModel, count: int, rate: float, seed: int, sampl
                 for x in (left, right)
             ]
             latents = model.net.latents(model.net.features(views[0], views[1]))
-            found.append(torch.cat(model.net.entropy_model.gain(*latents, rate)))
+            found.append(torch.cat(net.gain(*latents, rate)))
+            sizes.append(len(prior.compress(net.quantise(*latents, rate), coder)[0]))
         progress.report(i + 1)
-    return torch.stack(found)
+    return torch.stack(found), np.array(sizes)
 
 
 def train(net: StereoEntropyModel, latents: Tensor, config: TrainConfig, steps: int, seed: int) -> None:
@@ -132,9 +136,9 @@ def compare_rates(
 ) -> None:
     """Train both, and print what held-out pairs take."""
     config = load_train_config(model.path)
-    latents = scaled_latents(model, count + held_out, rate, seed, samples).clone()  # no inference tensors in training
+    latents, own = scaled_latents(model, count + held_out, rate, seed, samples)
+    latents = latents.clone()  # no inference tensors in training
     trained_on, others = latents[: 2 * count], latents[2 * count :: 2]
-    own = payload_bytes_of(model, others, rate)
     nets, sizes = untrained(model.config, seed), {}
     for context, net in nets.items():
         before = payload_bytes(net, others).mean()
@@ -150,38 +154,11 @@ def compare_rates(
     print(
         f"{held_out} held-out pairs: checkerboard against raster {total:+.2f} % bytes (pairs: median "
         f"{ratio.median:+.2f} %, {ratio.p5:+.2f} to {ratio.p95:+.2f} %); the model's own entropy model, trained for "
-        f"all rates and much longer: {own.mean():.1f} bytes"
+        f"all rates and much longer: {own[2 * count :: 2].mean():.1f} bytes"
     )
 
 
-@torch.inference_mode()
-def payload_bytes_of(model: StoredModel, scaled: Tensor, rate: float) -> np.ndarray:
-    """Payload bytes of the model's own entropy model, for latents after its gain."""
-    net, coder, sizes = model.net.entropy_model, RangeCoder(model.tables), []
-    for y in scaled:
-        pair: Pair = (y[:1], y[1:])
-        z = [torch.round(x) for x in net._hyper_latents(pair)]
-        sizes.append(len(prior.compress(net.integer_prior().quantise(pair, (z[0], z[1])), coder)[0]))
-    return np.array(sizes)
-
-
 # ---------------------------------------------------------------------------------------------------- time
-
-
-class PassCounter:
-    """An integer prior that counts how often the network has to wait for symbols."""
-
-    def __init__(self, integers: IntegerPrior) -> None:
-        self._integers, self.hyper_channels, self.passes = integers, integers.hyper_channels, 0
-
-    def run(self, hyper: tuple[Tensor, Tensor], size: tuple[int, int], code: Any) -> tuple[Tensor, Tensor]:
-        self.passes += 1  # the hyper-decoders of both views, side by side
-
-        def counted(*step: Any) -> Tensor:
-            self.passes += 1
-            return code(*step)
-
-        return self._integers.run(hyper, size, counted)
 
 
 @dataclass(frozen=True)
@@ -205,12 +182,12 @@ def decoding_times(
     work, found = {}, {}
     for context, net in nets.items():
         coder = RangeCoder(EntropyTables.build(net))
-        payload, symbol_hash, _ = prior.compress(net.quantise(left, right), coder)
-        counter = PassCounter(net.integer_prior())
-        decoded = prior.decompress(payload, coder, cast(IntegerPrior, counter), size)  # warms up as well
+        coded = net.quantise(left, right)
+        payload, symbol_hash, _ = prior.compress(coded, coder)
+        decoded = prior.decompress(payload, coder, net.integer_prior(), size)  # warms up as well
         assert decoded.complete and decoded.symbol_hash == symbol_hash
         work[context] = (payload, coder, net.integer_prior())
-        found[context] = Timing(counter.passes, len(payload), [], [])
+        found[context] = Timing(1 + len(coded.steps), len(payload), [], [])
     for _ in range(turns):
         for context, (payload, coder, integers) in work.items():
             cpu, wall = time.process_time(), time.perf_counter()

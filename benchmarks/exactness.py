@@ -70,6 +70,7 @@ GPU_SETTINGS = [
 def applied(setting: Setting) -> Iterator[None]:
     """Evaluate with a setting; then as before."""
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    convolutions = torch.backends.cudnn.allow_tf32  # on by default, and not part of that precision
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
         stack.enter_context(torch.backends.mkldnn.flags(enabled=setting.onednn))
@@ -77,8 +78,10 @@ def applied(setting: Setting) -> Iterator[None]:
             stack.enter_context(torch.autocast(setting.device, setting.autocast))
         stack.callback(torch.set_num_threads, threads)
         stack.callback(torch.set_float32_matmul_precision, precision)
+        stack.callback(setattr, torch.backends.cudnn, "allow_tf32", convolutions)
         torch.set_num_threads(setting.threads)
         torch.set_float32_matmul_precision(setting.precision)
+        torch.backends.cudnn.allow_tf32 = setting.precision != "highest"
         yield
 
 

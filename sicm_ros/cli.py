@@ -348,12 +348,12 @@ def decode(
     _in_range("--threshold", threshold, 0, 1)
     if picture is None and (left is not None or labels is not None):
         raise ValueError("--left and --labels: expected with --picture FILE, which they are drawn into")
-    from .codec.packet import unpack
+    from .codec.packet import read_header
     from .data.kitti import read_image, write_labels
 
     data = _packet_bytes(packet)
     try:
-        header, _ = unpack(data)
+        header = read_header(data)
         image = read_image(left) if left is not None else None
         size = (header.source_width, header.source_height)
         if image is not None and (image.shape[1], image.shape[0]) != size:

@@ -35,7 +35,8 @@ from typing import Any, NamedTuple
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
 HEADROOM = 32 << 20  # bytes of address space beyond what valid packets took
-SAMPLE = 61  # every so many cases Python's and numpy's memory is measured
+UNLIMITED = 2**62  # cases
+SAMPLE = 61  # every so many cases memory is measured, and the case is decoded in one batch with sound packets
 MAX_FAILURES = 20
 HEADER, OVERHEAD = 73, 77  # docs/packet.md
 OUTCOMES = (
@@ -626,6 +627,19 @@ class Target:
             require(result.objects == self.boxes[self.corpus.index(case.data)], "other boxes than before")
         return outcome
 
+    def judge_batch(self, case: Case, outcome: str) -> None:
+        """In a batch a case ends as it does alone, and its neighbours' latents are bit for bit what they are alone."""
+        sound = self.corpus[0]
+        with self.torch.inference_mode():
+            alone = self.decoder._latents([sound])[1][0]
+            outcomes, latents = self.decoder._latents([sound, case.data, sound])
+        refused = isinstance(outcomes[1], self.packet.PacketError)
+        require((type(outcomes[1]).__name__ if refused else "decoded") == outcome, f"{outcomes[1]!r} in a batch")
+        require(len(latents) == 3 - refused, f"{len(latents)} sound packets in the batch")
+        for other in (latents[0], latents[-1]):
+            same = all(self.torch.equal(a, b) for a, b in ((other.left, alone.left), (other.right, alone.right)))
+            require(same, "a neighbour in the batch has other latents than alone")
+
     def judge_raster(self, case: Case) -> str:
         """Outcome of a payload of the raster model, which comes without a packet."""
         with self.torch.inference_mode():
@@ -649,10 +663,12 @@ class Target:
         judge = self.judge_raster if kind == "raster_payload" else self.judge
         try:
             outcome = judge(case)
-            if number % SAMPLE == 0 and outcome != "decoded" and judge == self.judge:
-                peak = self.peak(case.data)
-                self.highest_peak = max(peak, self.highest_peak)
-                require(peak <= self.memory_bound(), f"took {peak} bytes of memory, more than {self.memory_bound()}")
+            if number % SAMPLE == 0 and judge == self.judge:
+                self.judge_batch(case, outcome)
+                if outcome != "decoded":
+                    peak = self.peak(case.data)
+                    self.highest_peak = max(peak, self.highest_peak)
+                    require(peak <= self.memory_bound(), f"took {peak} bytes of memory, bound {self.memory_bound()}")
         except KeyboardInterrupt:
             raise
         except BaseException as e:  # the entropy coder's panics are no Exceptions
@@ -800,7 +816,8 @@ def _show(seed: int, number: int, kind: str, problem: str) -> None:
 def _progress(done: int, cases: int, seconds: float, minutes: float, failed: int) -> None:
     rate = done / seconds
     left = min((cases - done) / max(rate, 1e-3), 60 * minutes - seconds)
-    print(f"{done} of {cases} cases, {rate:.0f}/s, {left / 60:.1f} min left, {failed} failed", flush=True)
+    of = "" if cases > UNLIMITED // 2 else f" of {cases}"
+    print(f"{done}{of} cases, {rate:.0f}/s, {left / 60:.1f} min left, {failed} failed", flush=True)
 
 
 def table(counts: Any) -> str:
@@ -815,7 +832,7 @@ def table(counts: Any) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Fuzz the packet decoder on the tiny model in test/data.")
-    parser.add_argument("--cases", type=int, default=1_000_000, help="how many (default: %(default)s)")
+    parser.add_argument("--cases", type=int, help="how many (default: 1000000, or as many as --minutes allows)")
     parser.add_argument("--first", type=int, default=0, help="number of the first one (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of all cases (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this time")
@@ -831,7 +848,8 @@ def main() -> int:
         print(problem or outcome)
         return int(bool(problem))
     begun = time.monotonic()
-    shared, failed = supervise(args.seed, args.first + args.cases, args.minutes, args.hang_s, first=args.first)
+    cases = args.cases or (1_000_000 if math.isinf(args.minutes) else UNLIMITED)
+    shared, failed = supervise(args.seed, args.first + cases, args.minutes, args.hang_s, first=args.first)
     seconds = time.monotonic() - begun
     print(
         f"{table(shared.counts)}\n{shared.state[2]} cases of seed {args.seed} in {seconds / 60:.1f} min, "

@@ -251,7 +251,7 @@ def test_frozen_raster_payload() -> None:
 
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_features_of_any_width_follow_the_specification(context: str) -> None:
-    net = entropy_model(context, rates=1, context_channels=12)
+    net = entropy_model(context, rates=1, context_channels=4)
     coder = RangeCoder(EntropyTables.build(net))
     coded = net.quantise(*latents(3, 4, (5, 9), loud=2.0))
     payload, symbol_hash, _ = prior.compress(coded, coder)

@@ -86,7 +86,9 @@ class StereoDecoder:
             try:
                 header, payload = self._checked(data)
             except PacketError as error:
-                outcomes.append(error.with_traceback(None))  # which would keep this frame, and the packet, alive
+                # Its traceback and that of its cause would keep frames alive, and the packet with them.
+                error.__context__ = None
+                outcomes.append(error.with_traceback(None))
             else:
                 outcomes.append(header)
                 payloads.append((i, header, payload))

@@ -232,8 +232,9 @@ class StereoEntropyModel(nn.Module):
             raise ValueError(f"context: expected 'raster' or 'checkerboard', got {context!r}")
         if channels % 2:
             raise ValueError(f"channels: expected an even number, got {channels}")
-        if context_channels is not None and (context_channels < 4 or context_channels % 4):
-            raise ValueError(f"context_channels: expected a multiple of 4, got {context_channels}")
+        if context_channels is not None and (not 4 <= context_channels <= 2 * channels or context_channels % 4):
+            # More than twice the latent's would break the bound on memory of docs/packet.md.
+            raise ValueError(f"context_channels: expected a multiple of 4 up to {2 * channels}, got {context_channels}")
         c, f = channels, 2 * channels if context_channels is None else context_channels
         self.context_channels = f
         self.channels, self.hyper_channels, self.context_kind, self.rates = channels, hyper_channels, context, rates
