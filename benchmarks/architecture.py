@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small trainings of several shapes of a model, side by side: AP, bytes, and time of each half.
 
-Each variant is the given model with some fields of its configuration changed, and starts from the model's weights
-wherever they fit. With ``--train codec`` backbone and detector keep those weights; the codec is trained from scratch,
-half of the steps on the feature error and the rate, the other half on the task's loss and the rate, and evaluated at
-every rate. With ``--train detector`` backbone and detector are trained on the task's loss, and evaluated without the
-codec. Every variant gets the same steps, samples in the same order, and samples for evaluation that none has seen:
+Each variant is the given model with some fields of its configuration changed; backbone and detector start from the
+model's weights wherever they fit. With ``--train codec`` both keep those weights; the codec is trained from scratch,
+half of the steps on the feature error and the rate, the other half on the task's loss and the rate, and evaluated at every
+rate. With ``--train detector`` backbone and detector are trained on the task's loss, and evaluated without the codec.
+Every variant gets the same steps, samples in the same order, and samples for evaluation that none has seen:
 
     python benchmarks/architecture.py --train codec --samples RUN/samples --steps 800 \\
         --variant "" --variant "latent_channels=48 latent_stride=16" --variant "joint_channels=48,96"
@@ -76,12 +76,16 @@ def variant_config(base: MvsfcConfig, text: str) -> MvsfcConfig:
 
 
 def fitting(weights: Mapping[str, Tensor], net: MvsfcNet) -> dict[str, Tensor]:
-    """Those weights that the network has in the same shape; not the anchors' priors, which follow from the samples."""
+    """Backbone's and detector's weights that the network has in the same shape; not the anchors' priors, which follow
+    from the samples."""
     own = net.state_dict()
     return {
         k: v
         for k, v in weights.items()
-        if k in own and own[k].shape == v.shape and not k.startswith("analysis.anchors.")
+        if k.startswith(("backbone.", "analysis."))
+        and not k.startswith("analysis.anchors.")
+        and k in own
+        and own[k].shape == v.shape
     }
 
 
@@ -186,7 +190,7 @@ def main() -> None:
     )
     parser.add_argument("--variant", action="append", help="changed fields, name=value; may be given several times")
     parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--rates", type=float, nargs="*", help="of the codec's table; without it all; none: times")
+    parser.add_argument("--rates", type=float, nargs="*", help="of the codec's table (default: all)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
@@ -211,10 +215,6 @@ def main() -> None:
         labels = ((samples.labels(i), samples.rig(i)) for i in range(len(samples)))
         anchor_priors(net.analysis.anchors, config.classes, labels)
         missing = net.load_state_dict(fitting(trained.state_dict(), net), strict=False).missing_keys
-        if options.train == "codec":
-            net.smfc_encoder, net.entropy_model, net.smfc_decoder = (
-                getattr(MvsfcNet(config), name) for name in ("smfc_encoder", "entropy_model", "smfc_decoder")
-            )
         fresh = [k for k in missing if k.startswith(("backbone.", "analysis.")) and ".anchors." not in k]
         console.print(
             f"variant {number + 1}: {text or 'unchanged'}; new in backbone and detector: {len(fresh)} tensors"

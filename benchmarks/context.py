@@ -3,14 +3,15 @@
 """The paper's raster context against the parallel checkerboard context: rate, decoding time, sequential passes.
 
     python benchmarks/context.py --steps 2000 --seed 1
-    python benchmarks/context.py --steps 0              (decoding time alone)
+    python benchmarks/context.py --steps 0 --threads 2  (times alone)
 
 Rate: one entropy model of each context is trained from the same first weights, on the same batches with the same noise,
 on latents of a trained encoder with its gain at one rate, which stay as they are; learning rate, warm-up and
 clipping are those of the codec stage in the model's train.yaml. Compared are the real payload bytes of held-out pairs.
 Pairs are rendered at the network's size, and their mirror images are used too; ``--samples`` takes a sample folder of
 ``sicm train`` instead. Decoding time: of the entropy stage with random weights, at the sizes of ``--sizes`` (by
-default mvsfc-r34), by turns in one run; ratios are of the CPU time of each turn. A sequential pass is a network
+default mvsfc-r34), by turns in one run; ratios are of the CPU time of each turn. For those sizes also the wall time of
+the whole codec, SMFC and entropy stage, with the checkerboard. A sequential pass is a network
 evaluation that has to wait for the symbols of the one before: the hyper-decoder's, then one for each step.
 """
 
@@ -19,7 +20,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -39,6 +40,7 @@ from sicm_ros.geometry import InputTransform
 from sicm_ros.model_store import StoredModel, load_config, load_model
 from sicm_ros.networks.config import MvsfcConfig
 from sicm_ros.networks.entropy_model import StereoEntropyModel
+from sicm_ros.networks.mvsfc_net import MvsfcNet
 from sicm_ros.training.samples import SampleStore
 from sicm_ros.training.train import TrainConfig, load_train_config
 
@@ -201,7 +203,7 @@ def compare_times(config: MvsfcConfig, name: str, turns: int, seed: int) -> None
     """Print the decoding times of both contexts at the sizes of a model."""
     times = decoding_times(untrained(config, seed), config.latent_size, turns, seed)
     height, width = config.latent_size
-    print(f"{name}: latents {config.latent_channels} x {height} x {width}, random weights, one thread, {turns} turns")
+    print(f"{name}: latents {config.latent_channels} x {height} x {width}, random weights, {turns} turns")
     for context, timing in times.items():
         cpu, wall = Spread.of([1e3 * t for t in timing.cpu]), Spread.of([1e3 * t for t in timing.wall])
         print(
@@ -210,6 +212,36 @@ def compare_times(config: MvsfcConfig, name: str, turns: int, seed: int) -> None
         )
     ratio = Spread.of([a / b for a, b in zip(times["raster"].cpu, times["checkerboard"].cpu, strict=True)])
     print(f"  raster over checkerboard: {ratio.median:.2f} ({ratio.p5:.2f} to {ratio.p95:.2f})")
+
+
+@torch.inference_mode()
+def codec_times(config: MvsfcConfig, name: str, turns: int, seed: int) -> None:
+    """Print what the whole codec takes with the parallel context: features to payload, and payload to features."""
+    torch.manual_seed(seed)
+    net = MvsfcNet(replace(config, context="checkerboard", variable_rate=False)).eval()
+    view = torch.randn(1, 3, config.height, config.width).contiguous(memory_format=torch.channels_last)
+    features, coder = net.features(view, view), RangeCoder(EntropyTables.build(net.entropy_model))
+
+    def encode() -> bytes:
+        return prior.compress(net.entropy_model.quantise(*net.latents(features)), coder)[0]
+
+    payload = encode()
+
+    def decode() -> None:
+        coded = prior.decompress(payload, coder, net.entropy_model.integer_prior(), config.latent_size)
+        net.reconstruct(coded.left, coded.right)
+
+    times: dict[Callable[[], object], list[float]] = {encode: [], decode: []}
+    for function in (encode, decode) * (turns + 1):
+        began = time.perf_counter()
+        function()
+        times[function].append(1e3 * (time.perf_counter() - began))
+    encoding, decoding = (Spread.of(values[1:]) for values in times.values())  # the first of each warms up
+    print(
+        f"{name}: SMFC and entropy stage with the checkerboard, random weights, {torch.get_num_threads()} threads, "
+        f"{turns} turns: encode {encoding.median:.0f} ms ({encoding.p5:.0f} to {encoding.p95:.0f}), decode "
+        f"{decoding.median:.0f} ms ({decoding.p5:.0f} to {decoding.p95:.0f}), wall"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -227,11 +259,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="folder with the config.yaml whose decoding times are measured",
     )
     parser.add_argument("--turns", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    model = load_model(options.model)
-    compare_times(load_config(options.sizes / "config.yaml"), options.sizes.name, options.turns, options.seed)
+    torch.set_num_threads(options.threads)
+    model, sizes = load_model(options.model), load_config(options.sizes / "config.yaml")
+    codec_times(sizes, options.sizes.name, options.turns, options.seed)
+    compare_times(sizes, options.sizes.name, options.turns, options.seed)
     compare_times(model.config, model.name, options.turns, options.seed)
     if options.steps:
         rate = model.config.default_rate if options.rate is None else options.rate
