@@ -4,9 +4,9 @@
 
 Each variant is the given model with some fields of its configuration changed; backbone and detector start from the
 model's weights wherever they fit. With ``--train codec`` both keep those weights; the codec is trained from scratch,
-half of the steps on the feature error and the rate, the other half on the task's loss and the rate, and evaluated at every
-rate. With ``--train detector`` backbone and detector are trained on the task's loss, and evaluated without the codec.
-Every variant gets the same steps, samples in the same order, and samples for evaluation that none has seen:
+half the steps on feature error and rate, half on the task's loss and the rate, and evaluated at every rate. With
+``--train detector`` backbone and detector are trained on the task's loss, and evaluated without the codec. Every
+variant gets the same steps, samples in the same order, and samples for evaluation that none has seen:
 
     python benchmarks/architecture.py --train codec --samples RUN/samples --steps 800 \\
         --variant "" --variant "latent_channels=48 latent_stride=16" --variant "joint_channels=48,96"

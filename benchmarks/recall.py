@@ -38,8 +38,8 @@ from sicm_ros.evaluation.kitti_ap import evaluate
 from sicm_ros.evaluation.recall import count_found
 from sicm_ros.geometry import Object3D
 from sicm_ros.model_store import load_model
+from sicm_ros.training.validation import LOW_SCORE
 
-LOW_SCORE = 0.05  # precision over all recalls needs weak detections too
 UNCOMPRESSED = "uncompressed"
 METRICS = ("2D", "BEV loose", "BEV", "3D loose", "3D")  # loose: IoU 0.5 for cars, 0.25 for the others
 
