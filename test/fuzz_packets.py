@@ -36,6 +36,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
 HEADROOM = 32 << 20  # bytes of address space beyond what valid packets took
 UNLIMITED = 2**62  # cases
+LIFE = 100_000  # cases of one child: an address space frays, and then the fuzzer's own copies no longer fit
 SAMPLE = 61  # every so many cases memory is measured, and the case is decoded in one batch with sound packets
 MAX_FAILURES = 20
 HEADER, OVERHEAD = 73, 77  # docs/packet.md
@@ -758,7 +759,8 @@ def supervise(
     shown, running, since = begun, Shared.IDLE, begun
     while first < cases and len(failed) < MAX_FAILURES:
         receiver, sender = context.Pipe(False)
-        child = context.Process(target=worker, args=(shared, sender, seed, first, cases))
+        last = min(cases, first + LIFE)
+        child = context.Process(target=worker, args=(shared, sender, seed, first, last))
         child.start()
         sender.close()
         hung, running, since = False, Shared.IDLE, time.monotonic()
@@ -790,7 +792,10 @@ def supervise(
                 shown = now
                 _progress(shared.state[2], todo, now - begun, minutes, len(failed))
         if child.exitcode == 0:
-            break
+            if shared.state[1]:
+                break
+            first = last
+            continue
         if shared.state[0] == Shared.IDLE:
             failed.append((first, "start", f"the child ended with {child.exitcode} outside of any case"))
             _show(seed, *failed[-1])
