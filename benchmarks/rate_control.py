@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rate control on real, rendered and worst frames: what each budget gives, in virtual time.
 
-    python benchmarks/rate_control.py --kitti KITTI/sequence_02 --budgets 60 150 300 500
+    python benchmarks/rate_control.py --kitti KITTI/sequence_02 --budgets 60 150 300 600
 
 Frames come at 10 Hz, give or take ``--jitter``; each sequence is looped. For each budget (kbit/s on the wire) and
 sequence it prints the frames, those dropped because not even the lowest rate fitted, the fullest second (counted anew
@@ -101,7 +101,7 @@ def main() -> int:
         default=REPOSITORY.parent / "shared" / "data" / "kitti" / "sequence_02",
         help="real pairs: an odometry sequence, a raw drive or an object folder (default: %(default)s)",
     )
-    parser.add_argument("--budgets", type=float, nargs="+", default=[60, 150, 300, 500], help="kbit/s")
+    parser.add_argument("--budgets", type=float, nargs="+", default=[60, 150, 300, 600], help="kbit/s")
     parser.add_argument("--rate", type=float, help="preferred rate (default: the model's highest)")
     parser.add_argument("--frames", type=int, default=200, help="of each sequence")
     parser.add_argument("--jitter", type=float, default=0.005, help="seconds that a frame may be early or late")
