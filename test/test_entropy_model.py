@@ -40,9 +40,9 @@ def test_narrow_features_make_a_small_model(context: str) -> None:
         wide.attention_gate, wide.view_features
     ) == pytest.approx(0.25, abs=0.01)
     assert count(narrow.context) == count(wide.context) / 2
-    for count in (6, 12):  # of a latent of 4 channels
-        with pytest.raises(ValueError, match=f"context_channels: expected a multiple of 4 up to 8, got {count}"):
-            entropy_model(context, context_channels=count)
+    for width in (6, 12):  # of a latent of 4 channels
+        with pytest.raises(ValueError, match=f"context_channels: expected a multiple of 4 up to 8, got {width}"):
+            entropy_model(context, context_channels=width)
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
