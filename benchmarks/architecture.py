@@ -190,7 +190,7 @@ def main() -> None:
     )
     parser.add_argument("--variant", action="append", help="changed fields, name=value; may be given several times")
     parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--rates", type=float, nargs="*", help="of the codec's table (default: all)")
+    parser.add_argument("--rates", type=float, nargs="*", help="of the codec's table (default: all; no number: none)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")

@@ -821,7 +821,7 @@ def _show(seed: int, number: int, kind: str, problem: str) -> None:
 def _progress(done: int, cases: int, seconds: float, minutes: float, failed: int) -> None:
     rate = done / seconds
     left = min((cases - done) / max(rate, 1e-3), 60 * minutes - seconds)
-    of = "" if cases > UNLIMITED // 2 else f" of {cases}"
+    of = "" if cases == UNLIMITED else f" of {cases}"
     print(f"{done}{of} cases, {rate:.0f}/s, {left / 60:.1f} min left, {failed} failed", flush=True)
 
 
@@ -853,7 +853,8 @@ def main() -> int:
         print(problem or outcome)
         return int(bool(problem))
     begun = time.monotonic()
-    cases = args.cases or (1_000_000 if math.isinf(args.minutes) else UNLIMITED)
+    unsaid = 1_000_000 if math.isinf(args.minutes) else UNLIMITED
+    cases = unsaid if args.cases is None else args.cases
     shared, failed = supervise(args.seed, args.first + cases, args.minutes, args.hang_s, first=args.first)
     seconds = time.monotonic() - begun
     print(

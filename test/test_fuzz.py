@@ -11,7 +11,6 @@ import struct
 import sys
 import tracemalloc
 import zlib
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -30,7 +29,6 @@ from sicm_ros.geometry import GeometryError, InputTransform, StereoRig
 from sicm_ros.model_store import load_model
 
 GOOD = (DATA / "tiny.sicm").read_bytes()
-MODELS = Path(__file__).parents[1] / "models"
 
 
 @pytest.fixture(scope="module")
@@ -266,13 +264,17 @@ def allocated(function):
     return top, other
 
 
-@pytest.mark.parametrize("folder", [TINY_MODEL, MODELS / "sicm-compact"], ids=lambda folder: folder.name)
-def test_memory_of_the_entropy_stage(folder):
+@pytest.mark.parametrize(
+    ("name", "slack"), [(TINY_MODEL, 1024), ("sicm-compact", 64 * 1024)], ids=["tiny", "sicm-compact"]
+)
+def test_memory_of_the_entropy_stage(target, name, slack):
     """Whatever the payload is: the same tensors, and less than docs/packet.md says.
 
-    Events of the profiler can carry one time stamp: the order of a small allocation and a release is then unsure.
+    Events of the profiler can carry one time stamp: the order of a small allocation and a release is then unsure, by
+    less than ``slack`` bytes (a step's indices have 21 600 in the larger model).
     """
-    model = load_model(folder)
+    assert target.memory_bound() == 64 * 1024 + 512 * 228
+    model = load_model(name)
     config, integers, coder = model.config, model.net.entropy_model.integer_prior(), RangeCoder(model.tables)
     symbols = prior.symbol_count(config.latent_channels, config.hyper_channels, config.latent_size)
     seen = set()
@@ -284,7 +286,7 @@ def test_memory_of_the_entropy_stage(folder):
             tensors, other = allocated(function)
             seen.add(tensors)
             assert 0 < tensors + other <= 64 * 1024 + 512 * symbols, (tensors, other)
-    assert max(seen) - min(seen) < 1024, seen
+    assert max(seen) - min(seen) < slack, seen
 
 
 def test_an_error_does_not_keep_its_packet_alive(target):
