@@ -35,12 +35,12 @@ from sicm_ros.codec import prior
 from sicm_ros.codec.range_coder import RangeCoder
 from sicm_ros.codec.tables import EntropyTables
 from sicm_ros.data.rendered import KITTI_RIG, KITTI_SIZE, random_layout, render_pair
-from sicm_ros.data.transforms import normalise
 from sicm_ros.geometry import InputTransform
 from sicm_ros.model_store import StoredModel, load_config, load_model
 from sicm_ros.networks.config import MvsfcConfig
 from sicm_ros.networks.entropy_model import StereoEntropyModel
 from sicm_ros.networks.mvsfc_net import MvsfcNet
+from sicm_ros.preprocessing import normalise
 from sicm_ros.training.samples import SampleStore
 from sicm_ros.training.train import TrainConfig, load_train_config
 

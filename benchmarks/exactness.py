@@ -30,10 +30,10 @@ from pairs import Progress, frames, real_pairs  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from sicm_ros.codec import packet, prior  # noqa: E402
-from sicm_ros.codec.encoder import prepare  # noqa: E402
 from sicm_ros.codec.range_coder import RangeCoder  # noqa: E402
 from sicm_ros.model_store import StoredModel, load_model  # noqa: E402
 from sicm_ros.networks.integer_prior import ONE, IntegerPrior, QuantisedLatents, Step  # noqa: E402
+from sicm_ros.preprocessing import prepare  # noqa: E402
 
 BATCH = 4
 
@@ -143,7 +143,8 @@ class Machine:
 
     def views(self, left: np.ndarray, right: np.ndarray) -> tuple[Tensor, Tensor]:
         """The network's input of both views (1, 3, H, W)."""
-        return prepare(left, right, self._models["cpu"])[:2]
+        model = self._models["cpu"]
+        return prepare(left, right, model.transform, model.device)[:2]
 
     def encode(self, setting: Setting, group: Sequence[tuple[Tensor, Tensor]], rates: Sequence[float]) -> list[Coded]:
         """Encode pairs, each at its rate."""

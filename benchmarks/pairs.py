@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from sicm_ros.bench import rendered_frame
-from sicm_ros.codec.encoder import prepare
 from sicm_ros.data.kitti import StereoFrame, open_source
 from sicm_ros.model_store import StoredModel
+from sicm_ros.preprocessing import prepare
 
 
 def real_pairs(count: int, kitti: Path | None) -> list[tuple[Path, int]]:
@@ -60,5 +60,5 @@ class Progress:
 @torch.inference_mode()
 def latents(model: StoredModel, frame: StereoFrame) -> tuple[Tensor, Tensor]:
     """Both views' latents (1, C, h, w) before gain and quantisation."""
-    left, right, _ = prepare(frame.left, frame.right, model)
+    left, right, _ = prepare(frame.left, frame.right, model.transform, model.device)
     return model.net.latents(model.net.features(left, right))

@@ -247,7 +247,7 @@ def _draw(
     if path is None:
         return
     from .data.kitti import read_labels
-    from .evaluation.pictures import birds_eye, detection_figure, write_picture
+    from .pictures import birds_eye, detection_figure, write_picture
 
     truth = read_labels(labels) if labels is not None else None
     if image is None:

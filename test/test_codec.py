@@ -18,12 +18,13 @@ from safetensors.torch import load_file
 from sicm_ros.codec import packet, prior
 from sicm_ros.codec.decoder import StereoDecoder
 from sicm_ros.codec.detector import StereoDetector
-from sicm_ros.codec.encoder import InputError, StereoEncoder
+from sicm_ros.codec.encoder import StereoEncoder
 from sicm_ros.codec.range_coder import RangeCoder, SymbolDecoder, SymbolEncoder
 from sicm_ros.codec.tables import TOTAL, EntropyTables, TableError
 from sicm_ros.model_store import ModelError, load_model
 from sicm_ros.networks.entropy_model import StereoEntropyModel
 from sicm_ros.networks.integer_prior import QuantisedLatents, symbol_limits
+from sicm_ros.preprocessing import InputError
 
 CONTEXTS = ["raster", "checkerboard"]
 
@@ -291,10 +292,10 @@ def test_images_to_packet_to_boxes(pair: tuple[np.ndarray, np.ndarray]) -> None:
     assert [o.score for o in decoded.objects] == sorted((o.score for o in decoded.objects), reverse=True)
     # The features are those of the network's own evaluation mode.
     both = load_model(TINY_MODEL)
-    from sicm_ros.codec.encoder import prepare
+    from sicm_ros.preprocessing import prepare
 
     with torch.inference_mode():
-        left, right, _ = prepare(*pair, both)
+        left, right, _ = prepare(*pair, both.transform, both.device)
         expected, _, _ = both.net.compress(both.net.features(left, right), encoded.rate)
     for ours, theirs in zip(decoder.reconstruct(encoded.packet), expected, strict=True):
         assert torch.allclose(ours[0], theirs[0]) and torch.allclose(ours[1], theirs[1])

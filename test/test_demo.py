@@ -17,9 +17,9 @@ from ros_graph import REPOSITORY, TINY_MODEL, NodeProcess  # noqa: E402
 from rosbags.rosbag2 import Reader  # noqa: E402
 
 from sicm_ros.codec.decoder import StereoDecoder  # noqa: E402
-from sicm_ros.codec.encoder import InputError  # noqa: E402
 from sicm_ros.nodes.bag import typestore  # noqa: E402
 from sicm_ros.nodes.demo import DemoError, run  # noqa: E402
+from sicm_ros.preprocessing import InputError  # noqa: E402
 
 
 def nodes_running(namespace="/sicm_demo"):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from kitti_material import ROOT, needs_kitti
 
 from sicm_ros.data.kitti import KittiObject, read_image
-from sicm_ros.evaluation.pictures import (
+from sicm_ros.geometry import Object3D, StereoRig, project
+from sicm_ros.pictures import (
     BACKGROUND,
     CLASS_COLOURS,
     FIGURE_HEIGHT,
@@ -21,7 +22,6 @@ from sicm_ros.evaluation.pictures import (
     draw_boxes,
     write_picture,
 )
-from sicm_ros.geometry import Object3D, StereoRig, project
 
 RIG = StereoRig(
     721.5377, 721.5377, 609.5593, 172.854, (44.85728, 0.2163791, 0.002745884), (-339.5242, 2.199936, 0.002729905)

@@ -11,7 +11,7 @@ from codec_material import RIG, TINY_MODEL
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sicm_ros.codec.encoder import InputError, StereoEncoder
+from sicm_ros.codec.encoder import StereoEncoder
 from sicm_ros.codec.rate_control import (
     MAX_RISE,
     MAX_TRIES,
@@ -21,6 +21,7 @@ from sicm_ros.codec.rate_control import (
     wire_bits,
     wire_bytes,
 )
+from sicm_ros.preprocessing import InputError
 
 HIGHEST = 5.0
 SECOND = 10**9

@@ -28,12 +28,12 @@ from vision_msgs.msg import Detection3DArray  # noqa: E402
 
 from sicm_ros.cli import main  # noqa: E402
 from sicm_ros.data.rendered import KITTI_RIG, KITTI_SIZE  # noqa: E402
-from sicm_ros.evaluation.pictures import class_colour  # noqa: E402
 from sicm_ros.geometry import Object3D, project  # noqa: E402
 from sicm_ros.nodes import viewer  # noqa: E402
 from sicm_ros.nodes.bag import BagWriter  # noqa: E402
 from sicm_ros.nodes.camera_info import camera_info_fields  # noqa: E402
 from sicm_ros.nodes.detections import detection_array  # noqa: E402
+from sicm_ros.pictures import class_colour  # noqa: E402
 
 NAMESPACE = "/looked_at"
 SECOND = 10**9

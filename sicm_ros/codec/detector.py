@@ -14,7 +14,7 @@ from ..model_store import StoredModel, open_model
 from ..networks.anchors import rig_tensor
 from ..networks.backbone import StereoFeatures
 from ..networks.detection import to_objects
-from .encoder import prepare
+from ..preprocessing import prepare
 
 __all__ = ["StereoDetector", "analyse"]
 
@@ -46,6 +46,6 @@ class StereoDetector:
     @torch.inference_mode()
     def detect(self, left: np.ndarray, right: np.ndarray, rig: StereoRig) -> list[Object3D]:
         """Boxes of one pair: (H, W, 3) uint8 RGB each; ``rig`` is that of these images."""
-        left_view, right_view, transform = prepare(left, right, self.model)
+        left_view, right_view, transform = prepare(left, right, self.model.transform, self.model.device)
         features = self.model.net.features(left_view, right_view)
         return analyse(self.model, features, [(transform, rig)], self.score_threshold)[0]

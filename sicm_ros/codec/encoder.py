@@ -12,18 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.transforms import normalise, resize_view
-from ..geometry import GeometryError, InputTransform, StereoRig
+from sicm_ros.preprocessing import InputError, prepare
+
+from ..geometry import InputTransform, StereoRig
 from ..model_store import StoredModel, open_model
 from . import packet, prior
 from .range_coder import RangeCoder
 from .rate_control import RateController, RateDecision
 
-__all__ = ["EncodedPair", "InputError", "PairLatents", "StageClock", "StereoEncoder", "check_pair", "prepare"]
-
-
-class InputError(ValueError):
-    """Images or a rate that cannot be encoded; the message is one line and says what is expected."""
+__all__ = ["EncodedPair", "PairLatents", "StageClock", "StereoEncoder"]
 
 
 @dataclass(frozen=True)
@@ -73,31 +70,6 @@ class StageClock:
         now, cpu = time.perf_counter(), time.process_time()
         self.stage_ms[stage], self.cpu_ms[stage] = 1e3 * (now - self._last), 1e3 * (cpu - self._last_cpu)
         self._last, self._last_cpu = now, cpu
-
-
-def check_pair(left: np.ndarray, right: np.ndarray) -> None:
-    """Raise InputError unless both are RGB images of one size."""
-    for side, image in (("left", left), ("right", right)):
-        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-            raise InputError(f"{side} image: expected uint8 RGB of shape (height, width, 3), got {what}")
-    if left.shape != right.shape:
-        raise InputError(
-            f"left and right image: expected equal sizes, got {left.shape[1]}x{left.shape[0]} and "
-            f"{right.shape[1]}x{right.shape[0]}"
-        )
-
-
-def prepare(left: np.ndarray, right: np.ndarray, model: StoredModel) -> tuple[Tensor, Tensor, InputTransform]:
-    """The network's input (1, 3, H, W) of both views on the model's device. Raises InputError."""
-    check_pair(left, right)
-    try:
-        transform = model.transform(left.shape[1], left.shape[0])
-    except GeometryError as e:
-        raise InputError(f"image size {left.shape[1]}x{left.shape[0]}: {e}") from None
-    views = [torch.from_numpy(normalise(resize_view(image, transform)))[None] for image in (left, right)]
-    left_view, right_view = [x.to(model.device, memory_format=torch.channels_last) for x in views]
-    return left_view, right_view, transform
 
 
 class StereoEncoder:
@@ -160,7 +132,7 @@ class StereoEncoder:
     def analyse(self, left: np.ndarray, right: np.ndarray, rig: StereoRig) -> PairLatents:
         """All of the encoder that does not depend on the rate."""
         clock = StageClock(self.model.device)
-        left_view, right_view, transform = prepare(left, right, self.model)
+        left_view, right_view, transform = prepare(left, right, self.model.transform, self.model.device)
         clock.lap("preprocess")
         features = self.model.net.features(left_view, right_view)
         clock.lap("backbone")

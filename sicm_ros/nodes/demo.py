@@ -19,12 +19,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from sicm_ros.codec.encoder import InputError
 from sicm_ros.data.kitti import KittiError, StereoFrame, open_source
 from sicm_ros.data.rendered import render_dataset
 from sicm_ros.geometry import Object3D
 from sicm_ros.model_store import DEFAULT_MODEL, load_model
 from sicm_ros.nodes.node_process import NodeProcess, image_profile_variables
+from sicm_ros.preprocessing import InputError
 
 __all__ = ["DemoError", "FrameResult", "run"]
 
@@ -393,7 +393,7 @@ def _draw(source: Any, results: Sequence[FrameResult], out: Path, classes: Seque
     """One picture for each frame, and all of them on one sheet, which is the last of the paths."""
     import cv2
 
-    from sicm_ros.evaluation.pictures import detection_figure, write_picture
+    from sicm_ros.pictures import detection_figure, write_picture
 
     paths, small = [], []
     for i, result in enumerate(results):

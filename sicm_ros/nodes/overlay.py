@@ -15,7 +15,6 @@ from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from vision_msgs.msg import Detection3DArray
 
-from sicm_ros.evaluation.pictures import CLASS_COLOURS, draw_boxes
 from sicm_ros.nodes.camera_info import CameraInfoError, check_camera_info, left_rig
 from sicm_ros.nodes.detections import boxes_of
 from sicm_ros.nodes.diagnostics import DiagnosticsWriter, Problems, Status, Window
@@ -23,6 +22,7 @@ from sicm_ros.nodes.image_conversion import ImageError, rgb_from_compressed, rgb
 from sicm_ros.nodes.parameters import ParameterSpec, declare
 from sicm_ros.nodes.process import run_node
 from sicm_ros.nodes.qos import RELIABILITIES, boxes_qos, image_qos, overridable
+from sicm_ros.pictures import CLASS_COLOURS, draw_boxes
 
 __all__ = ["PARAMETERS", "OverlayNode", "main"]
 

@@ -20,7 +20,6 @@ from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from vision_msgs.msg import Detection3DArray
 
-from sicm_ros.evaluation.pictures import BACKGROUND, CLASS_COLOURS, GRID_TEXT, NEAR, box_tag, class_colour
 from sicm_ros.geometry import Object3D, project
 from sicm_ros.msg import StereoBitstream
 from sicm_ros.nodes.camera_info import CameraInfoError, left_rig
@@ -31,6 +30,7 @@ from sicm_ros.nodes.image_conversion import ImageError, rgb_from_compressed, to_
 from sicm_ros.nodes.parameters import ParameterSpec, declare
 from sicm_ros.nodes.process import NodeError, run_node
 from sicm_ros.nodes.qos import RELIABILITIES, boxes_qos, image_qos, overridable, packet_qos
+from sicm_ros.pictures import BACKGROUND, CLASS_COLOURS, GRID_TEXT, NEAR, box_tag, class_colour
 
 __all__ = ["PARAMETERS", "WINDOW", "ViewError", "ViewerNode", "check_view", "main", "viewer_parameters"]
 

@@ -16,9 +16,9 @@ import numpy as np
 
 from ..data.kitti import KittiObject, read_labels, read_object_calib
 from ..data.rendered import KITTI_RIG, KITTI_SIZE, random_layout, render_pair
-from ..data.transforms import resize_view
 from ..geometry import InputTransform, Object3D, StereoRig
 from ..networks.config import MvsfcConfig
+from ..preprocessing import resize_view
 
 __all__ = ["Sample", "SampleStore", "build_store"]
 

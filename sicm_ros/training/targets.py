@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.transforms import normalise
 from ..geometry import Object3D, StereoRig, project
 from ..networks.anchors import Anchors, rig_tensor
+from ..preprocessing import normalise
 from .samples import Sample
 
 __all__ = ["Batch", "Assignment", "anchor_priors", "assign", "collate", "object_row"]

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From camera images to the network's input: the same at run time and in training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from .geometry import GeometryError, InputTransform
+
+__all__ = ["InputError", "MEAN", "STD", "check_pair", "normalise", "prepare", "resize_view"]
+
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of ImageNet, as the backbone of the paper expects
+STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+def resize_view(image: np.ndarray, transform: InputTransform) -> np.ndarray:
+    """Crop, scale and fit one view: (H, W, 3) uint8 RGB -> (height, width, 3) uint8. Padding on the right is black."""
+    image = image[transform.crop_top :]
+    shrinks = transform.scale < 1
+    image = cv2.resize(
+        image, (transform.scaled_width, transform.height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    )
+    image = image[:, : transform.width]
+    return np.pad(image, ((0, 0), (0, transform.width - image.shape[1]), (0, 0)))
+
+
+def normalise(image: np.ndarray) -> np.ndarray:
+    """(h, w, 3) uint8 RGB -> (3, h, w) float32 with ImageNet's mean and deviation taken out."""
+    return np.ascontiguousarray(((image.astype(np.float32) / 255 - MEAN) / STD).transpose(2, 0, 1))
+
+
+class InputError(ValueError):
+    """Images or a rate that cannot be encoded; the message is one line and says what is expected."""
+
+
+def check_pair(left: np.ndarray, right: np.ndarray) -> None:
+    """Raise InputError unless both are RGB images of one size."""
+    for side, image in (("left", left), ("right", right)):
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+            raise InputError(f"{side} image: expected uint8 RGB of shape (height, width, 3), got {what}")
+    if left.shape != right.shape:
+        raise InputError(
+            f"left and right image: expected equal sizes, got {left.shape[1]}x{left.shape[0]} and "
+            f"{right.shape[1]}x{right.shape[0]}"
+        )
+
+
+def prepare(
+    left: np.ndarray,
+    right: np.ndarray,
+    transform_of: Callable[[int, int], InputTransform],
+    device: torch.device,
+) -> tuple[Tensor, Tensor, InputTransform]:
+    """The network's input (1, 3, H, W) of both views on ``device``. Raises InputError.
+
+    ``transform_of`` is a model's ``transform``: it takes the width and the height of the images.
+    """
+    check_pair(left, right)
+    try:
+        transform = transform_of(left.shape[1], left.shape[0])
+    except GeometryError as e:
+        raise InputError(f"image size {left.shape[1]}x{left.shape[0]}: {e}") from None
+    views = [torch.from_numpy(normalise(resize_view(image, transform)))[None] for image in (left, right)]
+    left_view, right_view = [x.to(device, memory_format=torch.channels_last) for x in views]
+    return left_view, right_view, transform
