@@ -29,9 +29,9 @@ from pairs import Progress, frames, latents, real_pairs
 
 from sicm_ros.bench import Spread
 from sicm_ros.codec.range_coder import RangeCoder, SymbolDecoder, SymbolEncoder
-from sicm_ros.codec.tables import EntropyTables
 from sicm_ros.model_store import load_model
 from sicm_ros.networks.entropy_model import HYPER_SYMBOL_LIMIT, SCALE_LEVELS
+from sicm_ros.networks.entropy_tables import EntropyTables
 from sicm_ros.networks.integer_prior import QuantisedLatents, symbol_limits
 
 _declared: list[torch.library.Library] = []  # declarations last as long as these
@@ -75,7 +75,7 @@ class PairSymbols:
 
 
 class Ours:
-    """This package's coder, as ``codec/prior.py`` calls it."""
+    """This package's coder, as ``codec/payload.py`` calls it."""
 
     def __init__(self, tables: EntropyTables) -> None:
         self._coder = RangeCoder(tables)

@@ -31,14 +31,14 @@ from pairs import Progress
 from torch import Tensor
 
 from sicm_ros.bench import Spread
-from sicm_ros.codec import prior
+from sicm_ros.codec.payload import compress, decompress
 from sicm_ros.codec.range_coder import RangeCoder
-from sicm_ros.codec.tables import EntropyTables
 from sicm_ros.data.rendered import KITTI_RIG, KITTI_SIZE, random_layout, render_pair
 from sicm_ros.geometry import InputTransform
 from sicm_ros.model_store import StoredModel, load_config, load_model
 from sicm_ros.networks.config import MvsfcConfig
 from sicm_ros.networks.entropy_model import StereoEntropyModel
+from sicm_ros.networks.entropy_tables import EntropyTables
 from sicm_ros.networks.mvsfc_net import MvsfcNet
 from sicm_ros.preprocessing import normalise
 from sicm_ros.training.samples import SampleStore
@@ -88,7 +88,7 @@ def scaled_latents(
             ]
             latents = model.net.latents(model.net.features(views[0], views[1]))
             found.append(torch.cat(net.gain(*latents, rate)))
-            sizes.append(len(prior.compress(net.quantise(*latents, rate), coder)[0]))
+            sizes.append(len(compress(net.quantise(*latents, rate), coder)[0]))
         progress.report(i + 1)
     return torch.stack(found), np.array(sizes)
 
@@ -119,7 +119,7 @@ def train(net: StereoEntropyModel, latents: Tensor, config: TrainConfig, steps: 
 def payload_bytes(net: StereoEntropyModel, latents: Tensor) -> np.ndarray:
     """Real payload bytes of each pair of latents (N, 2, C, h, w)."""
     coder = RangeCoder(EntropyTables.build(net))
-    return np.array([len(prior.compress(net.quantise(y[:1], y[1:]), coder)[0]) for y in latents])
+    return np.array([len(compress(net.quantise(y[:1], y[1:]), coder)[0]) for y in latents])
 
 
 def untrained(config: MvsfcConfig, seed: int) -> dict[Context, StereoEntropyModel]:
@@ -185,15 +185,15 @@ def decoding_times(
     for context, net in nets.items():
         coder = RangeCoder(EntropyTables.build(net))
         coded = net.quantise(left, right)
-        payload, symbol_hash, _ = prior.compress(coded, coder)
-        decoded = prior.decompress(payload, coder, net.integer_prior(), size)  # warms up as well
+        payload, symbol_hash, _ = compress(coded, coder)
+        decoded = decompress(payload, coder, net.integer_prior(), size)  # warms up as well
         assert decoded.complete and decoded.symbol_hash == symbol_hash
         work[context] = (payload, coder, net.integer_prior())
         found[context] = Timing(1 + len(coded.steps), len(payload), [], [])
     for _ in range(turns):
         for context, (payload, coder, integers) in work.items():
             cpu, wall = time.process_time(), time.perf_counter()
-            prior.decompress(payload, coder, integers, size)
+            decompress(payload, coder, integers, size)
             found[context].cpu.append(time.process_time() - cpu)
             found[context].wall.append(time.perf_counter() - wall)
     return found
@@ -223,12 +223,12 @@ def codec_times(config: MvsfcConfig, name: str, turns: int, seed: int) -> None:
     features, coder = net.features(view, view), RangeCoder(EntropyTables.build(net.entropy_model))
 
     def encode() -> bytes:
-        return prior.compress(net.entropy_model.quantise(*net.latents(features)), coder)[0]
+        return compress(net.entropy_model.quantise(*net.latents(features)), coder)[0]
 
     payload = encode()
 
     def decode() -> None:
-        coded = prior.decompress(payload, coder, net.entropy_model.integer_prior(), config.latent_size)
+        coded = decompress(payload, coder, net.entropy_model.integer_prior(), config.latent_size)
         net.reconstruct(coded.left, coded.right)
 
     times: dict[Callable[[], object], list[float]] = {encode: [], decode: []}

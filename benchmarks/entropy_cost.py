@@ -21,7 +21,7 @@ import torch
 from pairs import Progress, frames, latents, real_pairs
 from torch import Tensor
 
-from sicm_ros.codec import prior
+from sicm_ros.codec.payload import compress
 from sicm_ros.codec.range_coder import RangeCoder
 from sicm_ros.model_store import load_model
 from sicm_ros.networks.entropy_model import Pair, StereoEntropyModel, gaussian_bits
@@ -40,7 +40,7 @@ def _gaussian(residuals: Pair, log2_scales: Pair) -> float:
 def costs(net: StereoEntropyModel, coder: RangeCoder, y: Pair, rate: float) -> dict[str, float]:
     """Bits of one pair's latents (1, C, h, w) at a rate, counted in each way."""
     coded = net.quantise(*y, rate)
-    payload, _, information = prior.compress(coded, coder)
+    payload, _, information = compress(coded, coder)
     out = net(*y, rate)
     scaled, decoded, size = net.gain(*y, rate), coded.latents(), coded.size
     z = (coded.hyper[0].float(), coded.hyper[1].float())

@@ -29,7 +29,8 @@ import torch  # noqa: E402
 from pairs import Progress, frames, real_pairs  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from sicm_ros.codec import packet, prior  # noqa: E402
+from sicm_ros.codec import packet  # noqa: E402
+from sicm_ros.codec.payload import compress, decompress_batch  # noqa: E402
 from sicm_ros.codec.range_coder import RangeCoder  # noqa: E402
 from sicm_ros.model_store import StoredModel, load_model  # noqa: E402
 from sicm_ros.networks.integer_prior import ONE, IntegerPrior, QuantisedLatents, Step  # noqa: E402
@@ -156,7 +157,7 @@ class Machine:
                 latents = model.net.latents(model.net.features(left, right))
                 coded = model.net.entropy_model.quantise(*latents, torch.tensor(rates[part], device=model.device))
                 for item in range(len(left)):
-                    payload, symbol_hash, _ = prior.compress(coded, self.coder, item)
+                    payload, symbol_hash, _ = compress(coded, self.coder, item)
                     out.append(Coded(payload, symbol_hash, _coded_integers(coded, item)))
         return out
 
@@ -167,7 +168,7 @@ class Machine:
             recorder = _Recorder(model.net.entropy_model.integer_prior())
             for start in range(0, len(payloads), setting.batch):
                 part = payloads[start : start + setting.batch]
-                found = prior.decompress_batch(part, self.coder, cast(IntegerPrior, recorder), model.config.latent_size)
+                found = decompress_batch(part, self.coder, cast(IntegerPrior, recorder), model.config.latent_size)
                 for item, (payload, one) in enumerate(zip(part, found, strict=True)):
                     coded = Coded(payload, one.symbol_hash, _flat(item, recorder.arrays))
                     out.append(coded if one.complete else None)

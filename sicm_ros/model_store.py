@@ -26,10 +26,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .codec.packet import VERSION
-from .codec.tables import EntropyTables, TableError
 from .geometry import InputTransform
 from .networks.config import MvsfcConfig
 from .networks.entropy_model import StereoEntropyModel
+from .networks.entropy_tables import EntropyTables, TableError
 from .networks.mvsfc_net import Half, MvsfcNet
 
 __all__ = [

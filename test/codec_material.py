@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from sicm_ros.codec import packet, prior
+from sicm_ros.codec import packet
+from sicm_ros.codec.payload import compress
 from sicm_ros.codec.range_coder import RangeCoder
-from sicm_ros.codec.tables import EntropyTables
 from sicm_ros.geometry import InputTransform, StereoRig
 from sicm_ros.model_store import load_model, save_model
 from sicm_ros.networks.config import AnalysisConfig, AnchorConfig, MvsfcConfig
 from sicm_ros.networks.entropy_model import StereoEntropyModel
+from sicm_ros.networks.entropy_tables import EntropyTables
 from sicm_ros.networks.integer_prior import QuantisedLatents
 from sicm_ros.networks.mvsfc_net import MvsfcNet
 
@@ -126,7 +127,7 @@ def main() -> None:
     model = load_model(TINY_MODEL)
     index = packet.rate_index(3.25)
     coded = model.net.entropy_model.quantise(*latents(2, 4, TINY.latent_size), index / packet.RATE_STEPS)
-    payload, symbol_hash, _ = prior.compress(coded, RangeCoder(model.tables))
+    payload, symbol_hash, _ = compress(coded, RangeCoder(model.tables))
     (DATA / "tiny.sicm").write_bytes(
         packet.pack(model.fingerprint, index, InputTransform(1242, 375, 20, 288, 96), RIG, payload, symbol_hash)
     )
@@ -136,7 +137,7 @@ def main() -> None:
     tables = EntropyTables.build(raster)
     save_file(raster.state_dict() | tables.tensors(), DATA / "raster.safetensors")
     coded = raster.quantise(*latents(4, 4, (5, 9)))
-    (DATA / "raster.payload").write_bytes(prior.compress(coded, RangeCoder(tables))[0])
+    (DATA / "raster.payload").write_bytes(compress(coded, RangeCoder(tables))[0])
     save_symbols(DATA / "raster.symbols.npz", coded)
 
 

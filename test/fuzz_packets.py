@@ -436,20 +436,22 @@ class Target:
         from codec_material import DATA, TINY_MODEL
         from safetensors.torch import load_file
 
-        from sicm_ros.codec import packet, prior
+        from sicm_ros.codec import packet
+        from sicm_ros.codec import payload as payload_module
         from sicm_ros.codec.decoder import StereoDecoder
         from sicm_ros.codec.range_coder import RangeCoder, SymbolDecoder, SymbolEncoder
-        from sicm_ros.codec.tables import EntropyTables
         from sicm_ros.networks.entropy_model import StereoEntropyModel
+        from sicm_ros.networks.entropy_tables import EntropyTables
         from sicm_ros.networks.integer_prior import symbol_limits
 
-        self.np, self.torch, self.packet, self.prior, self.encoder = np, torch, packet, prior, SymbolEncoder
+        self.np, self.torch, self.packet, self.encoder = np, torch, packet, SymbolEncoder
+        self.payload_module = payload_module
         self.decoder = StereoDecoder(TINY_MODEL)
         self.config = config = self.decoder.model.config
         self.size = config.latent_size
         self.coder = RangeCoder(self.decoder.model.tables)
         self.limits = limits = symbol_limits().numpy()
-        self.count = prior.symbol_count(config.latent_channels, config.hyper_channels, self.size)
+        self.count = payload_module.symbol_count(config.latent_channels, config.hyper_channels, self.size)
         self.most = 3 * self.count + 8
 
         class Watched(SymbolDecoder):
@@ -479,8 +481,8 @@ class Target:
                 return symbols
 
         self.watched = Watched
-        self._restore = prior.SymbolDecoder
-        prior.SymbolDecoder = Watched  # type: ignore[misc]
+        self._restore = payload_module.SymbolDecoder
+        payload_module.SymbolDecoder = Watched  # type: ignore[misc]
 
         tensors = load_file(DATA / "raster.safetensors")
         self.raster_coder = RangeCoder(EntropyTables.from_tensors(tensors))
@@ -506,7 +508,7 @@ class Target:
 
     def close(self) -> None:
         """Take the observer away again."""
-        self.prior.SymbolDecoder = self._restore  # type: ignore[misc]
+        self.payload_module.SymbolDecoder = self._restore  # type: ignore[misc]
 
     # ---------------------------------------------------------------------------------- forging
 
@@ -514,7 +516,7 @@ class Target:
         """What a payload decodes to: both hyper-latents, then the symbols of each step."""
         with self.torch.inference_mode():
             net = self.decoder.model.net.entropy_model
-            self.prior.decompress(payload, self.coder, net.integer_prior(), self.size)
+            self.payload_module.decompress(payload, self.coder, net.integer_prior(), self.size)
         return self.watched.seen
 
     def symbol_hash(self, symbols: list[Any]) -> int:
@@ -644,7 +646,7 @@ class Target:
     def judge_raster(self, case: Case) -> str:
         """Outcome of a payload of the raster model, which comes without a packet."""
         with self.torch.inference_mode():
-            decoded = self.prior.decompress(case.data, self.raster_coder, self.raster, (5, 9))
+            decoded = self.payload_module.decompress(case.data, self.raster_coder, self.raster, (5, 9))
         require(sum(x.size for x in self.watched.seen) == 2 * (4 * 45 + 2 * 6), "another number of symbols")
         for view in (decoded.left, decoded.right):
             require(view.shape == (1, 4, 5, 9) and bool(self.torch.isfinite(view).all()), "latent of a wrong shape")

@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 from reference_decoder import Reference, decode_packet
 from safetensors.torch import load_file
 
-from sicm_ros.codec import packet, prior
+from sicm_ros.codec import packet
 from sicm_ros.codec.decoder import StereoDecoder
 from sicm_ros.codec.detector import StereoDetector
 from sicm_ros.codec.encoder import StereoEncoder
+from sicm_ros.codec.payload import compress, decompress
 from sicm_ros.codec.range_coder import RangeCoder, SymbolDecoder, SymbolEncoder
-from sicm_ros.codec.tables import TOTAL, EntropyTables, TableError
 from sicm_ros.model_store import ModelError, load_model
 from sicm_ros.networks.entropy_model import StereoEntropyModel
+from sicm_ros.networks.entropy_tables import TOTAL, EntropyTables, TableError
 from sicm_ros.networks.integer_prior import QuantisedLatents, symbol_limits
 from sicm_ros.preprocessing import InputError
 
@@ -40,8 +41,8 @@ def symbols_of(coded: QuantisedLatents, item: int = 0) -> np.ndarray:
 
 
 def assert_decodes(net: StereoEntropyModel, coder: RangeCoder, coded: QuantisedLatents, item: int = 0) -> bytes:
-    payload, symbol_hash, _ = prior.compress(coded, coder, item)
-    decoded = prior.decompress(payload, coder, net.integer_prior(), coded.size)
+    payload, symbol_hash, _ = compress(coded, coder, item)
+    decoded = decompress(payload, coder, net.integer_prior(), coded.size)
     assert decoded.symbol_hash == symbol_hash and decoded.complete
     left, right = coded.latents()
     assert torch.equal(decoded.left[0], left[item]) and torch.equal(decoded.right[0], right[item])
@@ -86,8 +87,8 @@ def test_evaluation_returns_what_a_decoder_gets(model: tuple[StereoEntropyModel,
         out = net(*y, rate)
     coded = net.quantise(*y, rate)
     for item in range(2):
-        payload, _, _ = prior.compress(coded, coder, item)
-        decoded = prior.decompress(payload, coder, net.integer_prior(), (5, 20))
+        payload, _, _ = compress(coded, coder, item)
+        decoded = decompress(payload, coder, net.integer_prior(), (5, 20))
         left, right = net.inverse_gain(decoded.left, decoded.right, rate[item])
         assert torch.equal(left[0], out.left[item]) and torch.equal(right[0], out.right[item])
 
@@ -97,7 +98,7 @@ def test_the_same_integers_whatever_the_settings(model: tuple[StereoEntropyModel
     net, coder = model
     y = latents(5, 8, (5, 20), batch=4, loud=4.0)
     whole = net.quantise(*y)
-    payloads = [prior.compress(whole, coder, item)[0] for item in range(4)]
+    payloads = [compress(whole, coder, item)[0] for item in range(4)]
     integers = net.integer_prior()
     scaled = net.gain(*y)
 
@@ -106,8 +107,8 @@ def test_the_same_integers_whatever_the_settings(model: tuple[StereoEntropyModel
             own = slice(None) if batch else slice(item, item + 1)
             hyper = (whole.hyper[0][own], whole.hyper[1][own])
             coded = integers.quantise((scaled[0][own], scaled[1][own]), hyper)
-            assert prior.compress(coded, coder, item if batch else 0)[0] == payloads[item]
-            decoded = prior.decompress(payloads[item], coder, integers, (5, 20))
+            assert compress(coded, coder, item if batch else 0)[0] == payloads[item]
+            decoded = decompress(payloads[item], coder, integers, (5, 20))
             assert torch.equal(decoded.right[0], whole.latents()[1][item])
 
     check(batch=True)
@@ -136,8 +137,8 @@ def test_a_gpu_codes_what_the_cpu_decodes(context: str) -> None:
     on_gpu = entropy_model(context, channels=32, hyper_channels=16).cuda()
     with torch.autocast("cuda", torch.float16):
         coded = on_gpu.quantise(*(x.cuda() for x in y))
-    payload, symbol_hash, _ = prior.compress(coded, coder)
-    decoded = prior.decompress(payload, coder, net.integer_prior(), (5, 20))
+    payload, symbol_hash, _ = compress(coded, coder)
+    decoded = decompress(payload, coder, net.integer_prior(), (5, 20))
     assert decoded.complete and decoded.symbol_hash == symbol_hash
     assert torch.equal(decoded.left, coded.latents()[0].cpu())
 
@@ -149,7 +150,7 @@ def test_bits_are_those_of_the_payload(context: str) -> None:
     y = latents(6, 32, (5, 20), loud=3.0)
     for rate in (0.0, 5.0):
         coded = net.quantise(*y, rate)
-        payload, _, information = prior.compress(coded, coder)
+        payload, _, information = compress(coded, coder)
         out = net(*y, rate)
         estimate = (out.bits_left + out.bits_right).item()
         assert 8 * len(payload) == pytest.approx(information, abs=0.001 * information + 64)
@@ -226,7 +227,7 @@ def test_frozen_packet() -> None:
     model = load_model(TINY_MODEL)
     header, payload = packet.unpack(data)
     assert header.fingerprint == model.fingerprint and header.rate == 3.25 and len(data) == 77 + len(payload)
-    decoded = prior.decompress(payload, RangeCoder(model.tables), model.net.entropy_model.integer_prior(), (3, 9))
+    decoded = decompress(payload, RangeCoder(model.tables), model.net.entropy_model.integer_prior(), (3, 9))
     assert decoded.complete and decoded.symbol_hash == header.symbol_hash
     hyper, symbols, latents = decode_packet(data, TINY_MODEL / "weights.safetensors", (3, 9))
     assert (symbols == expected["latents"]).all()
@@ -243,7 +244,7 @@ def test_frozen_raster_payload() -> None:
     tables = EntropyTables.from_tensors(tensors)
     net = StereoEntropyModel(4, 2, "raster", 1).eval()
     net.load_state_dict({k: v for k, v in tensors.items() if not k.startswith("tables.")})
-    decoded = prior.decompress(payload, RangeCoder(tables), net.integer_prior(), (5, 9))
+    decoded = decompress(payload, RangeCoder(tables), net.integer_prior(), (5, 9))
     hyper, symbols, latents = Reference({k: v.numpy() for k, v in tensors.items()}, (5, 9), raster=True).decode(payload)
     assert decoded.complete and (symbols == expected["latents"]).all() and (hyper[1] == expected["hyper_right"]).all()
     assert (decoded.left[0].double().numpy() * 1024 == latents[0]).all()
@@ -255,8 +256,8 @@ def test_features_of_any_width_follow_the_specification(context: str) -> None:
     net = entropy_model(context, rates=1, context_channels=4)
     coder = RangeCoder(EntropyTables.build(net))
     coded = net.quantise(*latents(3, 4, (5, 9), loud=2.0))
-    payload, symbol_hash, _ = prior.compress(coded, coder)
-    decoded = prior.decompress(payload, coder, net.integer_prior(), (5, 9))
+    payload, symbol_hash, _ = compress(coded, coder)
+    decoded = decompress(payload, coder, net.integer_prior(), (5, 9))
     assert decoded.complete and decoded.symbol_hash == symbol_hash
     weights = {**net.state_dict(), **EntropyTables.build(net).tensors()}
     hyper, symbols, values = Reference(

@@ -9,9 +9,9 @@ import pytest
 import torch
 from codec_material import TINY, TINY_MODEL, entropy_model, latents
 
-from sicm_ros.codec import prior
+from sicm_ros.codec.payload import compress, decompress, decompress_batch
 from sicm_ros.codec.range_coder import RangeCoder
-from sicm_ros.codec.tables import TOTAL, EntropyTables
+from sicm_ros.networks.entropy_tables import TOTAL, EntropyTables
 from sicm_ros.networks.integer_prior import IntegerPrior
 from sicm_ros.training.train import TrainConfig
 
@@ -42,11 +42,11 @@ def test_four_pairs_at_once_are_four_single_ones(kind: str) -> None:
             strict=True,
         ):
             assert torch.equal(a[item], b[0])
-        payloads.append(prior.compress(whole, coder, item)[0])
-        assert payloads[-1] == prior.compress(single, coder)[0]
+        payloads.append(compress(whole, coder, item)[0])
+        assert payloads[-1] == compress(single, coder)[0]
     left, right = whole.latents()
-    for item, decoded in enumerate(prior.decompress_batch(payloads, coder, net.integer_prior(), size)):
-        alone = prior.decompress(payloads[item], coder, net.integer_prior(), size)
+    for item, decoded in enumerate(decompress_batch(payloads, coder, net.integer_prior(), size)):
+        alone = decompress(payloads[item], coder, net.integer_prior(), size)
         assert decoded.complete and alone.complete and decoded.symbol_hash == alone.symbol_hash
         assert torch.equal(decoded.left[0], left[item]) and torch.equal(decoded.right, alone.right)
         assert torch.equal(alone.right[0], right[item])

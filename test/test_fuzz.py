@@ -22,8 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd.profiler import profile
 
-from sicm_ros.codec import packet, prior
+from sicm_ros.codec import packet
 from sicm_ros.codec.packet import ImplausiblePacketError, PacketError, SymbolMismatchError
+from sicm_ros.codec.payload import decompress, symbol_count
 from sicm_ros.codec.range_coder import RangeCoder
 from sicm_ros.geometry import GeometryError, InputTransform, StereoRig
 from sicm_ros.model_store import load_model
@@ -276,12 +277,12 @@ def test_memory_of_the_entropy_stage(target, name, slack):
     assert target.memory_bound() == 64 * 1024 + 512 * 228
     model = load_model(name)
     config, integers, coder = model.config, model.net.entropy_model.integer_prior(), RangeCoder(model.tables)
-    symbols = prior.symbol_count(config.latent_channels, config.hyper_channels, config.latent_size)
+    symbols = symbol_count(config.latent_channels, config.hyper_channels, config.latent_size)
     seen = set()
     with torch.inference_mode():
         for length in (0, 100, 3 * symbols + 8):
             payload = random.Random(0).randbytes(length)
-            function = lambda: prior.decompress(payload, coder, integers, config.latent_size)  # noqa: B023, E731
+            function = lambda: decompress(payload, coder, integers, config.latent_size)  # noqa: B023, E731
             function()
             tensors, other = allocated(function)
             seen.add(tensors)

@@ -13,9 +13,7 @@ import torch
 from ..geometry import Object3D
 from ..model_store import StoredModel, open_model
 from ..networks.backbone import StereoFeatures
-from . import prior
 from .detector import analyse
-from .encoder import StageClock
 from .packet import (
     RATE_STEPS,
     ImplausiblePacketError,
@@ -26,7 +24,9 @@ from .packet import (
     payload_of,
     read_header,
 )
+from .payload import DecodedLatents, decompress_batch, symbol_count
 from .range_coder import RangeCoder
+from .stage_clock import StageClock
 
 __all__ = ["DecodedPair", "StereoDecoder"]
 
@@ -73,12 +73,12 @@ class StereoDecoder:
         if header.rate_index > (config.rates - 1) * RATE_STEPS:
             raise ImplausiblePacketError(f"packet rate: expected 0 to {config.rates - 1}, got {header.rate:g}")
         # No symbol takes more than the 24 bits of the coder's precision.
-        most = 3 * prior.symbol_count(config.latent_channels, config.hyper_channels, config.latent_size) + 8
+        most = 3 * symbol_count(config.latent_channels, config.hyper_channels, config.latent_size) + 8
         if header.payload_bytes > most:
             raise ImplausiblePacketError(f"packet payload: expected at most {most} bytes, got {header.payload_bytes}")
         return header, payload_of(data)
 
-    def _latents(self, packets: Sequence[bytes]) -> tuple[list[PacketHeader | PacketError], list[prior.DecodedLatents]]:
+    def _latents(self, packets: Sequence[bytes]) -> tuple[list[PacketHeader | PacketError], list[DecodedLatents]]:
         """Header or error of each packet, and the latents of those without error, decoded together."""
         outcomes: list[PacketHeader | PacketError] = []
         payloads: list[tuple[int, PacketHeader, bytes]] = []
@@ -94,7 +94,7 @@ class StereoDecoder:
                 payloads.append((i, header, payload))
         if not payloads:
             return outcomes, []
-        decoded = prior.decompress_batch(
+        decoded = decompress_batch(
             [payload for _, _, payload in payloads],
             self._coder,
             self.model.net.entropy_model.integer_prior(),
@@ -117,7 +117,7 @@ class StereoDecoder:
                 sound.append(latents)
         return outcomes, sound
 
-    def _features(self, headers: Sequence[PacketHeader], latents: Sequence[prior.DecodedLatents]) -> StereoFeatures:
+    def _features(self, headers: Sequence[PacketHeader], latents: Sequence[DecodedLatents]) -> StereoFeatures:
         net = self.model.net
         left, right = torch.cat([x.left for x in latents]), torch.cat([x.right for x in latents])
         rates = torch.tensor([header.rate for header in headers], dtype=torch.float32)

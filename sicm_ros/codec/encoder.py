@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,15 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sicm_ros.preprocessing import InputError, prepare
+from ..preprocessing import InputError, prepare
 
 from ..geometry import InputTransform, StereoRig
 from ..model_store import StoredModel, open_model
-from . import packet, prior
+from . import packet
+from .payload import compress
 from .range_coder import RangeCoder
 from .rate_control import RateController, RateDecision
+from .stage_clock import StageClock
 
-__all__ = ["EncodedPair", "PairLatents", "StageClock", "StereoEncoder"]
+__all__ = ["EncodedPair", "PairLatents", "StereoEncoder"]
 
 
 @dataclass(frozen=True)
@@ -52,24 +53,6 @@ class PairLatents:
     rig: StereoRig
     stage_ms: dict[str, float]
     cpu_ms: dict[str, float]
-
-
-class StageClock:
-    """Wall and CPU time of consecutive stages; on a GPU each one waits for its kernels."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self.stage_ms: dict[str, float] = {}
-        self.cpu_ms: dict[str, float] = {}
-        self._last, self._last_cpu = time.perf_counter(), time.process_time()
-
-    def lap(self, stage: str) -> None:
-        """End a stage."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        now, cpu = time.perf_counter(), time.process_time()
-        self.stage_ms[stage], self.cpu_ms[stage] = 1e3 * (now - self._last), 1e3 * (cpu - self._last_cpu)
-        self._last, self._last_cpu = now, cpu
 
 
 class StereoEncoder:
@@ -147,7 +130,7 @@ class StereoEncoder:
         clock = StageClock(self.model.device)
         # The rate that the decoder will read, not the one that was asked for.
         coded = self.model.net.entropy_model.quantise(latents.left, latents.right, index / packet.RATE_STEPS)
-        payload, symbol_hash, bits = prior.compress(coded, self._coder)
+        payload, symbol_hash, bits = compress(coded, self._coder)
         data = packet.pack(self.model.fingerprint, index, latents.transform, latents.rig, payload, symbol_hash)
         clock.lap("entropy")
         return EncodedPair(

@@ -79,7 +79,7 @@ def rate_index(rate: float) -> int:
 
 @dataclass(frozen=True)
 class PacketHeader:
-    """The fields of a packet. ``rig`` is that of the camera images; for ``symbol_hash`` see ``codec/prior.py``."""
+    """The fields of a packet. ``rig`` is that of the camera images; for ``symbol_hash`` see ``codec/payload.py``."""
 
     fingerprint: int
     rate_index: int

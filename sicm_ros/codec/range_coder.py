@@ -15,8 +15,8 @@ import numpy as np
 from constriction import stream  # its submodules cannot be imported by their paths
 
 from ..networks.entropy_model import HYPER_SYMBOL_LIMIT, SCALE_LEVELS
+from ..networks.entropy_tables import TOTAL, EntropyTables
 from ..networks.integer_prior import symbol_limits
-from .tables import TOTAL, EntropyTables
 
 __all__ = ["RangeCoder", "SymbolDecoder", "SymbolEncoder"]
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..networks.entropy_model import HYPER_SYMBOL_LIMIT, StereoEntropyModel, gaussian_bits, scale_table
-from ..networks.integer_prior import symbol_limits
+from .entropy_model import HYPER_SYMBOL_LIMIT, StereoEntropyModel, gaussian_bits, scale_table
+from .integer_prior import symbol_limits
 
 __all__ = ["TABLE_BITS", "EntropyTables", "TableError"]
 
