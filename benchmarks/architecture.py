@@ -38,8 +38,9 @@ from torch import Tensor
 
 from sicm_ros.evaluation.kitti_ap import evaluate
 from sicm_ros.model_store import load_model
+from sicm_ros.networks.complexity import count_complexity
 from sicm_ros.networks.config import MvsfcConfig
-from sicm_ros.networks.mvsfc_net import MvsfcNet, count_complexity
+from sicm_ros.networks.mvsfc_net import MvsfcNet
 from sicm_ros.training.augmentation import augment
 from sicm_ros.training.losses import feature_error, task_loss, view_weights
 from sicm_ros.training.samples import SampleStore

@@ -30,7 +30,7 @@ from pairs import Progress, frames, latents, real_pairs
 from sicm_ros.bench import Spread
 from sicm_ros.codec.range_coder import RangeCoder, SymbolDecoder, SymbolEncoder
 from sicm_ros.model_store import load_model
-from sicm_ros.networks.entropy_model import HYPER_SYMBOL_LIMIT, SCALE_LEVELS
+from sicm_ros.networks.entropy_layers import HYPER_SYMBOL_LIMIT, SCALE_LEVELS
 from sicm_ros.networks.entropy_tables import EntropyTables
 from sicm_ros.networks.integer_prior import QuantisedLatents, symbol_limits
 

@@ -24,7 +24,8 @@ from torch import Tensor
 from sicm_ros.codec.payload import compress
 from sicm_ros.codec.range_coder import RangeCoder
 from sicm_ros.model_store import load_model
-from sicm_ros.networks.entropy_model import Pair, StereoEntropyModel, gaussian_bits
+from sicm_ros.networks.entropy_layers import Pair, gaussian_bits
+from sicm_ros.networks.entropy_model import StereoEntropyModel
 
 LEAST_LIKELY_BITS = 16  # what the rarest symbol of the coder's tables costs; the float model gets the same floor
 

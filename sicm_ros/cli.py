@@ -460,7 +460,7 @@ def inspect(
 
 def _inspect_model(model: str, as_json: bool) -> None:
     from .model_store import CONFIG_FILE, WEIGHTS_FILE, load_config, load_model, model_folder
-    from .networks.mvsfc_net import count_complexity
+    from .networks.complexity import count_complexity
 
     folder = model_folder(model, trained=False)
     facts: dict[str, Any] = {"model": folder.name}

@@ -25,9 +25,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .codec.packet import VERSION
 from .geometry import InputTransform
-from .networks.config import MvsfcConfig
+from .networks.config import PACKET_VERSION, MvsfcConfig
 from .networks.entropy_model import StereoEntropyModel
 from .networks.entropy_tables import EntropyTables, TableError
 from .networks.mvsfc_net import Half, MvsfcNet
@@ -198,7 +197,7 @@ def _canonical(config: MvsfcConfig) -> bytes:
 def fingerprint(config: MvsfcConfig, tensors: Mapping[str, Tensor]) -> int:
     """64 bits of BLAKE2b over everything that the two ends must share: packet version, network, weights, tables."""
     digest = hashlib.blake2b(digest_size=8)
-    digest.update(b"sicm_ros %d " % VERSION + _canonical(config))
+    digest.update(b"sicm_ros %d " % PACKET_VERSION + _canonical(config))
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())

@@ -9,7 +9,8 @@ from codec_material import entropy_model, latents
 from torch import nn
 
 from sicm_ros.networks import entropy_model as em
-from sicm_ros.networks.entropy_model import StereoEntropyModel, gate, gaussian_bits, scale_table
+from sicm_ros.networks.entropy_layers import checkerboard_anchors, gate, gaussian_bits, scale_table
+from sicm_ros.networks.entropy_model import StereoEntropyModel
 from sicm_ros.networks.integer_prior import ONE, IntegerPrior, Step
 
 CONTEXTS = ["raster", "checkerboard"]
@@ -168,7 +169,7 @@ def test_checkerboard_anchors_depend_on_the_hyperprior_only(view: int, monkeypat
     net = entropy_model("checkerboard")
     y = latents(0, 4, (5, 9))
     before = float_parameters(net, y, monkeypatch)
-    anchors = em.checkerboard_anchors(5, 9)
+    anchors = checkerboard_anchors(5, 9)
     for row, column in [(2, 4), (2, 3)]:
         moved = [x.clone() for x in y]
         moved[view][0, :, row, column] += 50

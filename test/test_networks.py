@@ -13,11 +13,12 @@ import torch
 from sicm_ros.geometry import InputTransform, Object3D, StereoRig
 from sicm_ros.model_store import load_config
 from sicm_ros.networks.anchors import Anchors, rig_tensor
+from sicm_ros.networks.complexity import count_complexity
 from sicm_ros.networks.config import AnalysisConfig, AnchorConfig, MvsfcConfig
 from sicm_ros.networks.context_transform import BiDirectionalContextualTransform
 from sicm_ros.networks.cost_volume import correlation_volume
 from sicm_ros.networks.detection import Detections, DisparityRefinement, non_maximum_suppression, to_objects
-from sicm_ros.networks.mvsfc_net import MvsfcNet, count_complexity
+from sicm_ros.networks.mvsfc_net import MvsfcNet
 from sicm_ros.training.targets import object_row
 
 MODELS = Path(__file__).parents[1] / "models"

@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..preprocessing import InputError, prepare
-
 from ..geometry import InputTransform, StereoRig
 from ..model_store import StoredModel, open_model
+from ..preprocessing import InputError, prepare
 from . import packet
 from .payload import compress
 from .range_coder import RangeCoder

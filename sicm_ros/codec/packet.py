@@ -8,6 +8,7 @@ import zlib
 from dataclasses import dataclass
 
 from ..geometry import GeometryError, InputTransform, StereoRig
+from ..networks.config import PACKET_VERSION as VERSION
 
 __all__ = [
     "DamagedPacketError",
@@ -32,7 +33,6 @@ __all__ = [
 ]
 
 MAGIC = b"SICM"
-VERSION = 1
 RATE_STEPS = 1024  # a rate travels as this many steps from one trained rate to the next
 # magic, version, fingerprint, rate, source width and height, crop, network width and height, rig, payload bytes, hash
 _HEADER = struct.Struct("<4sBQHHHHHH10fII")

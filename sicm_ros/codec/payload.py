@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..networks.entropy_model import hyper_size
+from ..networks.entropy_layers import hyper_size
 from ..networks.integer_prior import IntegerPrior, QuantisedLatents, Step, to_maps
 from .range_coder import RangeCoder, SymbolDecoder, SymbolEncoder
 

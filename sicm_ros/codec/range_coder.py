@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from constriction import stream  # its submodules cannot be imported by their paths
 
-from ..networks.entropy_model import HYPER_SYMBOL_LIMIT, SCALE_LEVELS
+from ..networks.entropy_layers import HYPER_SYMBOL_LIMIT, SCALE_LEVELS
 from ..networks.entropy_tables import TOTAL, EntropyTables
 from ..networks.integer_prior import symbol_limits
 

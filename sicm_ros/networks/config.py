@@ -6,7 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["AnalysisConfig", "AnchorConfig", "MvsfcConfig"]
+__all__ = ["PACKET_VERSION", "AnalysisConfig", "AnchorConfig", "MvsfcConfig"]
+
+# Of the packet's format (docs/packet.md). It stands down here because it is part of what a model's fingerprint means.
+PACKET_VERSION = 1
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .entropy_model import HYPER_SYMBOL_LIMIT, StereoEntropyModel, gaussian_bits, scale_table
+from .entropy_layers import HYPER_SYMBOL_LIMIT, gaussian_bits, scale_table
+from .entropy_model import StereoEntropyModel
 from .integer_prior import symbol_limits
 
 __all__ = ["TABLE_BITS", "EntropyTables", "TableError"]

@@ -15,25 +15,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .entropy_model import (
+from .entropy_layers import (
     LEAK,
     SCALE_LEVELS,
     SCALE_LOG2_MIN,
     SCALES_PER_OCTAVE,
+    EntropyLayers,
+    HyperDecoder,
     checkerboard_anchors,
     gaussian_bits,
     hyper_size,
     scale_table,
 )
-
-if TYPE_CHECKING:
-    from .entropy_model import HyperDecoder, StereoEntropyModel
 
 __all__ = ["FRACTION_BITS", "IntegerPrior", "QuantisedLatents", "Step", "symbol_limits", "to_maps"]
 
@@ -244,9 +242,9 @@ class _Plan:
 
 
 class IntegerPrior:
-    """Integer copy of the decoder's half of a ``StereoEntropyModel``, on that model's device."""
+    """Integer copy of the decoder's half of the layers of an entropy model, on their device."""
 
-    def __init__(self, model: StereoEntropyModel) -> None:
+    def __init__(self, model: EntropyLayers) -> None:
         self.device = next(model.parameters()).device
         self.channels, self.hyper_channels = model.channels, model.hyper_channels
         self.context_channels = model.context_channels

@@ -3,12 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from .backbone import Backbone, StereoFeatures
 from .config import MvsfcConfig
@@ -16,7 +13,7 @@ from .detection import AnalysisOutput, VisualAnalysis
 from .entropy_model import StereoEntropyModel
 from .smfc import SmfcDecoder, SmfcEncoder
 
-__all__ = ["Half", "MvsfcNet", "MvsfcOutput", "count_complexity"]
+__all__ = ["Half", "MvsfcNet", "MvsfcOutput"]
 
 Half = Literal["both", "vehicle", "remote"]
 
@@ -69,40 +66,3 @@ class MvsfcNet(nn.Module):
         """Normalised views (B, 3, H, W), coded at ``rate``: a float or one for each image (B,)."""
         reconstruction, bits_left, bits_right = self.compress(self.features(left, right), rate)
         return MvsfcOutput(self.detect(reconstruction), bits_left, bits_right, reconstruction)
-
-
-def count_complexity(config: MvsfcConfig) -> dict[str, tuple[int, int]]:
-    """Parameters and multiply-accumulates of one stereo pair at inference, by part; counted on shapes alone.
-
-    The disparity head counts only where inference needs it. A transposed convolution counts at its input's size. The
-    context model counts as one pass over the whole latent, which is what the raster scan adds up to.
-    """
-    with torch.device("meta"):
-        net = MvsfcNet(replace(config, variable_rate=False)).eval()
-        views = [torch.empty(1, 3, config.height, config.width) for _ in range(2)]
-        latents = [torch.empty(1, config.latent_channels, *config.latent_size) for _ in range(2)]
-
-        def macs(module: nn.Module, *inputs: object) -> tuple[int, object]:
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
-                out = module(*inputs)
-            return counter.get_total_flops() // 2, out
-
-        def parameters(module: nn.Module) -> int:
-            return sum(p.numel() for p in module.parameters())
-
-        counts = {}
-        backbone, features = macs(net.backbone, *views)
-        counts["backbone"] = (parameters(net.backbone), backbone)
-        counts["smfc_encoder"] = (parameters(net.smfc_encoder), macs(net.smfc_encoder, features)[0])
-        counts["entropy_model"] = (parameters(net.entropy_model), 0)
-        counts["smfc_decoder"] = (parameters(net.smfc_decoder), macs(net.smfc_decoder, *latents)[0])
-        unused = 0 if config.analysis.depth_feedback else parameters(net.analysis.disparity_head)
-        counts["analysis"] = (parameters(net.analysis) - unused, macs(net.analysis, features)[0])
-    # Not on meta tensors: it leaves autocast, which has no meta device. In training mode it is one pass.
-    entropy_model = StereoEntropyModel.from_config(config).train()
-    counts["entropy_model"] = (
-        counts["entropy_model"][0],
-        macs(entropy_model, *(torch.zeros(x.shape) for x in latents), 0.0)[0],
-    )
-    counts["total"] = (sum(c[0] for c in counts.values()), sum(c[1] for c in counts.values()))
-    return counts
