@@ -27,8 +27,8 @@ import numpy as np
 import torch
 from pairs import Progress, frames, latents, real_pairs
 
-from sicm_ros.bench import Spread
 from sicm_ros.codec.range_coder import RangeCoder, SymbolDecoder, SymbolEncoder
+from sicm_ros.evaluation.latency import Spread
 from sicm_ros.model_store import load_model
 from sicm_ros.networks.entropy_layers import HYPER_SYMBOL_LIMIT, SCALE_LEVELS
 from sicm_ros.networks.entropy_tables import EntropyTables

@@ -30,10 +30,10 @@ import torch
 from pairs import Progress
 from torch import Tensor
 
-from sicm_ros.bench import Spread
 from sicm_ros.codec.payload import compress, decompress
 from sicm_ros.codec.range_coder import RangeCoder
 from sicm_ros.data.rendered import KITTI_RIG, KITTI_SIZE, random_layout, render_pair
+from sicm_ros.evaluation.latency import Spread
 from sicm_ros.geometry import InputTransform
 from sicm_ros.model_store import StoredModel, load_config, load_model
 from sicm_ros.networks.config import MvsfcConfig

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sicm_ros.bench import rendered_frame
-from sicm_ros.data.kitti import StereoFrame, open_source
+from sicm_ros.data.kitti import open_source
+from sicm_ros.data.source import StereoFrame
+from sicm_ros.evaluation.latency import rendered_frame
 from sicm_ros.model_store import StoredModel
 from sicm_ros.preprocessing import prepare
 

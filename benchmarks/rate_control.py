@@ -22,11 +22,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sicm_ros.bench import rendered_frame
 from sicm_ros.codec.encoder import EncodedPair, PairLatents, StereoEncoder
 from sicm_ros.codec.rate_control import BitWindow, RateController, RateDecision, wire_bits
 from sicm_ros.data.kitti import open_source
 from sicm_ros.data.rendered import KITTI_RIG, KITTI_SIZE
+from sicm_ros.evaluation.latency import rendered_frame
 
 SECOND = 10**9
 HZ = 10

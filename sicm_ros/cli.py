@@ -808,9 +808,9 @@ def bench(
     """Measure stage by stage: latency, throughput, memory and bytes, as medians with 5th and 95th percentile."""
     import torch
 
-    from .bench import bench as measure
-    from .bench import rendered_frames
     from .data.kitti import open_source
+    from .evaluation.latency import bench as measure
+    from .evaluation.latency import rendered_frames
     from .model_store import load_model
 
     if threads is not None:

@@ -13,9 +13,9 @@ import pytest
 from kitti_material import ROOT, archive, needs_kitti
 from PIL import Image
 
-from sicm_ros.bench import Spread
 from sicm_ros.cli import main
 from sicm_ros.data.kitti import read_image, read_labels, write_labels, write_object_calib
+from sicm_ros.evaluation.latency import Spread
 from sicm_ros.geometry import Object3D, StereoRig
 
 MODELS = Path(__file__).resolve().parent / "data" / "models"

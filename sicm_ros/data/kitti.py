@@ -11,7 +11,6 @@ import io
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from sicm_ros.data.source import StereoFrame
 from sicm_ros.geometry import GeometryError, Object3D, StereoRig
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "KittiObject",
     "KittiOdometry",
     "KittiRaw",
-    "StereoFrame",
     "open_source",
     "read_calib",
     "read_image",
@@ -67,19 +66,6 @@ LABEL_FIELDS = (
 
 class KittiError(ValueError):
     """A KITTI file or folder that cannot be used; the message is one line naming file, field and expected value."""
-
-
-@dataclass(frozen=True)
-class StereoFrame:
-    """A stereo pair: (H, W, 3) uint8 RGB images of one size, their rig, capture times in nanoseconds, labels if any."""
-
-    name: str
-    left: np.ndarray
-    right: np.ndarray
-    rig: StereoRig
-    stamp_ns: int
-    right_stamp_ns: int
-    labels: list[Object3D] | None
 
 
 # ---------------------------------------------------------------------------------------------------------------- text

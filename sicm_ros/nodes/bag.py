@@ -30,13 +30,14 @@ from rosbags.rosbag2 import ReaderError, StoragePlugin, Writer, WriterError
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
-from sicm_ros.data.kitti import KittiError, StereoFrame, open_source, read_calib
+from sicm_ros.data.kitti import KittiError, open_source, read_calib
+from sicm_ros.data.pairing import StereoSync
+from sicm_ros.data.source import SIDES, Side, StereoFrame
 from sicm_ros.geometry import StereoRig
 from sicm_ros.nodes.camera_info import CameraInfoError, RigCache, camera_info_fields
 from sicm_ros.nodes.frames import CAMERA_FRAME, static_transforms
 from sicm_ros.nodes.image_conversion import rgb_to_message_fields, to_rgb
 from sicm_ros.nodes.node_process import NodeProcess, image_profile_variables
-from sicm_ros.nodes.stereo_sync import Side, StereoSync
 
 __all__ = [
     "BagError",
@@ -58,7 +59,6 @@ Storage = Literal["sqlite3", "mcap"]
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 BITSTREAM_TYPE = "sicm_ros/msg/StereoBitstream"
 LATCHED = ("codec_info", "label_info", "tf_static")
-SIDES: tuple[Side, ...] = ("left", "right")
 _GIVE_CALIB = "give the rig by calib (a KITTI calibration file)"
 
 # Image topics of the left and the right view as converters of KITTI name them; a camera_info is beside each.

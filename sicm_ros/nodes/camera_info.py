@@ -11,13 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from sicm_ros.data.source import SIDES, Side
 from sicm_ros.geometry import GeometryError, StereoRig
-from sicm_ros.nodes.stereo_sync import Side
 
 __all__ = ["CameraInfoError", "RigCache", "camera_info_fields", "check_camera_info", "left_rig"]
-
-
-SIDES: tuple[Side, ...] = ("left", "right")
 
 
 class CameraInfoError(ValueError):

@@ -19,8 +19,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from sicm_ros.data.kitti import KittiError, StereoFrame, open_source
+from sicm_ros.data.kitti import KittiError, open_source
 from sicm_ros.data.rendered import render_dataset
+from sicm_ros.data.source import StereoFrame
 from sicm_ros.geometry import Object3D
 from sicm_ros.model_store import DEFAULT_MODEL, load_model
 from sicm_ros.nodes.node_process import NodeProcess, image_profile_variables

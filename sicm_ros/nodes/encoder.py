@@ -18,6 +18,8 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
 from sicm_ros.codec.rate_control import BitWindow, RateController, RateDecision, wire_bytes
+from sicm_ros.data.pairing import StereoMatch, StereoSync
+from sicm_ros.data.source import SIDES, Side
 from sicm_ros.geometry import StereoRig
 from sicm_ros.msg import CodecInfo, StereoBitstream
 from sicm_ros.nodes.camera_info import CameraInfoError, RigCache
@@ -27,7 +29,6 @@ from sicm_ros.nodes.managed import COMMON_PARAMETERS, ManagedNode, is_out_of_mem
 from sicm_ros.nodes.parameters import ParameterSpec
 from sicm_ros.nodes.process import run_node
 from sicm_ros.nodes.qos import RELIABILITIES, image_qos, latched_qos, overridable, packet_qos
-from sicm_ros.nodes.stereo_sync import Side, StereoMatch, StereoSync
 from sicm_ros.nodes.worker import Worker
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PARAMETERS", "EncoderNode", "geometry_warning", "main"]
 
-SIDES: tuple[Side, ...] = ("left", "right")
 # The depth priors of a model still fit a camera that differs by this factor.
 GEOMETRY_TOLERANCE = 1.25
 # How long a complete pair waits for CameraInfos that may still be under way.

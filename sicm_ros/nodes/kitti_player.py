@@ -26,7 +26,8 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 from vision_msgs.msg import Detection3DArray
 
-from sicm_ros.data.kitti import KittiError, StereoFrame, open_source
+from sicm_ros.data.kitti import KittiError, open_source
+from sicm_ros.data.source import SIDES, Side, StereoFrame
 from sicm_ros.geometry import StereoRig
 from sicm_ros.nodes.bag import BITSTREAM_TYPE, LATCHED, BagError, BagStereo, is_bag, message_class, open_bag
 from sicm_ros.nodes.camera_info import camera_info_fields
@@ -35,12 +36,10 @@ from sicm_ros.nodes.image_conversion import rgb_to_message_fields
 from sicm_ros.nodes.parameters import ParameterSpec, declare
 from sicm_ros.nodes.process import NodeError, run_node
 from sicm_ros.nodes.qos import RELIABILITIES, boxes_qos, image_qos, latched_qos, overridable, packet_qos
-from sicm_ros.nodes.stereo_sync import Side
 
 __all__ = ["PARAMETERS", "KittiPlayerNode", "main"]
 
 T = TypeVar("T")
-SIDES: tuple[Side, ...] = ("left", "right")
 # What a decoder makes of the packets of a bag, and would make again.
 OUTPUTS = ("detections", "detection_markers", "decode_stats", "label_info", "diagnostics")
 DEFAULT_PERIOD_NS = 100_000_000

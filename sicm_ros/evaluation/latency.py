@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .codec.decoder import StereoDecoder
-from .codec.encoder import StereoEncoder
-from .data.kitti import StereoFrame
-from .model_store import StoredModel, load_model
+from ..codec.decoder import StereoDecoder
+from ..codec.encoder import StereoEncoder
+from ..data.source import StereoFrame
+from ..model_store import StoredModel, load_model
 
 __all__ = ["BenchReport", "Spread", "bench", "describe_machine", "rendered_frame", "rendered_frames"]
 
@@ -87,7 +87,7 @@ def describe_machine(device: torch.device) -> dict[str, str | int | float]:
 
 def rendered_frame(i: int, seed: int = 0) -> StereoFrame:
     """A rendered pair of a random layout in KITTI's geometry."""
-    from .data.rendered import KITTI_RIG, KITTI_SIZE, random_layout, render_pair
+    from ..data.rendered import KITTI_RIG, KITTI_SIZE, random_layout, render_pair
 
     layout = random_layout(np.random.default_rng([seed, i]), KITTI_RIG, *KITTI_SIZE)
     pair = render_pair(layout, KITTI_RIG, *KITTI_SIZE, seed=seed + i)

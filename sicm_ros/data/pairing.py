@@ -11,12 +11,13 @@ import threading
 from bisect import insort
 from collections import Counter
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
-__all__ = ["DROP_REASONS", "Side", "StereoMatch", "StereoSync"]
+from sicm_ros.data.source import Side
+
+__all__ = ["DROP_REASONS", "StereoMatch", "StereoSync"]
 
 T = TypeVar("T")
-Side = Literal["left", "right"]
 
 DROP_REASONS = {
     "unmatched": "no partner within the tolerance before a later pair was complete",

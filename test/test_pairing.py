@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sicm_ros.nodes.stereo_sync import DROP_REASONS, StereoSync
+from sicm_ros.data.pairing import DROP_REASONS, StereoSync
 
 MS = 1_000_000
 
