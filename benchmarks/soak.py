@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sicm_ros.data.rendered import render_dataset
-from sicm_ros.nodes.node_process import NodeProcess, image_profile_variables
+from sicm_ros.ros.node_process import NodeProcess, image_profile_variables
 
 NAMESPACE = "/soak"
 WARM_UP_S = 20.0  # allocators and discovery settle
@@ -55,7 +55,7 @@ class Counter:
         from sicm_ros.msg import StereoBitstream
         from vision_msgs.msg import Detection3DArray
 
-        from sicm_ros.nodes.qos import boxes_qos
+        from sicm_ros.ros.qos import boxes_qos
 
         self._context = rclpy.Context()
         rclpy.init(context=self._context, args=[])

@@ -20,9 +20,10 @@ from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
-from sicm_ros.nodes.camera_info import camera_info_fields
-from sicm_ros.nodes.image_conversion import rgb_to_message_fields
-from sicm_ros.nodes.qos import boxes_qos, latched_qos
+from sicm_ros.conversion.camera_info import camera_info_fields
+from sicm_ros.conversion.images import rgb_to_message_fields
+from sicm_ros.conversion.stamps import nanoseconds
+from sicm_ros.ros.qos import boxes_qos, latched_qos
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TINY_MODEL = REPOSITORY / "test" / "data" / "models" / "tiny"
@@ -204,7 +205,7 @@ class Graph:
 
 def stamp_ns(message):
     """Nanoseconds of a stamped message's header."""
-    return message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
+    return nanoseconds(message.header.stamp)
 
 
 def resident_mb(pid):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image as PilImage
 
+from sicm_ros.conversion.camera_info import camera_info_fields
 from sicm_ros.data.kitti import open_source, write_object_calib
 from sicm_ros.geometry import StereoRig
 from sicm_ros.nodes.bag import (
@@ -23,7 +24,6 @@ from sicm_ros.nodes.bag import (
     open_bag,
     typestore,
 )
-from sicm_ros.nodes.camera_info import camera_info_fields
 
 RIG = StereoRig(721.5, 721.5, 30.25, 10.5, (44.857, 0.2163, 0.00274), (-339.52, 2.1999, 0.00273))
 

@@ -44,9 +44,9 @@ from sicm_ros.msg import StereoBitstream  # noqa: E402
 from std_msgs.msg import Header  # noqa: E402
 from vision_msgs.msg import Detection3DArray  # noqa: E402
 
+from sicm_ros.conversion.camera_info import camera_info_fields  # noqa: E402
+from sicm_ros.conversion.images import rgb_to_message_fields  # noqa: E402
 from sicm_ros.data.rendered import KITTI_RIG, KITTI_SIZE, random_layout, render_pair  # noqa: E402
-from sicm_ros.nodes.camera_info import camera_info_fields  # noqa: E402
-from sicm_ros.nodes.image_conversion import rgb_to_message_fields  # noqa: E402
 
 NAMESPACE = "/faulty"
 

@@ -18,19 +18,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sicm_ros.data.kitti import read_labels, read_object_calib
-from sicm_ros.geometry import Object3D, StereoRig, project
-from sicm_ros.nodes.camera_info import CameraInfoError, RigCache, camera_info_fields
-from sicm_ros.nodes.frames import static_transforms
-from sicm_ros.nodes.image_conversion import (
+from sicm_ros.conversion.camera_info import CameraInfoError, RigCache, camera_info_fields
+from sicm_ros.conversion.frames import static_transforms
+from sicm_ros.conversion.images import (
     SUPPORTED_ENCODINGS,
     ImageError,
     rgb_from_compressed,
     rgb_to_message_fields,
     to_rgb,
 )
+from sicm_ros.data.kitti import read_labels, read_object_calib
+from sicm_ros.geometry import Object3D, StereoRig, project
 from sicm_ros.nodes.packet_sequence import PacketSequence
-from sicm_ros.nodes.worker import Worker
+from sicm_ros.ros.worker import Worker
 
 RIG = StereoRig(
     721.5377, 721.5377, 609.5593, 172.854, (44.85728, 0.2163791, 0.002745884), (-339.5242, 2.199936, 0.002729905)
@@ -322,7 +322,7 @@ def test_boxes_of_messages_are_the_labels_boxes(kitti_root):
     pytest.importorskip("vision_msgs")
     from std_msgs.msg import Header
 
-    from sicm_ros.nodes.detections import boxes_of, detection_array
+    from sicm_ros.conversion.boxes import boxes_of, detection_array
 
     training = kitti_root / "object" / "training"
     labels = [label for label in read_labels(training / "label_2" / "000107.txt") if label.label != "DontCare"]
@@ -367,7 +367,7 @@ def test_markers_begin_with_deleting_the_last_ones():
     from std_msgs.msg import Header
     from visualization_msgs.msg import Marker
 
-    from sicm_ros.nodes.detections import marker_array
+    from sicm_ros.conversion.boxes import marker_array
 
     header = Header(frame_id="camera")
     assert [m.action for m in marker_array(header, []).markers] == [Marker.DELETEALL]
@@ -382,7 +382,7 @@ def test_label_info_lists_the_classes():
     pytest.importorskip("vision_msgs")
     from std_msgs.msg import Header
 
-    from sicm_ros.nodes.detections import label_info
+    from sicm_ros.conversion.boxes import label_info
 
     message = label_info(Header(), ("Car", "Pedestrian"), 0.25)
     assert [(c.class_id, c.class_name) for c in message.class_map] == [(0, "car"), (1, "pedestrian")]
@@ -570,7 +570,7 @@ def test_a_shuffled_lossy_link_is_accounted_to_the_packet(count, data):
 
 
 def test_status_keeps_the_worst_level_and_its_words():
-    diagnostics = pytest.importorskip("sicm_ros.nodes.diagnostics")
+    diagnostics = pytest.importorskip("sicm_ros.ros.diagnostics")
     status = diagnostics.Status("link")
     status.report("WARN", "2 lost")
     status.report("ERROR", "wrong model")
@@ -584,7 +584,7 @@ def test_status_keeps_the_worst_level_and_its_words():
 
 
 def test_problems_are_logged_at_once_then_rarely_and_all_counted():
-    diagnostics = pytest.importorskip("sicm_ros.nodes.diagnostics")
+    diagnostics = pytest.importorskip("sicm_ros.ros.diagnostics")
     log = []
     problems = diagnostics.Problems(log.append, period_s=3600)
     for i in range(5):
@@ -599,7 +599,7 @@ def test_problems_are_logged_at_once_then_rarely_and_all_counted():
 
 
 def test_window_counts_since_the_last_look():
-    diagnostics = pytest.importorskip("sicm_ros.nodes.diagnostics")
+    diagnostics = pytest.importorskip("sicm_ros.ros.diagnostics")
     window = diagnostics.Window()
     window.sample({"ms": 1.0})
     window.sample({"ms": 3.0})

@@ -340,7 +340,7 @@ def test_images_without_a_stamp_are_dated_by_their_arrival(ready, rendered):
 
 def test_a_wrong_camera_info_is_refused_and_the_last_one_kept(ready, rendered):
     pair = rendered[0]
-    from sicm_ros.nodes.camera_info import camera_info_fields
+    from sicm_ros.conversion.camera_info import camera_info_fields
 
     bad = {**camera_info_fields(pair.rig, "right", 1242, 375), "p": [0.0] * 12}
     ready.send_pair(time.time_ns(), pair.left, pair.right, pair.rig, infos={"right": bad})

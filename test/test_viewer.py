@@ -27,12 +27,11 @@ from std_msgs.msg import Header  # noqa: E402
 from vision_msgs.msg import Detection3DArray  # noqa: E402
 
 from sicm_ros.cli import main  # noqa: E402
+from sicm_ros.conversion.boxes import detection_array  # noqa: E402
+from sicm_ros.conversion.camera_info import camera_info_fields  # noqa: E402
 from sicm_ros.data.rendered import KITTI_RIG, KITTI_SIZE  # noqa: E402
 from sicm_ros.geometry import Object3D, project  # noqa: E402
-from sicm_ros.nodes import viewer  # noqa: E402
 from sicm_ros.nodes.bag import BagWriter  # noqa: E402
-from sicm_ros.nodes.camera_info import camera_info_fields  # noqa: E402
-from sicm_ros.nodes.detections import detection_array  # noqa: E402
 from sicm_ros.pictures import class_colour  # noqa: E402
 
 NAMESPACE = "/looked_at"
@@ -231,11 +230,11 @@ def test_a_view_that_cannot_be_is_one_line_before_anything_starts(command, tmp_p
     assert "nowhere/x.rrd: expected a file to write in an existing folder" in fails("nowhere/x.rrd")
     if sys.platform == "linux":
         assert "no display (neither DISPLAY nor WAYLAND_DISPLAY is set): name a file" in fails("window")
-    monkeypatch.setattr(viewer, "RERUN", "rerun-sdk==0.1.0")  # any other release is as good as none
+    monkeypatch.setattr(rerun_view, "RERUN", "rerun-sdk==0.1.0")  # any other release is as good as none
     assert "pip install rerun-sdk==0.1.0 pyarrow==" in fails("window")
     assert not (tmp_path / "out").exists()
 
 
 def test_the_releases_are_those_of_the_requirements():
     lines = (REPOSITORY / "requirements" / "viewer.txt").read_text().splitlines()
-    assert [line for line in lines if line[:1].isalpha()] == [viewer.RERUN, viewer.PYARROW]
+    assert [line for line in lines if line[:1].isalpha()] == [rerun_view.RERUN, rerun_view.PYARROW]

@@ -30,14 +30,15 @@ from rosbags.rosbag2 import ReaderError, StoragePlugin, Writer, WriterError
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
+from sicm_ros.conversion.camera_info import CameraInfoError, RigCache, camera_info_fields
+from sicm_ros.conversion.frames import CAMERA_FRAME, static_transforms
+from sicm_ros.conversion.images import rgb_to_message_fields, to_rgb
+from sicm_ros.conversion.stamps import nanoseconds, time_fields
 from sicm_ros.data.kitti import KittiError, open_source, read_calib
 from sicm_ros.data.pairing import StereoSync
 from sicm_ros.data.source import SIDES, Side, StereoFrame
 from sicm_ros.geometry import StereoRig
-from sicm_ros.nodes.camera_info import CameraInfoError, RigCache, camera_info_fields
-from sicm_ros.nodes.frames import CAMERA_FRAME, static_transforms
-from sicm_ros.nodes.image_conversion import rgb_to_message_fields, to_rgb
-from sicm_ros.nodes.node_process import NodeProcess, image_profile_variables
+from sicm_ros.ros.node_process import NodeProcess, image_profile_variables
 
 __all__ = [
     "BagError",
@@ -251,9 +252,8 @@ class BagStereo:
             connections = [c for c in reader.connections if c.topic in sides and c.msgtype in IMAGE_TYPES]
             start_ns = reader.start_time + round(1e9 * start_s) if start_s else None
             for connection, recorded_ns, message in _messages(reader, self.path, connections, start_ns):
-                stamp = message.header.stamp
                 # Some converters leave the header's stamp at zero.
-                stamp_ns = stamp.sec * 1_000_000_000 + stamp.nanosec or recorded_ns
+                stamp_ns = nanoseconds(message.header.stamp) or recorded_ns
                 match = sync.add(sides[connection.topic], stamp_ns, (connection.msgtype, message))
                 if match is None:
                     continue
@@ -274,7 +274,7 @@ class BagStereo:
     def _rig_of(self, image: np.ndarray, *stamps: Any) -> StereoRig:
         if self._rig is not None:
             return self._rig
-        left_ns, right_ns = (stamp.sec * 1_000_000_000 + stamp.nanosec for stamp in stamps)
+        left_ns, right_ns = (nanoseconds(stamp) for stamp in stamps)
         try:
             return self._rigs.rig(image.shape[1], image.shape[0], left_ns, right_ns)
         except CameraInfoError as error:
@@ -390,7 +390,7 @@ class BagWriter:
 
     def header(self, stamp_ns: int, frame_id: str) -> Any:
         """A std_msgs/Header."""
-        stamp = self.store.types["builtin_interfaces/msg/Time"](*divmod(stamp_ns, 1_000_000_000))
+        stamp = self.store.types["builtin_interfaces/msg/Time"](**time_fields(stamp_ns))
         return self.store.types["std_msgs/msg/Header"](stamp=stamp, frame_id=frame_id)
 
     def close(self) -> None:
@@ -469,7 +469,7 @@ class BagRecorder:
     """Records live topics as they come, without deserialising them. ``topics``: name -> type (``package/msg/Name``)."""
 
     def __init__(self, node: Any, path: str | Path, topics: Mapping[str, str], storage: Storage = "sqlite3") -> None:
-        from sicm_ros.nodes.qos import boxes_qos, latched_qos
+        from sicm_ros.ros.qos import boxes_qos, latched_qos
 
         self.writer = BagWriter(path, storage)
         self._node = node
@@ -513,7 +513,7 @@ def play(
 
     from sicm_ros.nodes.keyboard import on_key
     from sicm_ros.nodes.kitti_player import KittiPlayerNode
-    from sicm_ros.nodes.process import run_node
+    from sicm_ros.ros.run_node import run_node
 
     values = {
         "path": str(path),
@@ -525,7 +525,7 @@ def play(
         **(parameters or {}),
     }
     if view is not None:
-        from sicm_ros.nodes.viewer import check_view
+        from sicm_ros.ros.rerun_view import check_view
 
         check_view(view)
         values = {"replay_outputs": True, "wait_for": "viewer", **values}
@@ -552,7 +552,7 @@ def play(
     os.environ.update(image_profile_variables())
     if view is None:
         return run()
-    from sicm_ros.nodes.viewer import viewer_parameters
+    from sicm_ros.ros.rerun_view import viewer_parameters
 
     viewer = NodeProcess("viewer", viewer_parameters(view))
     try:

@@ -15,15 +15,16 @@ from rclpy.exceptions import InvalidTopicNameException
 from rclpy.validate_full_topic_name import validate_full_topic_name
 from std_msgs.msg import Header
 
+from sicm_ros.conversion.boxes import label_info
+from sicm_ros.conversion.stamps import nanoseconds
 from sicm_ros.msg import StereoBitstream
-from sicm_ros.nodes.detections import label_info
-from sicm_ros.nodes.diagnostics import Status
-from sicm_ros.nodes.managed import COMMON_PARAMETERS, ManagedNode, is_out_of_memory
-from sicm_ros.nodes.parameters import ParameterSpec
-from sicm_ros.nodes.process import run_node
-from sicm_ros.nodes.qos import RELIABILITIES
 from sicm_ros.nodes.vehicle_link import VehicleLink
-from sicm_ros.nodes.worker import Worker
+from sicm_ros.ros.diagnostics import Status
+from sicm_ros.ros.lifecycle import COMMON_PARAMETERS, ManagedNode, is_out_of_memory
+from sicm_ros.ros.parameters import ParameterSpec
+from sicm_ros.ros.qos import RELIABILITIES
+from sicm_ros.ros.run_node import run_node
+from sicm_ros.ros.worker import Worker
 
 __all__ = ["PARAMETERS", "DecoderNode", "main", "vehicle_names"]
 
@@ -195,7 +196,6 @@ class DecoderNode(ManagedNode):
             if isinstance(outcome, Exception):
                 self._report(item, outcome)
                 continue
-            stamp = message.header.stamp
             finished_ns = time.monotonic_ns()
             times = {
                 **outcome.stage_ms,
@@ -203,7 +203,7 @@ class DecoderNode(ManagedNode):
                 "total": (finished_ns - item.arrival_ns) / 1e6,
                 "batch": float(len(items)),
             }
-            age_ms = self.get_clock().now().nanoseconds / 1e6 - (stamp.sec * 1e3 + stamp.nanosec / 1e6)
+            age_ms = (self.get_clock().now().nanoseconds - nanoseconds(message.header.stamp)) / 1e6
             boxes = [box for box in outcome.objects if box.label in self._classes]
             link.deliver(message, boxes, times, age_ms, lazy)
 

@@ -19,13 +19,14 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from sicm_ros.conversion.stamps import nanoseconds
 from sicm_ros.data.kitti import KittiError, open_source
 from sicm_ros.data.rendered import render_dataset
 from sicm_ros.data.source import StereoFrame
 from sicm_ros.geometry import Object3D
 from sicm_ros.model_store import DEFAULT_MODEL, load_model
-from sicm_ros.nodes.node_process import NodeProcess, image_profile_variables
 from sicm_ros.preprocessing import InputError
+from sicm_ros.ros.node_process import NodeProcess, image_profile_variables
 
 __all__ = ["DemoError", "FrameResult", "run"]
 
@@ -96,7 +97,7 @@ class _Watcher:
 
         from sicm_ros.msg import StereoBitstream
         from sicm_ros.nodes.bag import BagRecorder
-        from sicm_ros.nodes.qos import boxes_qos
+        from sicm_ros.ros.qos import boxes_qos
 
         self._context = rclpy.Context()
         os.environ.update(environment)
@@ -142,17 +143,17 @@ class _Watcher:
     def _on_camera_info(self, message: Any) -> None:
         # The player sends this immediately before the images.
         now = time.monotonic()
-        self._keep(lambda: self.sent_at.update({_stamp(message): now}))
+        self._keep(lambda: self.sent_at.update({nanoseconds(message.header.stamp): now}))
 
     def _on_packet(self, message: Any) -> None:
-        self._keep(lambda: self.packets.update({_stamp(message): message}))
+        self._keep(lambda: self.packets.update({nanoseconds(message.header.stamp): message}))
 
     def _on_boxes(self, message: Any) -> None:
         now = time.monotonic()
 
         def store() -> None:
             self.arrays += 1
-            self.boxes[_stamp(message)] = (now, message)
+            self.boxes[nanoseconds(message.header.stamp)] = (now, message)
 
         self._keep(store)
 
@@ -214,7 +215,7 @@ def run(
     out = Path(out)
     # What can be wrong is found out before anything is started.
     if view is not None:
-        from sicm_ros.nodes.viewer import check_view
+        from sicm_ros.ros.rerun_view import check_view
 
         check_view(view)
     stored = load_model(model, "vehicle", "cpu")
@@ -319,7 +320,7 @@ def _exchange(
     }
     started: list[tuple[str, Mapping[str, object]]] = [("encoder", encoder_parameters), ("decoder", decoder_parameters)]
     if view is not None:
-        from sicm_ros.nodes.viewer import viewer_parameters
+        from sicm_ros.ros.rerun_view import viewer_parameters
 
         started.append(("viewer", viewer_parameters(view)))
     # Of the packets and of the camera infos: the decoder or the encoder, the watcher and its recorder, the viewer.
@@ -372,7 +373,7 @@ def _exchange(
 
 
 def _collect(watcher: _Watcher, results: list[FrameResult], classes: Sequence[str]) -> None:
-    from sicm_ros.nodes.detections import boxes_of
+    from sicm_ros.conversion.boxes import boxes_of
 
     for result in results:
         packet = watcher.packets.get(result.stamp_ns)
@@ -501,7 +502,3 @@ def _write_summary(results: Sequence[FrameResult], out: Path, model: str, arrays
         "frames": frames,
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-
-
-def _stamp(message: Any) -> int:
-    return message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec

@@ -12,24 +12,24 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from builtin_interfaces.msg import Time
 from rclpy.event_handler import PublisherEventCallbacks
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
 from sicm_ros.codec.rate_control import BitWindow, RateController, RateDecision, wire_bytes
+from sicm_ros.conversion.camera_info import CameraInfoError, RigCache
+from sicm_ros.conversion.images import ImageError, rgb_from_compressed, to_rgb
+from sicm_ros.conversion.stamps import nanoseconds
 from sicm_ros.data.pairing import StereoMatch, StereoSync
 from sicm_ros.data.source import SIDES, Side
 from sicm_ros.geometry import StereoRig
 from sicm_ros.msg import CodecInfo, StereoBitstream
-from sicm_ros.nodes.camera_info import CameraInfoError, RigCache
-from sicm_ros.nodes.diagnostics import Status, Window
-from sicm_ros.nodes.image_conversion import ImageError, rgb_from_compressed, to_rgb
-from sicm_ros.nodes.managed import COMMON_PARAMETERS, ManagedNode, is_out_of_memory
-from sicm_ros.nodes.parameters import ParameterSpec
-from sicm_ros.nodes.process import run_node
-from sicm_ros.nodes.qos import RELIABILITIES, image_qos, latched_qos, overridable, packet_qos
-from sicm_ros.nodes.worker import Worker
+from sicm_ros.ros.diagnostics import Status, Window
+from sicm_ros.ros.lifecycle import COMMON_PARAMETERS, ManagedNode, is_out_of_memory
+from sicm_ros.ros.parameters import ParameterSpec
+from sicm_ros.ros.qos import RELIABILITIES, image_qos, latched_qos, overridable, packet_qos
+from sicm_ros.ros.run_node import run_node
+from sicm_ros.ros.worker import Worker
 
 if TYPE_CHECKING:
     from sicm_ros.model_store import StoredModel
@@ -240,12 +240,12 @@ class EncoderNode(ManagedNode):
         self._last_image[side] = now / 1e9
         stamp = message.header.stamp
         self._sync.tolerance_ns = self._tolerance_ns
-        if not _nanoseconds(stamp):
+        if not nanoseconds(stamp):
             # Some drivers and converters never set it; such an image is as old as its arrival.
             message.header.stamp = stamp = self.get_clock().now().to_msg()
             self.unstamped += 1
             self._sync.tolerance_ns = max(self._tolerance_ns, UNSTAMPED_TOLERANCE_NS)
-        match = self._sync.add(side, _nanoseconds(stamp), message, now)
+        match = self._sync.add(side, nanoseconds(stamp), message, now)
         if match is not None and self._worker is not None:
             self._worker.submit(_Pair(match, time.monotonic_ns()))
 
@@ -502,10 +502,6 @@ def geometry_warning(model: StoredModel, rig: StereoRig, width: int, height: int
         f"focal length times baseline is {ratio:.2f} times that of the training data of model {model.name}: depths "
         "will be wrong; train with this camera's calibration, or check its baseline"
     )
-
-
-def _nanoseconds(stamp: Time) -> int:
-    return stamp.sec * 1_000_000_000 + stamp.nanosec
 
 
 def main(args: list[str] | None = None) -> int:

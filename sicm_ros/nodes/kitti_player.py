@@ -26,16 +26,17 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 from vision_msgs.msg import Detection3DArray
 
+from sicm_ros.conversion.camera_info import camera_info_fields
+from sicm_ros.conversion.frames import BASE_FRAME, CAMERA_FRAME, static_transforms
+from sicm_ros.conversion.images import rgb_to_message_fields
+from sicm_ros.conversion.stamps import nanoseconds
 from sicm_ros.data.kitti import KittiError, open_source
 from sicm_ros.data.source import SIDES, Side, StereoFrame
 from sicm_ros.geometry import StereoRig
 from sicm_ros.nodes.bag import BITSTREAM_TYPE, LATCHED, BagError, BagStereo, is_bag, message_class, open_bag
-from sicm_ros.nodes.camera_info import camera_info_fields
-from sicm_ros.nodes.frames import BASE_FRAME, CAMERA_FRAME, static_transforms
-from sicm_ros.nodes.image_conversion import rgb_to_message_fields
-from sicm_ros.nodes.parameters import ParameterSpec, declare
-from sicm_ros.nodes.process import NodeError, run_node
-from sicm_ros.nodes.qos import RELIABILITIES, boxes_qos, image_qos, latched_qos, overridable, packet_qos
+from sicm_ros.ros.parameters import ParameterSpec, declare
+from sicm_ros.ros.qos import RELIABILITIES, boxes_qos, image_qos, latched_qos, overridable, packet_qos
+from sicm_ros.ros.run_node import NodeError, run_node
 
 __all__ = ["PARAMETERS", "KittiPlayerNode", "main"]
 
@@ -248,7 +249,7 @@ class KittiPlayerNode(Node):
                     continue
                 packet = connection.msgtype == BITSTREAM_TYPE
                 message: Any = reader.deserialize(raw, connection.msgtype) if packet else None
-                key = _nanoseconds(message.header.stamp) if packet else 0
+                key = nanoseconds(message.header.stamp) if packet else 0
                 yield _Step(stamp_ns, partial(_send_recorded, publisher, bytes(raw), key), packet)
 
     # --------------------------------------------------------------------------------------------------- playing
@@ -442,7 +443,7 @@ class KittiPlayerNode(Node):
 
     def _on_boxes(self, message: Detection3DArray) -> None:
         with self._answered:
-            self._answers[_nanoseconds(message.header.stamp)] += 1
+            self._answers[nanoseconds(message.header.stamp)] += 1
             self._answered.notify_all()
 
     def _await(self, key: int, number: int) -> None:
@@ -513,10 +514,6 @@ def _prefetched(items: Iterator[T]) -> Iterator[T]:
         while (item := future.result()) is not end:
             future = pool.submit(next, items, end)
             yield item  # type: ignore[misc]
-
-
-def _nanoseconds(stamp: Any) -> int:
-    return stamp.sec * 1_000_000_000 + stamp.nanosec
 
 
 def main(args: list[str] | None = None) -> int:

@@ -15,14 +15,15 @@ from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from vision_msgs.msg import Detection3DArray
 
-from sicm_ros.nodes.camera_info import CameraInfoError, check_camera_info, left_rig
-from sicm_ros.nodes.detections import boxes_of
-from sicm_ros.nodes.diagnostics import DiagnosticsWriter, Problems, Status, Window
-from sicm_ros.nodes.image_conversion import ImageError, rgb_from_compressed, rgb_to_message_fields, to_rgb
-from sicm_ros.nodes.parameters import ParameterSpec, declare
-from sicm_ros.nodes.process import run_node
-from sicm_ros.nodes.qos import RELIABILITIES, boxes_qos, image_qos, overridable
+from sicm_ros.conversion.boxes import boxes_of
+from sicm_ros.conversion.camera_info import CameraInfoError, check_camera_info, left_rig
+from sicm_ros.conversion.images import ImageError, rgb_from_compressed, rgb_to_message_fields, to_rgb
+from sicm_ros.conversion.stamps import nanoseconds
 from sicm_ros.pictures import CLASS_COLOURS, draw_boxes
+from sicm_ros.ros.diagnostics import DiagnosticsWriter, Problems, Status, Window
+from sicm_ros.ros.parameters import ParameterSpec, declare
+from sicm_ros.ros.qos import RELIABILITIES, boxes_qos, image_qos, overridable
+from sicm_ros.ros.run_node import run_node
 
 __all__ = ["PARAMETERS", "OverlayNode", "main"]
 
@@ -95,7 +96,7 @@ class OverlayNode(Node):
     # ---------------------------------------------------------------------------------------------------- input
 
     def _keep(self, kept: OrderedDict[int, Any], message: Any) -> int:
-        stamp = message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
+        stamp = nanoseconds(message.header.stamp)
         kept[stamp] = message
         kept.move_to_end(stamp)
         if len(kept) > self._value("history"):

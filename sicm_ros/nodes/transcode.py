@@ -25,11 +25,12 @@ from rosbags.highlevel import AnyReader
 from std_msgs.msg import Header
 
 from sicm_ros.codec.packet import VERSION, PacketError
+from sicm_ros.conversion.boxes import detection_array, label_info, marker_array
+from sicm_ros.conversion.stamps import nanoseconds, time_fields
 from sicm_ros.geometry import Object3D, StereoRig
 from sicm_ros.model_store import load_model
 from sicm_ros.msg import CodecInfo, StereoBitstream
 from sicm_ros.nodes.bag import BITSTREAM_TYPE, BagError, BagStereo, BagWriter, Storage, opened
-from sicm_ros.nodes.detections import detection_array, label_info, marker_array
 
 __all__ = ["Target", "Transcoded", "transcode"]
 
@@ -169,8 +170,7 @@ def _header(stamp_ns: int, frame: str = "") -> Header:
 
 
 def _time(stamp_ns: int) -> Time:
-    seconds, nanoseconds = divmod(stamp_ns, 1_000_000_000)
-    return Time(sec=seconds, nanosec=nanoseconds)
+    return Time(**time_fields(stamp_ns))
 
 
 def _image_items(stereo: BagStereo, session: int, done: set[int]) -> Iterator[_Item]:
@@ -193,11 +193,10 @@ def _packet_items(reader: AnyReader, topic: str, done: set[int]) -> Iterator[_It
     for index, (_, recorded_ns, raw) in enumerate(reader.messages(connections)):
         if index not in done:
             message = deserialize_message(bytes(raw), StereoBitstream)
-            stamp = message.header.stamp
             yield _Item(
                 index,
                 recorded_ns,
-                (stamp.sec * 1_000_000_000 + stamp.nanosec, message.header.frame_id),
+                (nanoseconds(message.header.stamp), message.header.frame_id),
                 packet=message.data.tobytes(),
                 prefix=f"{message.session:016x}-{message.sequence}",
             )

@@ -16,12 +16,13 @@ from std_msgs.msg import Header
 from vision_msgs.msg import Detection3DArray, LabelInfo
 from visualization_msgs.msg import MarkerArray
 
+from sicm_ros.conversion.boxes import detection_array, marker_array
+from sicm_ros.conversion.stamps import nanoseconds
 from sicm_ros.geometry import Object3D
 from sicm_ros.msg import CodecInfo, StereoBitstream
-from sicm_ros.nodes.detections import detection_array, marker_array
-from sicm_ros.nodes.diagnostics import Problems, Status, Window
 from sicm_ros.nodes.packet_sequence import Arrival, PacketSequence
-from sicm_ros.nodes.qos import boxes_qos, latched_qos, overridable, packet_qos
+from sicm_ros.ros.diagnostics import Problems, Status, Window
+from sicm_ros.ros.qos import boxes_qos, latched_qos, overridable, packet_qos
 
 __all__ = ["MAX_PACKET_BYTES", "VehicleLink"]
 
@@ -329,7 +330,7 @@ class VehicleLink:
 
 def _later(stamp: Time, seconds: float) -> Time:
     """The time of the source, carried on. Any stamp will do: it came over the link (rclpy's refuses negative ones)."""
-    whole, part = divmod(stamp.sec * 10**9 + stamp.nanosec + int(seconds * 1e9), 10**9)
+    whole, part = divmod(nanoseconds(stamp) + int(seconds * 1e9), 10**9)
     return Time(sec=min(whole, 2**31 - 1), nanosec=part)
 
 

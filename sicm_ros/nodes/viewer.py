@@ -8,7 +8,6 @@ import os
 import sys
 import time
 from collections import OrderedDict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +19,23 @@ from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from vision_msgs.msg import Detection3DArray
 
+from sicm_ros.conversion.boxes import boxes_of
+from sicm_ros.conversion.camera_info import CameraInfoError, left_rig
+from sicm_ros.conversion.frames import CAMERA_HEIGHT
+from sicm_ros.conversion.images import ImageError, rgb_from_compressed, to_rgb
+from sicm_ros.conversion.stamps import nanoseconds
 from sicm_ros.geometry import Object3D, project
 from sicm_ros.msg import StereoBitstream
-from sicm_ros.nodes.camera_info import CameraInfoError, left_rig
-from sicm_ros.nodes.detections import boxes_of
-from sicm_ros.nodes.diagnostics import DiagnosticsWriter, Problems, Status, Window
-from sicm_ros.nodes.frames import CAMERA_HEIGHT
-from sicm_ros.nodes.image_conversion import ImageError, rgb_from_compressed, to_rgb
-from sicm_ros.nodes.parameters import ParameterSpec, declare
-from sicm_ros.nodes.process import NodeError, run_node
-from sicm_ros.nodes.qos import RELIABILITIES, boxes_qos, image_qos, overridable, packet_qos
 from sicm_ros.pictures import BACKGROUND, CLASS_COLOURS, GRID_TEXT, NEAR, box_tag, class_colour
+from sicm_ros.ros.diagnostics import DiagnosticsWriter, Problems, Status, Window
+from sicm_ros.ros.parameters import ParameterSpec, declare
+from sicm_ros.ros.qos import RELIABILITIES, boxes_qos, image_qos, overridable, packet_qos
+from sicm_ros.ros.rerun_view import WINDOW, check_view
+from sicm_ros.ros.run_node import NodeError, run_node
 
-__all__ = ["PARAMETERS", "WINDOW", "ViewError", "ViewerNode", "check_view", "main", "viewer_parameters"]
+__all__ = ["PARAMETERS", "ViewerNode", "main"]
 
-# Rerun's Python calls and its files change between releases. This is the last one that accepts numpy below 2, and it
-# accepts numpy 2, too; pyarrow does not say which numpy it needs.
-RERUN = "rerun-sdk==0.22.1"
-PYARROW = "pyarrow==25.0.1"
 
-WINDOW = "window"
 TIMELINE = "stamp"
 JPEG_QUALITY = 90
 FRUSTUM_M = 3.0  # how far before the camera the image hangs in the 3D view
@@ -68,41 +64,6 @@ PARAMETERS = (
         "image_delay", 1.0, "most seconds that an image waits for its boxes, so that both appear together", 0.0, 60.0
     ),
 )
-
-
-class ViewError(ValueError):
-    """What was asked for cannot be shown on this machine; the message says what to do."""
-
-
-def check_view(view: str) -> None:
-    """Raise ViewError if this machine cannot show ``view``, the parameter: no Rerun, no display, no such file."""
-    name, wanted = RERUN.split("==")
-    try:
-        found = metadata.version(name)
-    except metadata.PackageNotFoundError:
-        found = "none"
-    if found.split(".")[:2] != wanted.split(".")[:2]:
-        raise ViewError(f"the viewer needs {name} {wanted}, found {found}: pip install {RERUN} {PYARROW}")
-    if view != WINDOW:
-        path = Path(view)
-        if path.suffix != ".rrd":
-            raise ViewError(f"view: expected {WINDOW}, or a file name that ends in .rrd, got {view!r}")
-        if path.is_dir() or not path.absolute().parent.is_dir():
-            raise ViewError(f"{view}: expected a file to write in an existing folder")
-    elif sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        raise ViewError(
-            "view: no display (neither DISPLAY nor WAYLAND_DISPLAY is set): name a file such as demo.rrd in place of "
-            f"{WINDOW}, copy it to a machine with a display, and open it there with: rerun demo.rrd"
-        )
-
-
-def viewer_parameters(view: str) -> dict[str, object]:
-    """The parameters with which everything that is played on this machine is shown."""
-    return {
-        "view": view if view == WINDOW else Path(view).absolute(),
-        "image_reliability": "reliable",
-        "bitstream_reliability": "reliable",
-    }
 
 
 def blueprint() -> Any:
@@ -253,7 +214,12 @@ class ViewerNode(Node):
             camera_xyz=self._rerun.ViewCoordinates.RDF,
             image_plane_distance=FRUSTUM_M,
         )
-        self._log(_nanoseconds(message), "left", camera, self._rerun.Transform3D(translation=centre, axis_length=0.0))
+        self._log(
+            nanoseconds(message.header.stamp),
+            "left",
+            camera,
+            self._rerun.Transform3D(translation=centre, axis_length=0.0),
+        )
 
     def _on_image(self, message: Image | CompressedImage) -> None:
         started = time.perf_counter()
@@ -264,7 +230,7 @@ class ViewerNode(Node):
             return
         shown = self._rerun.Image(image).compress(jpeg_quality=JPEG_QUALITY)
         self._window.sample({"compress": 1e3 * (time.perf_counter() - started)})
-        self._waiting[_nanoseconds(message)] = (time.monotonic(), shown)
+        self._waiting[nanoseconds(message.header.stamp)] = (time.monotonic(), shown)
         self._release()
 
     def _release(self, everything: bool = False) -> None:
@@ -280,7 +246,7 @@ class ViewerNode(Node):
     # ----------------------------------------------------------------------------------------------------- boxes
 
     def _on_boxes(self, message: Detection3DArray) -> None:
-        stamp_ns, rerun = _nanoseconds(message), self._rerun
+        stamp_ns, rerun = nanoseconds(message.header.stamp), self._rerun
         boxes = boxes_of(message, tuple(CLASS_COLOURS))
         style = {"colors": [class_colour(box.label) for box in boxes], "labels": [box_tag(box) for box in boxes]}
         bounds = [detection.bbox for detection in message.detections]
@@ -325,7 +291,7 @@ class ViewerNode(Node):
     # ------------------------------------------------------------------------------------------ packets and times
 
     def _on_packet(self, message: StereoBitstream) -> None:
-        stamp_ns = _nanoseconds(message)
+        stamp_ns = nanoseconds(message.header.stamp)
         self._log(stamp_ns, "stereo_bitstream/bytes", self._rerun.Scalar(len(message.data)))
         encoder_ms = sum(getattr(message, stage) for stage in ENCODER_STAGES)
         self._log(stamp_ns, "latency/encoder", self._rerun.Scalar(encoder_ms))
@@ -360,10 +326,6 @@ class ViewerNode(Node):
             if new.get(f"problem {kind}"):
                 status.report("WARN", words)
         return [status]
-
-
-def _nanoseconds(message: Any) -> int:
-    return message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
 
 
 def main(args: list[str] | None = None) -> int:

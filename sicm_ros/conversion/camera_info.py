@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from sicm_ros.conversion.stamps import nanoseconds
 from sicm_ros.data.source import SIDES, Side
 from sicm_ros.geometry import GeometryError, StereoRig
 
@@ -98,9 +99,8 @@ class RigCache:
             self.errors[side] = str(error)
             raise
         camera = _Camera(tuple(float(v) for v in message.p), message.width, message.height)
-        stamp = message.header.stamp
+        stamp_ns = nanoseconds(message.header.stamp)
         with self._arrived:
-            stamp_ns = stamp.sec * 1_000_000_000 + stamp.nanosec
             self.errors.pop(side, None)
             self._latest[side] = camera
             self._by_stamp[side][stamp_ns] = camera

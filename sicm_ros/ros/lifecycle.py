@@ -10,9 +10,9 @@ from typing import Any
 
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
-from sicm_ros.nodes.diagnostics import DiagnosticsWriter, Problems, Status
-from sicm_ros.nodes.parameters import ParameterSpec, declare
-from sicm_ros.nodes.process import NodeError
+from sicm_ros.ros.diagnostics import DiagnosticsWriter, Problems, Status
+from sicm_ros.ros.parameters import ParameterSpec, declare
+from sicm_ros.ros.run_node import NodeError
 
 __all__ = ["COMMON_PARAMETERS", "ManagedNode", "is_out_of_memory"]
 
