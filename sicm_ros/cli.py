@@ -919,7 +919,8 @@ def demo(
     Writes a picture of each pair with its boxes, an overview, a bag and a summary of bytes and times.
     """
     _in_range("--threshold", threshold, 0, 1)
-    from .nodes.demo import DemoError, run
+    from .jobs.demo import run
+    from .jobs.demo_watcher import DemoError
 
     try:
         status = run(
@@ -965,7 +966,7 @@ def bag_from_kitti(
     ] = "sicm",
 ) -> None:
     """Write KITTI frames as a rosbag2: left and right images, camera infos and static transforms."""
-    from .nodes.bag import from_kitti
+    from .bags.from_kitti import from_kitti
 
     with _progress("writing") as progress:
         pairs = from_kitti(source, out, storage, frames, progress, topics)  # type: ignore[arg-type]
@@ -1009,7 +1010,7 @@ def bag_play(
     A bag of packets, such as that of the demo, is played as packets. With --view, recorded boxes are played, too.
     In a terminal the space key pauses and goes on; elsewhere the node's parameter paused does.
     """
-    from .nodes.bag import play
+    from .jobs.play import play
 
     raise typer.Exit(play(path, rate, loop, start, paused, clock, view=view))
 
@@ -1059,7 +1060,7 @@ def bag_transcode(
     if to not in ("packets", "detections"):
         raise ValueError(f"--to: expected packets or detections, got {to!r}")
     _in_range("--threshold", threshold, 0, 1)
-    from .nodes.transcode import transcode
+    from .jobs.transcode import transcode
 
     with _progress("transcoding") as progress:
         done = transcode(

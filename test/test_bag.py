@@ -10,20 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image as PilImage
 
+from sicm_ros.bags.from_kitti import from_kitti
+from sicm_ros.bags.reader import BagStereo, is_bag, open_bag
+from sicm_ros.bags.topics import TOPIC_SCHEMES, find_stereo_topics
+from sicm_ros.bags.types import BagError, typestore
+from sicm_ros.bags.writer import BagWriter
 from sicm_ros.conversion.camera_info import camera_info_fields
 from sicm_ros.data.kitti import open_source, write_object_calib
 from sicm_ros.geometry import StereoRig
-from sicm_ros.nodes.bag import (
-    TOPIC_SCHEMES,
-    BagError,
-    BagStereo,
-    BagWriter,
-    find_stereo_topics,
-    from_kitti,
-    is_bag,
-    open_bag,
-    typestore,
-)
 
 RIG = StereoRig(721.5, 721.5, 30.25, 10.5, (44.857, 0.2163, 0.00274), (-339.52, 2.1999, 0.00273))
 

@@ -16,9 +16,10 @@ pytest.importorskip("sicm_ros.msg", reason="the messages of sicm_ros are not bui
 from ros_graph import REPOSITORY, TINY_MODEL, NodeProcess  # noqa: E402
 from rosbags.rosbag2 import Reader  # noqa: E402
 
+from sicm_ros.bags.types import typestore  # noqa: E402
 from sicm_ros.codec.decoder import StereoDecoder  # noqa: E402
-from sicm_ros.nodes.bag import typestore  # noqa: E402
-from sicm_ros.nodes.demo import DemoError, run  # noqa: E402
+from sicm_ros.jobs.demo import run  # noqa: E402
+from sicm_ros.jobs.demo_watcher import DemoError  # noqa: E402
 from sicm_ros.preprocessing import InputError  # noqa: E402
 
 
@@ -41,7 +42,7 @@ def nodes_running(namespace="/sicm_demo"):
 def demo(tmp_path_factory):
     """A demo of three rendered pairs as ``sicm demo`` runs it; its folder and what it printed."""
     out = tmp_path_factory.mktemp("demo")
-    code = f"import sys; from sicm_ros.nodes.demo import run; sys.exit(run(None, {str(out)!r}, {str(TINY_MODEL)!r}, 3))"
+    code = f"import sys; from sicm_ros.jobs.demo import run; sys.exit(run(None, {str(out)!r}, {str(TINY_MODEL)!r}, 3))"
     result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stdout + result.stderr
     return out, result.stdout

@@ -463,7 +463,7 @@ def test_an_exception_is_reported_and_the_thread_goes_on():
 
 KEYS = """
 import sys, threading
-from sicm_ros.nodes.keyboard import on_key
+from sicm_ros.jobs.keyboard import on_key
 pressed = threading.Semaphore(0)
 with on_key(" ", pressed.release) as terminal:
     print("terminal" if terminal else "none", flush=True)

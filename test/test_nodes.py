@@ -29,11 +29,11 @@ from sicm_ros.msg import CodecInfo, StereoBitstream  # noqa: E402
 from vision_msgs.msg import Detection3DArray, LabelInfo  # noqa: E402
 from visualization_msgs.msg import MarkerArray  # noqa: E402
 
+from sicm_ros.bags.writer import BagWriter  # noqa: E402
 from sicm_ros.codec.decoder import StereoDecoder  # noqa: E402
 from sicm_ros.codec.encoder import StereoEncoder  # noqa: E402
 from sicm_ros.data.kitti import open_source, write_object_calib  # noqa: E402
 from sicm_ros.data.rendered import KITTI_RIG, KITTI_SIZE, random_layout, render_pair  # noqa: E402
-from sicm_ros.nodes.bag import BagWriter  # noqa: E402
 
 NAMESPACE = "/car"
 

@@ -14,8 +14,8 @@ import yaml
 pytest.importorskip("rclpy", reason="no ROS 2 in this environment")
 pytest.importorskip("sicm_ros.msg", reason="the messages of sicm_ros are not built in this environment")
 
+from sicm_ros.bags.topics import TOPIC_SCHEMES  # noqa: E402
 from sicm_ros.nodes import decoder, encoder, kitti_player, overlay, viewer  # noqa: E402
-from sicm_ros.nodes.bag import TOPIC_SCHEMES  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 NODES = {

@@ -11,12 +11,14 @@ from PIL import Image as PilImage
 pytest.importorskip("rclpy")
 pytest.importorskip("sicm_ros.msg")
 
+from sicm_ros.bags.from_kitti import from_kitti
+from sicm_ros.bags.reader import open_bag
+from sicm_ros.bags.types import BagError
 from sicm_ros.codec.decoder import StereoDecoder
 from sicm_ros.codec.encoder import StereoEncoder
 from sicm_ros.data.kitti import open_source, write_object_calib
 from sicm_ros.data.rendered import KITTI_RIG
-from sicm_ros.nodes.bag import BagError, from_kitti, open_bag
-from sicm_ros.nodes.transcode import transcode
+from sicm_ros.jobs.transcode import transcode
 
 TINY = str(Path(__file__).parent / "data" / "models" / "tiny")
 
@@ -129,7 +131,7 @@ def test_processes_share_the_work_and_keep_the_order(bag, tmp_path):
 
 
 def test_a_damaged_packet_is_dropped_and_counted(bag, tmp_path):
-    from sicm_ros.nodes.bag import BagWriter
+    from sicm_ros.bags.writer import BagWriter
 
     transcode(bag, tmp_path / "good", model=TINY)
     with open_bag(tmp_path / "good") as reader, BagWriter(tmp_path / "bad") as writer:

@@ -18,6 +18,7 @@ from std_msgs.msg import Header
 
 from sicm_ros.codec.rate_control import BitWindow, RateController, RateDecision, wire_bytes
 from sicm_ros.conversion.camera_info import CameraInfoError, RigCache
+from sicm_ros.conversion.codec_info import codec_info
 from sicm_ros.conversion.images import ImageError, rgb_from_compressed, to_rgb
 from sicm_ros.conversion.stamps import nanoseconds
 from sicm_ros.data.pairing import StereoMatch, StereoSync
@@ -346,21 +347,8 @@ class EncoderNode(ManagedNode):
     # ---------------------------------------------------------------------------------------------------- other
 
     def _publish_codec_info(self) -> None:
-        from sicm_ros.codec.packet import VERSION
-
-        model = self._encoder.model
         header = Header(stamp=self.get_clock().now().to_msg())
-        self._info_publisher.publish(
-            CodecInfo(
-                header=header,
-                model_name=model.name,
-                fingerprint=model.fingerprint,
-                packet_version=VERSION,
-                class_names=list(model.classes),
-                rates=[float(v) for v in model.rates],
-                default_rate=float(model.config.default_rate),
-            )
-        )
+        self._info_publisher.publish(codec_info(header, self._encoder.model))
 
     def _on_change(self, changed: dict[str, Any]) -> str | None:
         return self._check_rate(changed["rate"]) if "rate" in changed else None

@@ -26,6 +26,8 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 from vision_msgs.msg import Detection3DArray
 
+from sicm_ros.bags.reader import BagStereo, is_bag, open_bag
+from sicm_ros.bags.types import BITSTREAM_TYPE, LATCHED, BagError, message_class
 from sicm_ros.conversion.camera_info import camera_info_fields
 from sicm_ros.conversion.frames import BASE_FRAME, CAMERA_FRAME, static_transforms
 from sicm_ros.conversion.images import rgb_to_message_fields
@@ -33,7 +35,6 @@ from sicm_ros.conversion.stamps import nanoseconds
 from sicm_ros.data.kitti import KittiError, open_source
 from sicm_ros.data.source import SIDES, Side, StereoFrame
 from sicm_ros.geometry import StereoRig
-from sicm_ros.nodes.bag import BITSTREAM_TYPE, LATCHED, BagError, BagStereo, is_bag, message_class, open_bag
 from sicm_ros.ros.parameters import ParameterSpec, declare
 from sicm_ros.ros.qos import RELIABILITIES, boxes_qos, image_qos, latched_qos, overridable, packet_qos
 from sicm_ros.ros.run_node import NodeError, run_node

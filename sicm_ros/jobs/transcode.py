@@ -8,7 +8,6 @@ import heapq
 import json
 import multiprocessing
 import shutil
-import sqlite3
 from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -24,13 +23,17 @@ from rclpy.serialization import deserialize_message, serialize_message
 from rosbags.highlevel import AnyReader
 from std_msgs.msg import Header
 
-from sicm_ros.codec.packet import VERSION, PacketError
+from sicm_ros.bags.reader import BagStereo, opened
+from sicm_ros.bags.types import BITSTREAM_TYPE, BagError, Storage
+from sicm_ros.bags.writer import BagWriter
+from sicm_ros.codec.packet import PacketError
 from sicm_ros.conversion.boxes import detection_array, label_info, marker_array
+from sicm_ros.conversion.codec_info import codec_info
 from sicm_ros.conversion.stamps import nanoseconds, time_fields
 from sicm_ros.geometry import Object3D, StereoRig
+from sicm_ros.jobs.journal import Journal
 from sicm_ros.model_store import load_model
-from sicm_ros.msg import CodecInfo, StereoBitstream
-from sicm_ros.nodes.bag import BITSTREAM_TYPE, BagError, BagStereo, BagWriter, Storage, opened
+from sicm_ros.msg import StereoBitstream
 
 __all__ = ["Target", "Transcoded", "transcode"]
 
@@ -105,61 +108,6 @@ def _start_worker(model: str, rate: float | None, threshold: float | None, targe
 
 def _work_on(item: _Item) -> _Outcome:
     return _work(item)
-
-
-# ------------------------------------------------------------------------------------------------------------ journal
-
-
-class _Journal:
-    """Finished messages in a database beside the bag to be: a kill loses the pairs in work and no others."""
-
-    def __init__(self, folder: Path, recipe: dict[str, Any]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._database = sqlite3.connect(folder / "journal.sqlite3")
-        with self._database as d:
-            d.execute("create table if not exists recipe (text text)")
-            d.execute(
-                "create table if not exists pairs (number integer primary key, bytes integer, raw integer, "
-                "boxes integer, error text)"
-            )
-            d.execute(
-                "create table if not exists messages (stamp integer, number integer, topic text, type text, cdr blob)"
-            )
-            text = json.dumps(recipe, sort_keys=True)
-            known = d.execute("select text from recipe").fetchone()
-            if known is None:
-                d.execute("insert into recipe values (?)", (text,))
-            elif known[0] != text:
-                raise BagError(
-                    f"{folder}: expected the work of the same command, but another bag, model or option "
-                    "began it; remove the folder to start anew"
-                )
-
-    def done(self) -> set[int]:
-        return {row[0] for row in self._database.execute("select number from pairs")}
-
-    def add(
-        self, number: int, sizes: tuple[int, int, int], error: str, messages: list[tuple[int, str, str, bytes]]
-    ) -> None:
-        with self._database as d:
-            d.execute("insert into pairs values (?, ?, ?, ?, ?)", (number, *sizes, error))
-            d.executemany("insert into messages values (?, ?, ?, ?, ?)", [(m[0], number, *m[1:]) for m in messages])
-
-    def messages(self) -> Iterator[tuple[int, int, str, str, bytes]]:
-        """Stamp, order, topic, type, bytes; by stamp."""
-        return iter(
-            self._database.execute("select stamp, number, topic, type, cdr from messages order by stamp, number, rowid")
-        )
-
-    def sums(self) -> tuple[int, int, int, int, Counter[str]]:
-        pairs, size, raw, boxes = self._database.execute(
-            "select count(*), total(bytes), total(raw), total(boxes) from pairs where error = ''"
-        ).fetchone()
-        errors = Counter(row[0] for row in self._database.execute("select error from pairs where error != ''"))
-        return pairs, int(size), int(raw), int(boxes), errors
-
-    def close(self) -> None:
-        self._database.close()
 
 
 # ----------------------------------------------------------------------------------------------------------- messages
@@ -247,7 +195,7 @@ def transcode(
             "calib": str(calib or ""),
         }
         session = int.from_bytes(hashlib.blake2b(json.dumps(recipe).encode(), digest_size=8).digest(), "little")
-        journal = stack.enter_context(closing(_Journal(part, recipe)))
+        journal = stack.enter_context(closing(Journal(part, recipe)))
         done = journal.done()
         drops: Counter[str] = Counter()
         replaced: set[str] = set()
@@ -348,15 +296,7 @@ def _latched(
             (
                 "codec_info",
                 "sicm_ros/msg/CodecInfo",
-                CodecInfo(
-                    header=header,
-                    model_name=model.name,
-                    fingerprint=model.fingerprint,
-                    packet_version=VERSION,
-                    class_names=list(model.classes),
-                    rates=[float(v) for v in model.rates],
-                    default_rate=float(model.config.default_rate),
-                ),
+                codec_info(header, model),
             )
         )
     if target == "detections":
@@ -370,7 +310,7 @@ def _latched(
 
 def _assemble(
     reader: AnyReader,
-    journal: _Journal,
+    journal: Journal,
     first: list[tuple[int, int, str, str, bytes]],
     path: Path,
     storage: Storage,

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads rosbag2 files (sqlite3 and mcap), and the stereo pairs in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from rosbags.highlevel import AnyReader, AnyReaderError
+from rosbags.interfaces import Connection
+from rosbags.rosbag2 import ReaderError
+
+from sicm_ros.bags.topics import find_stereo_topics
+from sicm_ros.bags.types import IMAGE_TYPES, BagError, typestore
+from sicm_ros.conversion.camera_info import CameraInfoError, RigCache
+from sicm_ros.conversion.images import to_rgb
+from sicm_ros.conversion.stamps import nanoseconds
+from sicm_ros.data.kitti import read_calib
+from sicm_ros.data.pairing import StereoSync
+from sicm_ros.data.source import SIDES, Side, StereoFrame
+from sicm_ros.geometry import StereoRig
+
+__all__ = ["BagStereo", "is_bag", "open_bag", "opened"]
+
+_GIVE_CALIB = "give the rig by calib (a KITTI calibration file)"
+
+
+def is_bag(path: str | Path) -> bool:
+    """Whether ``path`` looks like a rosbag2 folder or a single bag file."""
+    path = Path(path)
+    return (path / "metadata.yaml").is_file() or path.suffix in (".mcap", ".db3", ".bag")
+
+
+def open_bag(path: str | Path) -> AnyReader:
+    """A reader, to be used in a ``with`` statement. Raises BagError."""
+    path = Path(path)
+    if not path.exists():
+        raise BagError(f"{path}: no such bag")
+    if path.is_dir() and not (path / "metadata.yaml").is_file():
+        raise BagError(f"{path}: expected a bag with a metadata.yaml, there is none")
+    try:
+        return AnyReader([path], default_typestore=typestore())
+    except (AnyReaderError, ReaderError, OSError) as error:
+        raise BagError(f"{path}: not a readable bag: {error}") from None
+
+
+def _open(reader: AnyReader, path: Path) -> None:
+    try:
+        reader.open()
+    except Exception as error:  # noqa: BLE001 - damaged files surface as whatever the parsers of YAML, SQL, ... raise
+        raise BagError(f"{path}: not a readable bag: {' '.join(str(error).split()) or type(error).__name__}") from None
+
+
+def _messages(
+    reader: AnyReader, path: Path, connections: Sequence[Connection], start_ns: int | None = None
+) -> Iterator[tuple[Connection, int, Any]]:
+    """The deserialised messages of some connections from a recording time on, with that time; a damaged file is a
+    BagError."""
+    try:
+        for connection, stamp_ns, raw in reader.messages(connections, start_ns):
+            yield connection, stamp_ns, reader.deserialize(raw, connection.msgtype)
+    except Exception as error:  # noqa: BLE001 - as in _open
+        raise BagError(f"{path}: damaged: {' '.join(str(error).split()) or type(error).__name__}") from None
+
+
+class BagStereo:
+    """The stereo pairs of a bag, in order: ``for frame, frame_id in BagStereo(path)``.
+
+    Topics are found by their names unless given. The rig comes from the camera infos, or from ``calib`` (a KITTI
+    calibration file) where the bag has none. Images are RGB; ``frame_id`` is the left image's. ``drops`` counts the
+    images that found no partner in the last pass.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        left_topic: str = "",
+        right_topic: str = "",
+        tolerance_s: float = 0.01,
+        calib: str | Path | None = None,
+    ) -> None:
+        self.path, self.tolerance_s, self.drops = Path(path), tolerance_s, 0
+        with opened(self.path) as reader:
+            images = {c.topic: c for c in reader.connections if c.msgtype in IMAGE_TYPES}
+            if left_topic or right_topic:
+                for topic in (left_topic, right_topic):
+                    if topic not in images:
+                        there = ", ".join(sorted(images)) or "none"
+                        raise BagError(f"{path}: no image topic {topic!r}; there are: {there}")
+                pair = (left_topic, right_topic)
+            else:
+                try:
+                    pair = find_stereo_topics(list(images))
+                except BagError as error:
+                    raise BagError(f"{path}: {error}") from None
+            self.topics: dict[Side, str] = {"left": pair[0], "right": pair[1]}
+            self.count = min(sum(c.msgcount for c in reader.connections if c.topic == topic) for topic in pair)
+            self._rigs = RigCache(depth=None)
+            self._rig = read_calib(calib) if calib else None
+            if self._rig is None:
+                self._read_camera_infos(reader)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def _read_camera_infos(self, reader: AnyReader) -> None:
+        for side, topic in self.topics.items():
+            # image_transport's compressed topics have one level more.
+            names = {topic.rsplit("/", levels)[0] + "/camera_info" for levels in (1, 2)}
+            connections = [
+                c
+                for c in reader.connections
+                if c.topic in names and c.msgtype == "sensor_msgs/msg/CameraInfo" and c.msgcount
+            ]
+            if not connections:
+                raise BagError(f"{self.path}: no camera_info beside {topic}; {_GIVE_CALIB}")
+            for _, _, message in _messages(reader, self.path, connections[:1]):
+                try:
+                    self._rigs.update(side, _RosOneInfo(message) if not hasattr(message, "p") else message)
+                except CameraInfoError as error:
+                    raise BagError(f"{self.path}: {error}; {_GIVE_CALIB}") from None
+
+    def __iter__(self) -> Iterator[tuple[StereoFrame, str]]:
+        for frame, frame_id, _ in self.recorded():
+            yield frame, frame_id
+
+    def recorded(self, start_s: float = 0.0) -> Iterator[tuple[StereoFrame, str, int]]:
+        """The pairs with the time, in nanoseconds, at which the later image of each was recorded.
+
+        The first ``start_s`` seconds of the recording are left out.
+        """
+        sync: StereoSync[Any] = StereoSync(self.tolerance_s, depth=30)
+        sides = {topic: side for side, topic in self.topics.items()}
+        with opened(self.path) as reader:
+            connections = [c for c in reader.connections if c.topic in sides and c.msgtype in IMAGE_TYPES]
+            start_ns = reader.start_time + round(1e9 * start_s) if start_s else None
+            for connection, recorded_ns, message in _messages(reader, self.path, connections, start_ns):
+                # Some converters leave the header's stamp at zero.
+                stamp_ns = nanoseconds(message.header.stamp) or recorded_ns
+                match = sync.add(sides[connection.topic], stamp_ns, (connection.msgtype, message))
+                if match is None:
+                    continue
+                left, right = (self._image(*item) for item in (match.left, match.right))
+                if left.shape != right.shape:
+                    sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in (left, right)]
+                    raise BagError(f"{self.path}: left and right image differ in size: {' and '.join(sizes)}")
+                rig = self._rig_of(left, *(item[1].header.stamp for item in (match.left, match.right)))
+                yield (
+                    StereoFrame(
+                        f"{sync.pairs - 1:06d}", left, right, rig, match.left_stamp_ns, match.right_stamp_ns, None
+                    ),
+                    match.left[1].header.frame_id,
+                    recorded_ns,
+                )
+        self.drops = sum(sync.drops.values()) + sum(sync.waiting(side) for side in SIDES)
+
+    def _rig_of(self, image: np.ndarray, *stamps: Any) -> StereoRig:
+        if self._rig is not None:
+            return self._rig
+        left_ns, right_ns = (nanoseconds(stamp) for stamp in stamps)
+        try:
+            return self._rigs.rig(image.shape[1], image.shape[0], left_ns, right_ns)
+        except CameraInfoError as error:
+            raise BagError(f"{self.path}: {error}; {_GIVE_CALIB}") from None
+
+    def _image(self, msgtype: str, message: Any) -> np.ndarray:
+        try:
+            if msgtype == "sensor_msgs/msg/Image":
+                return to_rgb(message)
+        except ValueError as error:
+            raise BagError(f"{self.path}: {error}") from None
+        image = cv2.imdecode(np.asarray(message.data, np.uint8), cv2.IMREAD_COLOR)
+        if image is None:
+            raise BagError(f"{self.path}: a compressed image ({message.format!r}) cannot be decoded")
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+class _RosOneInfo:
+    """ROS 1's CameraInfo, whose P is a capital letter."""
+
+    def __init__(self, message: Any) -> None:
+        self.p = message.P
+        for name in ("header", "width", "height", "binning_x", "binning_y", "roi"):
+            setattr(self, name, getattr(message, name))
+
+
+class opened:
+    """``open_bag`` with every failure a BagError."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._reader = path, open_bag(path)
+
+    def __enter__(self) -> AnyReader:
+        _open(self._reader, self._path)
+        return self._reader
+
+    def __exit__(self, *_: object) -> None:
+        self._reader.close()

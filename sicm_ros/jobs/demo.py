@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole main job over real ROS 2 topics: player, encoder and decoder as three processes, watched from a fourth."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from sicm_ros.data.kitti import KittiError, open_source
+from sicm_ros.data.rendered import render_dataset
+from sicm_ros.jobs.demo_report import (
+    DECODER_STAGES,
+    ENCODER_STAGES,
+    FrameResult,
+    draw_pictures,
+    print_tables,
+    write_summary,
+)
+from sicm_ros.jobs.demo_watcher import NAMESPACE, DemoError, Watcher
+from sicm_ros.model_store import DEFAULT_MODEL, load_model
+from sicm_ros.preprocessing import InputError
+from sicm_ros.ros.node_process import NodeProcess, image_profile_variables
+
+__all__ = ["run"]
+
+RENDERED_FRAMES = 6
+MOST_FRAMES = 20
+START_TIMEOUT_S = 90.0
+
+
+def _environment() -> dict[str, str]:
+    """For the nodes: a ROS domain of our own on this machine only, unless the user chose one."""
+    variables = {"ROS_DOMAIN_ID": os.environ.get("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))}
+    if "ROS_LOCALHOST_ONLY" not in os.environ:
+        variables["ROS_AUTOMATIC_DISCOVERY_RANGE"] = os.environ.get("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    return variables
+
+
+def run(
+    kitti: str | Path | None = None,
+    out: str | Path = "out/demo",
+    model: str = DEFAULT_MODEL,
+    frames: int | None = None,
+    rate: float | None = None,
+    device: str = "cpu",
+    score_threshold: float | None = None,
+    console: Console | None = None,
+    view: str | None = None,
+) -> int:
+    """Play stereo pairs through the encoder and decoder nodes; pictures, a bag and ``summary.json`` go to ``out``.
+
+    ``kitti`` is any KITTI folder; without it a few pairs are rendered. ``rate`` is the codec's. ``view`` adds the
+    viewer node: its parameter of that name. The result is an exit status: 0 if boxes came back for every pair. Raises
+    KittiError, ModelError, InputError, ViewError or DemoError.
+    """
+    console = console or Console()
+    out = Path(out)
+    # What can be wrong is found out before anything is started.
+    if view is not None:
+        from sicm_ros.ros.rerun_view import check_view
+
+        check_view(view)
+    stored = load_model(model, "vehicle", "cpu")
+    if rate is not None and not 0 <= rate <= len(stored.rates) - 1:
+        raise InputError(f"rate: expected 0 to {len(stored.rates) - 1} for model {stored.name}, got {rate:g}")
+    if frames is not None and frames < 1:
+        raise DemoError(f"frames: expected at least 1, got {frames}")
+    source_path = Path(kitti) if kitti is not None else _render(out, frames or RENDERED_FRAMES, console)
+    source = open_source(source_path)
+    count = min(len(source), frames or MOST_FRAMES)
+    if not count:
+        raise KittiError(f"{source_path}: expected at least one stereo pair, there is none")
+    _clear(out)
+    (out / "log").mkdir(parents=True, exist_ok=True)
+
+    results = [
+        FrameResult(
+            frame.name,
+            frame.stamp_ns,
+            frame.left.nbytes + frame.right.nbytes,
+            2 * frame.left.shape[0] * frame.left.shape[1],
+        )
+        for frame in (source[i] for i in range(count))
+    ]
+    console.print(f"{count} stereo pairs of {source_path}, model {stored.name}, three node processes over ROS 2 topics")
+    arrays = _exchange(
+        source_path, count, results, out, model, rate, device, score_threshold, stored.classes, console, view
+    )
+
+    with console.status("drawing"):
+        pictures = draw_pictures(source, results, out, stored.classes)
+    print_tables(results, console)
+    answered = sum(result.boxes is not None for result in results)
+    lost = count - answered
+    sizes = [result.packet_bytes for result in results if result.packet_bytes is not None]
+    write_summary(results, out, stored.name, arrays)
+    mean = f"{statistics.fmean(sizes):.0f} bytes on average" if sizes else "no packet"
+    colour = "green" if not lost and arrays == count else "red"
+    console.print(f"[{colour}]{count} pairs sent, {arrays} box arrays received, {lost} lost; {mean}[/{colour}]")
+    console.print(
+        f"pictures: {pictures[-1]} and {len(pictures) - 1} more; bag: {out / 'bag'}; logs: {out / 'log'}",
+        soft_wrap=True,
+    )
+    if view is not None and view.endswith(".rrd"):
+        console.print(f"recording: {view}; to look at it: rerun {view}", soft_wrap=True)
+    return 0 if not lost and arrays == count else 1
+
+
+def _render(out: Path, count: int, console: Console) -> Path:
+    folder = out / "rendered"
+    with console.status("rendering stereo pairs") as status:
+        render_dataset(
+            folder,
+            count=count,
+            seed=5,
+            progress=lambda done, total: status.update(f"rendering stereo pairs: {done} of {total}"),
+        )
+    return folder
+
+
+def _clear(out: Path) -> None:
+    """Remove what an earlier demo wrote there, and nothing else."""
+    if (out / "bag" / "metadata.yaml").is_file() or not any((out / "bag").glob("*")):
+        shutil.rmtree(out / "bag", ignore_errors=True)
+    for path in [*out.glob("frame_*.png"), out / "overview.png", out / "summary.json"]:
+        path.unlink(missing_ok=True)
+
+
+def _exchange(
+    source: Path,
+    count: int,
+    results: list[FrameResult],
+    out: Path,
+    model: str,
+    rate: float | None,
+    device: str,
+    score_threshold: float | None,
+    classes: Sequence[str],
+    console: Console,
+    view: str | None,
+) -> int:
+    """Run the nodes on the source and fill in the results; the number of box arrays that came."""
+    environment = _environment()
+    common = {
+        "model": Path(model).resolve() if Path(model).is_dir() else model,
+        "device": device,
+        "threads": max(1, (os.cpu_count() or 2) // 2),
+    }
+    encoder_parameters = {
+        **common,
+        "image_reliability": "reliable",
+        "queue_depth": 10,
+        "lifespan": 0.0,
+        "rate": float(-1 if rate is None else rate),
+    }
+    decoder_parameters = {
+        **common,
+        "bitstream_reliability": "reliable",
+        "queue_depth": 10,
+        "timeout": 0.0,
+        "score_threshold": float(-1 if score_threshold is None else score_threshold),
+    }
+    started: list[tuple[str, Mapping[str, object]]] = [("encoder", encoder_parameters), ("decoder", decoder_parameters)]
+    if view is not None:
+        from sicm_ros.ros.rerun_view import viewer_parameters
+
+        started.append(("viewer", viewer_parameters(view)))
+    # Of the packets and of the camera infos: the decoder or the encoder, the watcher and its recorder, the viewer.
+    listeners = len(started) + 1
+    player_parameters = {
+        "path": source.resolve(),
+        "count": count,
+        "lockstep": True,
+        "lockstep_timeout": 30.0,
+        "subscribers": listeners,
+    }
+    nodes: list[NodeProcess] = []
+    watcher: Watcher | None = None
+    try:
+        with console.status("starting the encoder and the decoder") as status:
+            for module, parameters in started:
+                log = out / "log" / f"{module}.log"
+                nodes.append(NodeProcess(module, parameters, NAMESPACE, log, environment))
+            watcher = Watcher(out / "bag", environment)
+            # All of them must be known to the encoder, or they could miss a packet; and to the player.
+            if not watcher.wait(lambda: watcher.subscribers >= listeners, START_TIMEOUT_S, nodes):
+                raise DemoError(f"the nodes did not find each other within {START_TIMEOUT_S:g} s, see {out / 'log'}")
+            images = {**environment, **image_profile_variables()}
+            player_log = out / "log" / "kitti_player.log"
+            player = NodeProcess("kitti_player", player_parameters, NAMESPACE, player_log, images)
+            others = list(nodes)
+            nodes.append(player)
+
+            def finished() -> bool:
+                status.update(f"playing in lock-step: {len(watcher.boxes)} of {count} pairs answered")
+                return player.status() is not None
+
+            watcher.wait(finished, START_TIMEOUT_S + 35.0 * count, others)
+            if player.status() not in (0, 1):
+                raise DemoError(player.failure())
+            # The last frame's times come after its boxes.
+            watcher.wait(lambda: len(watcher.stats) >= len(watcher.boxes), 2.0, others)
+        _collect(watcher, results, classes)
+        frame = results[0]
+        info = open_source(source)[0]
+        watcher.recorder.writer.write_static_transforms(info.rig, time.time_ns())
+        if frame.boxes is None and player.status() == 1:
+            console.print(player_log.read_text(errors="replace").strip(), markup=False, highlight=False)
+        return watcher.arrays
+    finally:
+        for process in reversed(nodes):
+            process.stop()
+        if watcher is not None:
+            watcher.close()
+
+
+def _collect(watcher: Watcher, results: list[FrameResult], classes: Sequence[str]) -> None:
+    from sicm_ros.conversion.boxes import boxes_of
+
+    for result in results:
+        packet = watcher.packets.get(result.stamp_ns)
+        if packet is not None:
+            result.packet_bytes = len(packet.data)
+            result.encoder_ms = {stage: float(getattr(packet, f"{stage}_ms")) for stage in ENCODER_STAGES}
+            stats = watcher.stats.get(f"{packet.session:016x}/{packet.sequence}", {})
+            result.decoder_ms = {
+                stage: float(stats[f"{stage}_ms"]) for stage in DECODER_STAGES if f"{stage}_ms" in stats
+            }
+        if result.stamp_ns in watcher.boxes:
+            arrived, message = watcher.boxes[result.stamp_ns]
+            result.boxes = boxes_of(message, classes)
+            if result.stamp_ns in watcher.sent_at:
+                result.total_ms = 1e3 * (arrived - watcher.sent_at[result.stamp_ns])
