@@ -25,6 +25,7 @@ from sicm_ros.data.pairing import StereoMatch, StereoSync
 from sicm_ros.data.source import SIDES, Side
 from sicm_ros.geometry import StereoRig
 from sicm_ros.msg import CodecInfo, StereoBitstream
+from sicm_ros.nodes.encoder_status import encoding_status, input_status
 from sicm_ros.ros.diagnostics import Status, Window
 from sicm_ros.ros.lifecycle import COMMON_PARAMETERS, ManagedNode, is_out_of_memory
 from sicm_ros.ros.parameters import ParameterSpec
@@ -376,103 +377,29 @@ class EncoderNode(ManagedNode):
         return [self._input_status(new, seconds), self._encoding_status(new, samples, seconds)]
 
     def _input_status(self, new: dict[str, int], seconds: float) -> Status:
-        status = Status("stereo input")
-        status.set(
-            left_hz=new["left"] / seconds,
-            right_hz=new["right"] / seconds,
-            pairs=self._sync.pairs,
-            time_jumps=self._sync.jumps,
-        )
-        for (side, reason), count in sorted(self._sync.drops.items()):
-            if count:
-                status.set(**{f"dropped_{side}_{reason}": count})
         if not self._images:
-            status.report("OK", f"idle: nobody subscribes to {self._publisher.topic_name}")
-            return status
+            return input_status(new, seconds, sync=self._sync, idle_topic=self._publisher.topic_name)
         now = time.monotonic()
-        for side in SIDES:
-            silent = now - self._last_image.get(side, self._demanded_since)
-            if silent > 2.0:
-                status.report(
-                    "STALE",
-                    f"no image on {self._image_topic(side)} for {silent:.0f} s: is the camera driver running, and is "
-                    "its topic remapped to this name?",
-                )
-        if status.level == "STALE":
-            return status
-        if self._rigs.missing():
-            for side in self._rigs.missing():
-                status.report(
-                    "ERROR",
-                    self._rigs.errors.get(
-                        side,
-                        f"no message on "
-                        f"{self.resolve_topic_name(f'{side}/camera_info')}: images cannot be used without it",
-                    ),
-                )
-        if new["left"] and new["right"] and not new["pairs"]:
-            miss = self._sync.nearest_miss_ns
-            nearest = "" if miss is None else f" (nearest stamps: {miss / 1e6:.1f} ms apart)"
-            status.report(
-                "ERROR",
-                f"images come but none can be paired{nearest}: raise sync_tolerance, or trigger the cameras together",
-            )
-        for kind in sorted(self._input_problems):
-            if new.get(f"problem {kind}"):
-                status.report("ERROR", self.problems.latest[kind])
-        lost = {name: count for name, count in new.items() if count and name.split()[-1] in _SYNC_REASONS}
-        if lost:
-            status.report(
-                "WARN",
-                "images dropped in the last second: " + ", ".join(f"{count} {name}" for name, count in lost.items()),
-            )
-        if new["unstamped"]:
-            status.report(
-                "WARN",
-                "images without a stamp: the time of their arrival is used, which pairs and dates them roughly only",
-            )
-        if self._sync.ambiguous:
-            status.report("WARN", "sync_tolerance is more than half of the frame period: frames may be paired wrongly")
-        return status
+        silent = {self._image_topic(side): now - self._last_image.get(side, self._demanded_since) for side in SIDES}
+        infos = {side: self.resolve_topic_name(f"{side}/camera_info") for side in self._rigs.missing()}
+        missing = [
+            self._rigs.errors.get(side, f"no message on {topic}: images cannot be used without it")
+            for side, topic in infos.items()
+        ]
+        refused = [self.problems.latest[kind] for kind in sorted(self._input_problems) if new.get(f"problem {kind}")]
+        return input_status(new, seconds, sync=self._sync, silent=silent, missing=missing, refused=refused)
 
     def _encoding_status(self, new: dict[str, int], samples: dict[str, list[float]], seconds: float) -> Status:
-        status = Status("encoding")
-        total_bytes, wire = sum(samples.pop("bytes", [])), sum(samples.pop("wire_bytes", []))
-        status.set(
-            packets=self.packets,
-            packets_hz=new["packets"] / seconds,
-            bytes_per_packet=total_bytes / max(new["packets"], 1),
-            kbit_per_s=total_bytes * 8e-3 / seconds,
-            wire_kbit_per_s=wire * 8e-3 / seconds,
-            max_bitrate=self.value("max_bitrate"),
-            dropped_max_bitrate=self.refused,
-            dropped_queue=self._worker.dropped.total() if self._worker else 0,
-            errors=self.errors,
-            subscribers=self._publisher.get_subscription_count(),
-            session=f"{self._session:016x}",
-        )
-        for name, values in samples.items():
-            status.set(**{name if name in ("rate", "tries") else f"{name}_ms": sum(values) / len(values)})
-        if new.get("problem max_bitrate"):
-            status.report(
-                "WARN",
-                f"{new['problem max_bitrate']} pairs dropped in the last second to keep within "
-                "max_bitrate: lower the rate of the cameras or raise it",
-            )
-        if new.get("problem encoding"):
-            status.report("ERROR", self.problems.latest["encoding"])
-        if new["late"]:
-            status.report(
-                "WARN",
-                f"{new['late']} pairs dropped in the last second, encoding is slower than the "
-                "cameras: lower their rate, use another device or a smaller model",
-            )
-        if "geometry" in self.problems.latest:
-            status.report("WARN", self.problems.latest["geometry"])
-        return status
-
-
-_SYNC_REASONS = ("unmatched", "overflow", "late", "duplicate", "time_jump")
+        figures = {
+            "packets": self.packets,
+            "max_bitrate": self.value("max_bitrate"),
+            "dropped_max_bitrate": self.refused,
+            "dropped_queue": self._worker.dropped.total() if self._worker else 0,
+            "errors": self.errors,
+            "subscribers": self._publisher.get_subscription_count(),
+            "session": f"{self._session:016x}",
+        }
+        return encoding_status(new, samples, seconds, figures, self.problems.latest)
 
 
 def geometry_warning(model: StoredModel, rig: StereoRig, width: int, height: int) -> str | None:

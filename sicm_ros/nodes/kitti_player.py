@@ -26,15 +26,16 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 from vision_msgs.msg import Detection3DArray
 
-from sicm_ros.bags.reader import BagStereo, is_bag, open_bag
-from sicm_ros.bags.types import BITSTREAM_TYPE, LATCHED, BagError, message_class
+from sicm_ros.bags.reader import is_bag
+from sicm_ros.bags.types import BagError, message_class
 from sicm_ros.conversion.camera_info import camera_info_fields
 from sicm_ros.conversion.frames import BASE_FRAME, CAMERA_FRAME, static_transforms
 from sicm_ros.conversion.images import rgb_to_message_fields
 from sicm_ros.conversion.stamps import nanoseconds
-from sicm_ros.data.kitti import KittiError, open_source
+from sicm_ros.data.kitti import KittiError
 from sicm_ros.data.source import SIDES, Side, StereoFrame
 from sicm_ros.geometry import StereoRig
+from sicm_ros.nodes.player_source import BagPairs, KittiPairs, PacketSource, is_packet_bag
 from sicm_ros.ros.parameters import ParameterSpec, declare
 from sicm_ros.ros.qos import RELIABILITIES, boxes_qos, image_qos, latched_qos, overridable, packet_qos
 from sicm_ros.ros.run_node import NodeError, run_node
@@ -42,8 +43,6 @@ from sicm_ros.ros.run_node import NodeError, run_node
 __all__ = ["PARAMETERS", "KittiPlayerNode", "main"]
 
 T = TypeVar("T")
-# What a decoder makes of the packets of a bag, and would make again.
-OUTPUTS = ("detections", "detection_markers", "decode_stats", "label_info", "diagnostics")
 DEFAULT_PERIOD_NS = 100_000_000
 SETTLE_S = 0.2
 
@@ -165,29 +164,23 @@ class KittiPlayerNode(Node):
             raise NodeError("parameter path: expected a KITTI folder or a bag, got nothing")
         self._clock_publisher = self.create_publisher(Clock, "/clock", 10) if self.value("publish_clock") else None
         self._passes: Callable[[], Iterator[_Step]]
-        if is_bag(path) and self._has_packets(path):
-            self._gates = self._create_packet_publishers(path)
-            self._passes = lambda: self._packet_steps(path)
+        if is_packet_bag(path):
+            packets = PacketSource(path, self.value("start"), self.value("replay_outputs"))
+            self._gates = self._create_packet_publishers(packets)
+            self._passes = lambda: self._packet_steps(packets)
             return
+        pairs: BagPairs | KittiPairs
         if is_bag(path):
-            bag = BagStereo(
-                path,
-                self.value("left_topic"),
-                self.value("right_topic"),
-                self.value("sync_tolerance"),
-                self.value("calib") or None,
+            topics = (self.value("left_topic"), self.value("right_topic"))
+            pairs = BagPairs(
+                path, self.value("start"), topics, self.value("sync_tolerance"), self.value("calib") or None
             )
-            self.get_logger().info(f"{path}: {len(bag)} pairs of {bag.topics['left']} and {bag.topics['right']}")
-            start_s = self.value("start")
-            self._passes = lambda: (self._pair_step(frame, frame_id) for frame, frame_id, _ in bag.recorded(start_s))
         else:
-            source = open_source(path)
-            if not len(source):
+            pairs = KittiPairs(path, self.value("start"))
+            if not pairs.count:
                 raise NodeError(f"{path}: expected at least one stereo pair, there is none")
-            self.get_logger().info(f"{path}: {len(source)} pairs")
-            start_ns = source.stamp_ns(0) + round(1e9 * self.value("start"))
-            kept = [i for i in range(len(source)) if source.stamp_ns(i) >= start_ns]
-            self._passes = lambda: (self._pair_step(source[i], CAMERA_FRAME) for i in kept)
+        self.get_logger().info(f"{path}: {pairs.what}")
+        self._passes = lambda: (self._pair_step(frame, frame_id) for frame, frame_id in pairs)
         self._images, self._infos = {}, {}
         for side in SIDES:
             qos = image_qos(self.value("reliability"), 5)
@@ -200,58 +193,30 @@ class KittiPlayerNode(Node):
         viewer = self.value("wait_for") == "viewer"
         self._gates = [self._infos["left"]] if viewer else [*self._infos.values(), *self._images.values()]
 
-    def _has_packets(self, path: str) -> bool:
-        with open_bag(path) as reader:
-            types = {c.msgtype for c in reader.connections if c.msgcount}
-        return BITSTREAM_TYPE in types and "sensor_msgs/msg/Image" not in types
-
     def _pair_step(self, frame: StereoFrame, frame_id: str) -> _Step:
         return _Step(frame.stamp_ns, partial(self._send_pair, frame, frame_id), True)
 
-    def _create_packet_publishers(self, path: str) -> list[Any]:
-        """Create publishers of everything in a bag of packets; those of the packets are returned."""
+    def _create_packet_publishers(self, source: PacketSource) -> list[Any]:
+        """Create publishers of everything that is played of a bag of packets; those of the packets are returned."""
         gates = []
-        with open_bag(path) as reader:
-            connections = list(reader.connections)
-        roots = {c.topic.rsplit("/", 1)[0] for c in connections if c.msgtype == BITSTREAM_TYPE}
-        for connection in connections:
-            name = connection.topic.rsplit("/", 1)[-1]
-            if (name in OUTPUTS and not self.value("replay_outputs")) or connection.topic in self._recorded:
-                continue
-            kind = message_class(connection.msgtype)
+        for recorded in source.topics:
+            kind = message_class(recorded.msgtype)
             if kind is None:
-                self.get_logger().info(f"{connection.topic} is not played: {connection.msgtype} is not installed here")
+                self.get_logger().info(f"{recorded.topic} is not played: {recorded.msgtype} is not installed here")
                 continue
-            # Recorded names are absolute; they become relative again, to a single vehicle's namespace if there is
-            # one, so that ours applies.
-            ours = connection.msgtype.startswith("sicm_ros/")
-            topic = connection.topic.removeprefix(f"{min(roots)}/" if len(roots) == 1 else "/")
-            topic = connection.topic if name.startswith("tf") else name if ours else topic.lstrip("/")
-            qos = latched_qos() if name in LATCHED else packet_qos("reliable", 10)
-            publisher = self.create_publisher(kind, topic, qos, qos_overriding_options=overridable(publisher=True))
-            self._recorded[connection.topic] = publisher
-            if connection.msgtype == BITSTREAM_TYPE:
+            qos = latched_qos() if recorded.latched else packet_qos("reliable", 10)
+            publisher = self.create_publisher(
+                kind, recorded.played_as, qos, qos_overriding_options=overridable(publisher=True)
+            )
+            self._recorded[recorded.topic] = publisher
+            if recorded.is_packets:
                 gates.append(publisher)
         return gates
 
-    def _packet_steps(self, path: str) -> Iterator[_Step]:
-        """Everything from ``start`` on; of what is latched, the last messages before it come first."""
-        with open_bag(path) as reader:
-            start_ns = reader.start_time + round(1e9 * self.value("start"))
-            latched = [
-                c for c in reader.connections if c.topic in self._recorded and c.topic.rsplit("/", 1)[-1] in LATCHED
-            ]
-            earlier = reader.messages(latched, stop=start_ns) if latched and self.value("start") else ()
-            for topic, raw in {connection.topic: bytes(raw) for connection, _, raw in earlier}.items():
-                yield _Step(start_ns, partial(_send_recorded, self._recorded[topic], raw, 0), False)
-            for connection, stamp_ns, raw in reader.messages(start=start_ns):
-                publisher = self._recorded.get(connection.topic)
-                if publisher is None:
-                    continue
-                packet = connection.msgtype == BITSTREAM_TYPE
-                message: Any = reader.deserialize(raw, connection.msgtype) if packet else None
-                key = nanoseconds(message.header.stamp) if packet else 0
-                yield _Step(stamp_ns, partial(_send_recorded, publisher, bytes(raw), key), packet)
+    def _packet_steps(self, source: PacketSource) -> Iterator[_Step]:
+        for message in source.messages(self._recorded):
+            send = partial(_send_recorded, self._recorded[message.topic], message.raw, message.header_ns or 0)
+            yield _Step(message.stamp_ns, send, message.header_ns is not None)
 
     # --------------------------------------------------------------------------------------------------- playing
 

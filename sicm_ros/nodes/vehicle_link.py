@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from builtin_interfaces.msg import Time
-from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.lifecycle import LifecycleNode
 from std_msgs.msg import Header
 from vision_msgs.msg import Detection3DArray, LabelInfo
@@ -20,6 +20,7 @@ from sicm_ros.conversion.boxes import detection_array, marker_array
 from sicm_ros.conversion.stamps import nanoseconds
 from sicm_ros.geometry import Object3D
 from sicm_ros.msg import CodecInfo, StereoBitstream
+from sicm_ros.nodes.link_status import decoding_status, frame_stats, link_status
 from sicm_ros.nodes.packet_sequence import Arrival, PacketSequence
 from sicm_ros.ros.diagnostics import Problems, Status, Window
 from sicm_ros.ros.qos import boxes_qos, latched_qos, overridable, packet_qos
@@ -30,20 +31,6 @@ __all__ = ["MAX_PACKET_BYTES", "VehicleLink"]
 MAX_PACKET_BYTES = 4 << 20
 # How many encoders' sequences are remembered.
 MAX_SESSIONS = 8
-
-_REFUSALS = (
-    "NotAPacketError",
-    "TruncatedPacketError",
-    "DamagedPacketError",
-    "WrongVersionError",
-    "WrongModelError",
-    "SymbolMismatchError",
-    "ImplausiblePacketError",
-    "PacketError",
-    "size",
-    "duplicate",
-    "late",
-)
 
 
 class VehicleLink:
@@ -214,7 +201,7 @@ class VehicleLink:
             sample["end_to_end"] = age_ms
         self._window.sample(sample)
         if self._has_subscriber("decode_stats"):
-            self._publishers["decode_stats"].publish(_frame_stats(message, sample))
+            self._publishers["decode_stats"].publish(frame_stats(message, sample))
 
     def _publish(self, header: Header, boxes: list[Object3D], prefix: str, lazy: bool) -> None:
         if not self._publishers:
@@ -257,102 +244,26 @@ class VehicleLink:
             **{f"problem {kind}": count for kind, count in self.problems.counts.items()},
         }
         new, samples, seconds = self._window.tick(totals)
+        topic = self._node.resolve_topic_name(self._topic("stereo_bitstream"))
+        idle = lazy and not self.wanted()
+        figures = {
+            "errors": self.errors,
+            "skipped_without_subscriber": self.skipped,
+            "dropped_queue": dropped,
+            "timeouts": self.timeouts,
+        }
         statuses = [
-            self._link_status(model, timeout, new, samples, seconds),
-            self._decoding_status(lazy, dropped, new, samples, seconds),
+            link_status(
+                new, samples, seconds, totals, topic, self._silence(), timeout, self._mismatch(model), self.problems
+            ),
+            decoding_status(new, samples, seconds, self.decoded, figures, self.problems.latest, idle),
         ]
         for status in statuses:
             status.name = f"{self.vehicle} {status.name}".strip()
         return statuses
-
-    def _link_status(
-        self, model: Any, timeout: float, new: dict[str, int], samples: dict[str, list[float]], seconds: float
-    ) -> Status:
-        status = Status("link")
-        silence = self._silence()
-        status.set(
-            packets=self.received,
-            packets_hz=new["received"] / seconds,
-            lost=self.lost,
-            kbit_per_s=sum(samples.get("bytes", [])) * 8e-3 / seconds,
-        )
-        topic = self._node.resolve_topic_name(self._topic("stereo_bitstream"))
-        if silence is None:
-            status.report("STALE", f"no packet on {topic} yet: is the encoder active, in this namespace and domain?")
-        elif timeout and silence > timeout:
-            status.report(
-                "STALE", f"no packet on {topic} for {silence:.1f} s: is the link up, and does the encoder get images?"
-            )
-        mismatch = self._mismatch(model)
-        if mismatch:
-            status.report("ERROR", mismatch)
-        refused = {kind: count for kind, count in self.problems.counts.items() if kind in _REFUSALS}
-        status.set(**{f"refused_{kind}": count for kind, count in refused.items()})
-        for kind in refused:
-            if new.get(f"problem {kind}"):
-                status.report("ERROR" if kind == "WrongModelError" else "WARN", self.problems.latest[kind])
-        if new["lost"] > 0:  # late packets take some back
-            status.report(
-                "WARN",
-                f"{new['lost']} packets lost in the last second: lower the rate of the encoder, or "
-                "use the Fast DDS profile for lossy links",
-            )
-        if new.get("problem encoders"):
-            status.report("WARN", self.problems.latest["encoders"])
-        return status
-
-    def _decoding_status(
-        self, lazy: bool, dropped: int, new: dict[str, int], samples: dict[str, list[float]], seconds: float
-    ) -> Status:
-        status = Status("decoding")
-        status.set(
-            decoded=self.decoded,
-            decoded_hz=new["decoded"] / seconds,
-            errors=self.errors,
-            skipped_without_subscriber=self.skipped,
-            dropped_queue=dropped,
-            timeouts=self.timeouts,
-        )
-        for name, values in samples.items():
-            status.set(**{_with_unit(name): sum(values) / len(values)})
-        if new.get("problem decoding"):
-            status.report("ERROR", self.problems.latest["decoding"])
-        if new["late"]:
-            status.report(
-                "WARN",
-                f"{new['late']} packets dropped in the last second, decoding is slower than they "
-                "come: use another device or a smaller model",
-            )
-        if lazy and not self.wanted():
-            status.report("OK", "idle: nobody subscribes to the boxes")
-        return status
 
 
 def _later(stamp: Time, seconds: float) -> Time:
     """The time of the source, carried on. Any stamp will do: it came over the link (rclpy's refuses negative ones)."""
     whole, part = divmod(nanoseconds(stamp) + int(seconds * 1e9), 10**9)
     return Time(sec=min(whole, 2**31 - 1), nanosec=part)
-
-
-def _with_unit(name: str) -> str:
-    return name if name in ("boxes", "bytes", "batch") else f"{name}_ms"
-
-
-def _frame_stats(message: StereoBitstream, sample: dict[str, float]) -> DiagnosticStatus:
-    """The times of one frame, for tools that want more than the means on /diagnostics."""
-    stamp = message.header.stamp
-    values = {
-        "stamp": f"{stamp.sec}.{stamp.nanosec:09d}",
-        **{
-            f"encoder_{name}": f"{getattr(message, name):.3f}"
-            for name in ("sync_ms", "preprocess_ms", "backbone_ms", "smfc_ms", "entropy_ms")
-        },
-        **{_with_unit(name): f"{value:.3f}" for name, value in sample.items()},
-    }
-    return DiagnosticStatus(
-        level=DiagnosticStatus.OK,
-        name="decode",
-        message="decoded",
-        hardware_id=f"{message.session:016x}/{message.sequence}",
-        values=[KeyValue(key=key, value=value) for key, value in values.items()],
-    )
