@@ -115,6 +115,6 @@ setup(
     distclass=DistributionWithData,
     cmdclass={"build_ext": BuildWithCMake},
     install_requires=requirements("core.txt"),
-    entry_points={"console_scripts": [f"sicm = {NAME}.cli:main"]},
+    entry_points={"console_scripts": [f"sicm = {NAME}.cli.app:main"]},
     zip_safe=False,
 )

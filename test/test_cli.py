@@ -13,7 +13,7 @@ import pytest
 from kitti_material import ROOT, archive, needs_kitti
 from PIL import Image
 
-from sicm_ros.cli import main
+from sicm_ros.cli.app import main
 from sicm_ros.data.kitti import read_image, read_labels, write_labels, write_object_calib
 from sicm_ros.evaluation.latency import Spread
 from sicm_ros.geometry import Object3D, StereoRig
@@ -104,7 +104,7 @@ def test_version(sicm):
 
 def test_help_imports_nothing_heavy():
     code = (
-        "import sys\nfrom sicm_ros.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "import sys\nfrom sicm_ros.cli.app import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
         "heavy = {'torch', 'rclpy', 'numpy', 'cv2', 'numba', 'PIL'} & set(sys.modules)\nassert not heavy, heavy"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}

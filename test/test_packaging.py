@@ -334,7 +334,7 @@ def test_run_refuses_an_environment_of_another_ros(project):
 
 def test_run_help_lists_the_commands_of_sicm(project):
     typer = pytest.importorskip("typer")
-    from sicm_ros.cli import app
+    from sicm_ros.cli.app import app
 
     commands = set(typer.main.get_command(app).commands)
     listed = re.search(r"any command of sicm: ([\w, \n]+);", start(project).stdout).group(1)

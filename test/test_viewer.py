@@ -27,7 +27,7 @@ from std_msgs.msg import Header  # noqa: E402
 from vision_msgs.msg import Detection3DArray  # noqa: E402
 
 from sicm_ros.bags.writer import BagWriter  # noqa: E402
-from sicm_ros.cli import main  # noqa: E402
+from sicm_ros.cli.app import main  # noqa: E402
 from sicm_ros.conversion.boxes import detection_array  # noqa: E402
 from sicm_ros.conversion.camera_info import camera_info_fields  # noqa: E402
 from sicm_ros.data.rendered import KITTI_RIG, KITTI_SIZE  # noqa: E402
@@ -180,7 +180,7 @@ def test_the_recording_holds_what_was_on_the_topics(graph, tmp_path):
 def sicm(*arguments, **environment):
     """``sicm`` as a process: (status, standard output, standard error)."""
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
-    command = [sys.executable, "-m", "sicm_ros.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "sicm_ros.cli.app", *map(str, arguments)]
     result = subprocess.run(command, env=variables, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
     return result.returncode, result.stdout, result.stderr
 

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: ``sicm COMMAND ...``. The commands are in the files beside this one.
+
+Everything heavy is imported inside the command that needs it, so that help appears at once and the codec's commands run
+without ROS. Bad input is one line ``error: ...`` on standard error and exit status 2; SICM_DEBUG=1 shows the traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from . import bag, codec, data, demo, measure, train
+from .options import help_alone
+
+app = typer.Typer(
+    name="sicm",
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Split 3D perception from stereo images: a vehicle sends a few kilobytes for each stereo pair, and 3D boxes "
+    "are found somewhere else.\n\nStart with [bold]sicm demo[/bold], which shows the whole way and writes "
+    "pictures. Every command explains itself: [bold]sicm COMMAND --help[/bold].",
+)
+for group in (demo, codec, data, train, measure):
+    app.add_typer(group.commands)
+app.add_typer(bag.commands, name="bag")
+
+
+# Typer hands on click's exceptions, whichever click it uses.
+_UsageError: type[Exception] = next(k for k in typer.BadParameter.__mro__ if k.__name__ == "ClickException")
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    if version:
+        from .. import __version__
+
+        print(f"sicm {__version__}")
+        raise typer.Exit()
+    help_alone(context)
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, _UsageError):
+        text = error.format_message()  # type: ignore[attr-defined]
+    elif isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    elif isinstance(error, ModuleNotFoundError):
+        text = f"this command needs the Python module {error.name}, which is not installed here"
+    else:
+        text = str(error) or type(error).__name__
+    return " ".join(text.split())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0, or 2 after one line on standard error about what was wrong with the input."""
+    try:
+        status = app(args=None if arguments is None else list(arguments), prog_name="sicm", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+    except (_UsageError, ValueError, OSError, ModuleNotFoundError) as error:
+        if os.environ.get("SICM_DEBUG") == "1":
+            raise
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+    raise SystemExit(status if isinstance(status, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""train: a model from pairs and their labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import (
+    Device,
+    examples,
+)
+
+commands = typer.Typer(rich_markup_mode="rich")
+
+
+@commands.command(
+    epilog=examples(
+        "sicm train --config models/sicm-compact --out runs/first --samples 800 --max-minutes 10 -j 2 --processes 2",
+        "sicm train --config models/mvsfc-r34 --data KITTI/object --out runs/kitti --resume",
+    )
+)
+def train(
+    config: Annotated[
+        Path,
+        typer.Option(
+            "--config", metavar="DIR", show_default=False, help="Model folder with config.yaml and train.yaml."
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", metavar="DIR", show_default=False, help="Where samples, checkpoint, log and the trained model go."
+        ),
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            metavar="ROOT",
+            show_default=False,
+            help="KITTI root with training/label_2, calib and, if there are any, images. Default: rendered scenes.",
+        ),
+    ] = None,
+    splits: Annotated[
+        Path | None,
+        typer.Option("--splits", metavar="DIR", show_default=False, help="Folder with train.txt and val.txt."),
+    ] = None,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(
+            "--max-minutes",
+            metavar="M",
+            min=0,
+            show_default=False,
+            help="Shortens every stage so that the run ends in time.",
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    device: Device = "auto",
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", show_default=False, help="Default: that of train.yaml.")
+    ] = None,
+    processes: Annotated[
+        int, typer.Option("--processes", min=1, metavar="N", help="Data-parallel processes; torchrun works too.")
+    ] = 1,
+    workers: Annotated[
+        int, typer.Option("--workers", "-j", min=1, metavar="N", help="Processes that render samples.")
+    ] = 1,
+    stages: Annotated[
+        str | None,
+        typer.Option("--stages", metavar="A,B", show_default=False, help="Some of detector,codec,joint,entropy."),
+    ] = None,
+    start_from: Annotated[
+        Path | None,
+        typer.Option("--start-from", metavar="FILE", show_default=False, help="Weights (safetensors) to begin with."),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            "--samples",
+            min=1,
+            metavar="N",
+            show_default=False,
+            help="Pairs to render, or at most to take of --data. Default: that of train.yaml.",
+        ),
+    ] = None,
+) -> None:
+    """Train a model: the detector, then the codec, then both together, then the entropy model alone."""
+    config = config.parent if config.name == "config.yaml" else config
+    if not config.is_dir():
+        raise ValueError(f"--config: expected a model folder with config.yaml and train.yaml, got {config}")
+    if start_from is not None and not start_from.is_file():
+        raise ValueError(f"--start-from: expected a safetensors file, got {start_from}")
+    from ..training.train import run
+
+    run(
+        config,
+        data,
+        out,
+        max_minutes=max_minutes,
+        resume=resume,
+        device=device,
+        seed=seed,
+        processes=processes,
+        workers=workers,
+        splits=splits,
+        start_from=start_from,
+        stages=stages,
+        samples=samples,
+    )
