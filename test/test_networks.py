@@ -17,7 +17,13 @@ from sicm_ros.networks.complexity import count_complexity
 from sicm_ros.networks.config import AnalysisConfig, AnchorConfig, MvsfcConfig
 from sicm_ros.networks.context_transform import BiDirectionalContextualTransform
 from sicm_ros.networks.cost_volume import correlation_volume
-from sicm_ros.networks.detection import Detections, DisparityRefinement, non_maximum_suppression, to_objects
+from sicm_ros.networks.detection import (
+    Detections,
+    DisparityRefinement,
+    expected_disparity,
+    non_maximum_suppression,
+    to_objects,
+)
 from sicm_ros.networks.mvsfc_net import MvsfcNet
 from sicm_ros.training.targets import object_row
 
@@ -140,6 +146,28 @@ def test_refinement_sees_no_difference_at_the_right_disparity() -> None:
             torch.testing.assert_close(rows, torch.full_like(rows, value), atol=1e-4, rtol=0)
         costs = torch.tensor([((disparity - 6) / 4 + k) ** 2 for k in refinement.OFFSETS])
         torch.testing.assert_close(x[0, 8:-1, 2, 10], costs, atol=1e-5, rtol=0)
+
+
+def test_refinement_places_its_samples_exactly_in_bfloat16() -> None:
+    """Features that are bfloat16 numbers, warped to where they match exactly: no difference is left under autocast."""
+    torch.manual_seed(0)
+    refinement = DisparityRefinement(4, 8).eval()
+    w, shift = 180, 7
+    right = torch.randn(1, 4, 6, w).bfloat16()
+    left = torch.roll(right, shift, 3)
+    seen: list[torch.Tensor] = []
+    refinement.layers.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        refinement(left, right, torch.full((1, 6, w), 4.0 * shift))
+    difference = seen[0][:, 4:8, :, shift:]  # behind the left map's own channels
+    assert float(difference.float().abs().max()) < 1e-3
+
+
+def test_expected_disparity_is_exact_under_autocast() -> None:
+    logits = torch.randn(1, 96, 2, 3) * 4
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = expected_disparity(logits)
+    torch.testing.assert_close(mixed, expected_disparity(logits), rtol=0, atol=1e-4)
 
 
 def test_refinement_learns_what_is_left_of_a_disparity() -> None:

@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import lightning_fabric
 import numpy as np
 import pytest
 import torch
@@ -15,16 +16,16 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_networks import SMALL, small_net
 
-from sicm_ros.evaluation.recall import count_found
+from sicm_ros.evaluation.recall import count_found, depth_errors
 from sicm_ros.geometry import Object3D, StereoRig, project
 from sicm_ros.model_store import load_config, load_model
 from sicm_ros.networks.anchors import RIG_FIELDS, Anchors
 from sicm_ros.networks.mvsfc_net import MvsfcNet
-from sicm_ros.training.augmentation import mirror, photometric
+from sicm_ros.training.augmentation import mirror, photometric, zoom
 from sicm_ros.training.losses import disparity_loss, disparity_weights, feature_error, task_loss, view_weights
 from sicm_ros.training.samples import Sample, SampleStore, build_store
 from sicm_ros.training.targets import Batch, anchor_priors, assign, collate, object_row, stride4_disparity
-from sicm_ros.training.train import TrainError, _stores, load_train_config, run
+from sicm_ros.training.train import Mixture, TrainError, _shares, _stores, load_train_config, parse_root, run
 
 SIZES = {"height": 64, "width": 256}
 MODELS = Path(__file__).parents[1] / "models"
@@ -68,6 +69,33 @@ def test_mirror_keeps_the_geometry(store: SampleStore) -> None:
         known = (twice.disparity > 0) & (sample.disparity > 0)
         assert known.mean() > 0.3 * (sample.disparity > 0).mean()
         assert np.median(np.abs(twice.disparity - sample.disparity)[known]) < 0.1
+
+
+def test_a_zoom_keeps_the_geometry(store: SampleStore) -> None:
+    """Boxes project to their new 2D boxes, and disparities are those of the new rig."""
+    moved = 0
+    for i in range(6):
+        sample = store[i]
+        zoomed = zoom(sample, np.random.default_rng(i))
+        h, w = sample.disparity.shape
+        assert zoomed.left.shape == sample.left.shape and zoomed.disparity.shape == (h, w)
+        scale = zoomed.rig.fx / sample.rig.fx
+        assert 1.0 <= scale < 1.22 and zoomed.rig.focal_baseline == pytest.approx(scale * sample.rig.focal_baseline)
+        assert zoomed.disparity.max() <= scale * sample.disparity.max() + 1e-3
+        for o in zoomed.labels:
+            if o.label == "DontCare":
+                continue
+            old = next(p for p in sample.labels if (p.x, p.z) == (o.x, o.z))
+            assert o.truncated >= old.truncated - 1e-6
+            if o.truncated > old.truncated + 1e-6:
+                continue
+            # What lies at the old box's corner is now at the new one's.
+            point = np.array([o.x, o.y - o.height / 2, o.z])
+            before, after = project(sample.rig.p_left, point)[0], project(zoomed.rig.p_left, point)[0]
+            sides = np.array(o.bbox).reshape(2, 2) - after
+            np.testing.assert_allclose(sides[:, 0], (np.array(old.bbox)[[0, 2]] - before[0]) * scale, atol=0.5)
+            moved += 1
+    assert moved > 3
 
 
 def test_photometric_distortion_is_seeded_and_keeps_the_pair_alike(store: SampleStore) -> None:
@@ -266,11 +294,11 @@ def test_three_stages_resume_with_the_same_losses_and_leave_a_model(tmp_path: Pa
     assert [row[1] for row in whole] == ["detector"] + ["codec"] * 2 + ["joint"]
     assert load_config(model / "config.yaml") == load_config(folder / "config.yaml")
     assert load_model(model).fingerprint != 0
-    assert any(line.startswith("validation rate 0") for line in said)
+    assert any(line.startswith("validation val rate 0") for line in said)
     board = EventAccumulator(str(tmp_path / "whole" / "tensorboard"))
     board.Reload()
     assert [e.step for e in board.Scalars("codec/bpp")] == [int(row[0]) for row in whole if row[1] == "codec"]
-    assert len(board.Scalars("validation rate 0/Car 2D")) == 2  # after the codec stage and after the joint one
+    assert len(board.Scalars("validation val rate 0/Car 2D")) == 2  # after the codec stage and after the joint one
 
     class Killed(Exception):
         pass
@@ -293,11 +321,54 @@ def test_three_stages_resume_with_the_same_losses_and_leave_a_model(tmp_path: Pa
     assert again[("60", "codec")] == dict((row[:2], row[2]) for row in whole)[("60", "codec")]
 
 
+def test_labels_keep_their_precision_in_bfloat16(store: SampleStore) -> None:
+    """Fabric casts what it finds in a batch; boxes, depths, disparities and rigs must not be among it."""
+    fabric = lightning_fabric.Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
+    seen: list[Batch] = []
+
+    class Model(torch.nn.Linear):
+        def forward(self, batch: Batch) -> torch.Tensor:  # type: ignore[override]
+            seen.append(batch)
+            return super().forward(batch.left[..., :4]).sum()
+
+    batch = collate([store[0], store[1]], ("Car", "Pedestrian"))
+    fabric.setup(Model(4, 1))(batch)
+    before = [batch.disparity, batch.rigs, *batch.objects]
+    after = [seen[0].disparity, seen[0].rigs, *seen[0].objects]
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(after, before, strict=True))
+
+
+def test_a_mixture_has_its_shares_and_repeats(tmp_path: Path) -> None:
+    config = replace(SMALL, **SIZES)
+    stores = tuple(build_store(tmp_path / str(n), config, None, [], n, seed=n) for n in (6, 2))
+    mixture = Mixture(stores, (0.5, 0.5))
+    first, second = mixture.order(4, 0), mixture.order(4, 1)
+    assert first == mixture.order(4, 0) and first != second and len(first) == 8
+    for order in (first, second):
+        assert sum(number == 1 for number, _ in order) == 4
+        assert sorted(i for number, i in order if number == 1) == [0, 0, 1, 1], "two passes over the small store"
+    # Over three epochs of four, the large store of six is gone through twice.
+    seen = [i for epoch in range(3) for number, i in mixture.order(4, epoch) if number == 0]
+    assert sorted(seen[:6]) == sorted(seen[6:]) == list(range(6))
+
+
+def test_roots_and_shares() -> None:
+    assert parse_root("a/b") == (Path("a/b"), None) and parse_root("a:0.25") == (Path("a"), 0.25)
+    assert _shares([None, None], [30, 10]) == (0.75, 0.25)
+    assert _shares([None, 0.4], [30, 10]) == pytest.approx((0.6, 0.4))
+    for text in ("a:much", "a:0", "a:1.5"):
+        with pytest.raises(TrainError, match="--data: expected"):
+            parse_root(text)
+    for shares in ([0.7, 0.7], [1.0, None], [0.3, 0.3]):
+        with pytest.raises(TrainError, match="shares that add up to 1"):
+            _shares(shares, [1, 1])
+
+
 def test_an_input_that_is_mostly_padding_is_said(tmp_path: Path) -> None:
     folder = small_model(tmp_path / "model", [0], samples=2)
     config = replace(load_config(folder / "config.yaml"), width=512)
     said: list[str] = []
-    _stores(config, load_train_config(folder), None, None, tmp_path / "out", 1, said.append)
+    _stores(config, load_train_config(folder), [], [], None, tmp_path / "out", 1, said.append)
     # 1242 columns times 64 / (375 - 100).
     words = "config: width 512 is 44 % padding: KITTI's images, scaled to height 64, have 289 columns"
     assert said[0] == words
@@ -326,7 +397,7 @@ def test_mixed_precision_trains_and_validates_at_intervals(tmp_path: Path) -> No
     said: list[str] = []
     model = load_model(run(folder, None, tmp_path / "out", device="cpu", samples=20, say=said.append))
     # Twenty samples in batches of ten: two steps a stage, each followed by a validation, and one at the stage's end.
-    assert sum(line.startswith("validation uncompressed") for line in said) == 6
+    assert sum(line.startswith("validation val uncompressed") for line in said) == 6
     assert all(p.dtype in (torch.float32, torch.float16) for p in model.net.parameters())
     assert all(bool(torch.isfinite(p).all()) for p in model.net.parameters())
 
@@ -363,6 +434,16 @@ def test_found_and_false_cars_are_counted() -> None:
     counted = count_found(labels, results, threshold=0.3)
     assert counted == (1, 1, 1, 1)
     assert count_found(labels, [[]]) == (0, 1, 0, 1)
+
+
+def test_depth_errors_by_range() -> None:
+    car = Object3D("Car", (0, 0, 9, 9), 1.5, 1.6, 4.0, 0.0, 1.6, 20.0, 0.0, 0.0, 0.0, 0)
+    far = replace(car, bbox=(20, 0, 29, 9), z=30.0, occluded=1)
+    hidden = replace(car, bbox=(40, 0, 49, 9), z=30.0, occluded=2)
+    results = [[replace(o, z=o.z + 0.5, score=0.9) for o in (car, far, hidden)] + [replace(car, z=3.0, score=0.1)]]
+    errors = depth_errors([[car, far, hidden]], results, threshold=0.3)
+    assert errors == {(5, 15): [], (15, 25): [0.5], (25, 35): [0.5], (35, 50): []}
+    assert depth_errors([[car]], [[replace(car, bbox=(5, 0, 14, 9), score=0.9)]])[(15, 25)] == []
 
 
 def test_sample_is_what_the_network_gets(store: SampleStore) -> None:

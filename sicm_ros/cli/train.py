@@ -36,17 +36,32 @@ def train(
         ),
     ],
     data: Annotated[
-        Path | None,
+        list[str] | None,
         typer.Option(
             "--data",
-            metavar="ROOT",
+            metavar="ROOT[:SHARE]",
             show_default=False,
-            help="KITTI root with training/label_2, calib and, if there are any, images. Default: rendered scenes.",
+            help="KITTI root with training/label_2, calib and, if there are any, images; several with the share of the "
+            "samples that each gives, e.g. 0.3. Default: rendered scenes.",
         ),
     ] = None,
     splits: Annotated[
         Path | None,
-        typer.Option("--splits", metavar="DIR", show_default=False, help="Folder with train.txt and val.txt."),
+        typer.Option(
+            "--splits",
+            metavar="DIR",
+            show_default=False,
+            help="Folder with train.txt and val.txt. Default: ImageSets of each root.",
+        ),
+    ] = None,
+    validate_on: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--validate",
+            metavar="ROOT",
+            show_default=False,
+            help="KITTI root to validate on, beside what --data holds out; several in turn.",
+        ),
     ] = None,
     max_minutes: Annotated[
         float | None,
@@ -110,4 +125,5 @@ def train(
         start_from=start_from,
         stages=stages,
         samples=samples,
+        validate_on=validate_on or (),
     )

@@ -335,8 +335,7 @@ def _unit_car(name: str) -> Mesh:
             pts = np.array(
                 [[0.5 - s[end], sign * half[end] * w, bottom[end] + (top[end] - bottom[end]) * h] for w, h in section]
             )
-            inner = pts * [1, 0, 1]
-            cap = grid_surface(np.stack([pts, inner]), BODY)
+            cap = grid_surface(np.stack([pts * [1, across, 1] for across in (1.0, 0.8, 0.5, 0.0)]), BODY)
             parts.append(Mesh(cap.vertices, np.tile([nx, 0.0, 0.0], (len(cap.vertices), 1)), cap.triangles, cap.part))
     # Cabin: sides lean inwards; its top is windscreen, roof and rear window in one.
     t = np.unique(
@@ -366,7 +365,7 @@ def _unit_car(name: str) -> Mesh:
     )
     floor = np.full_like(t, b.belt - 0.03)
     plan = np.interp(t, s, half)
-    lean = 0.24 if name != "van" and name != "cab" else 0.13
+    lean = 0.30 if name != "van" and name != "cab" else 0.15
 
     def width_at(h: np.ndarray) -> np.ndarray:
         return plan * (0.955 - lean * (h - b.belt) / (1 - b.belt))
@@ -385,7 +384,32 @@ def _unit_car(name: str) -> Mesh:
     outward[:, 0] *= 0.3
     flip = np.sum(outward * mesh.normals, 1) < 0
     normals = np.where(flip[:, None], -mesh.normals, mesh.normals)
-    return Mesh(mesh.vertices, normals, mesh.triangles, mesh.part)
+    return _rounded_ends(Mesh(mesh.vertices, normals, mesh.triangles, mesh.part))
+
+
+# How far a car's ends draw back from the box, as shares of its length: at the sides, above the bumper, below it.
+_END_REACH, _END_SIDES, _END_ABOVE, _END_BELOW = 0.2, 0.05, (0.045, 0.03), 0.02
+
+
+def _end_pull(p: np.ndarray) -> np.ndarray:
+    """How far points (N, 3) of the unit car are drawn towards its middle along x (N,)."""
+    x, y, z = p.T
+    near = np.clip((np.abs(x) - 0.5 + _END_REACH) / _END_REACH, 0, 1) ** 1.5
+    above = np.where(x > 0, *_END_ABOVE) * np.clip((z - 0.36) / 0.3, 0, 1)
+    below = _END_BELOW * np.clip((0.24 - z) / 0.12, 0, 1)
+    return np.sign(x) * near * (_END_SIDES * np.abs(2 * y) ** 2.2 + above + below)
+
+
+def _rounded_ends(car: Mesh) -> Mesh:
+    """Nose and tail that bulge in the middle of the bumpers alone: seen from an end, a real car fills its box badly."""
+    p, step = car.vertices, 1e-4
+    pull = _end_pull(p)
+    slope = np.stack([(_end_pull(p + step * axis) - pull) / step for axis in np.eye(3)], 1)
+    # Normals go with the inverse transpose of the map's Jacobian.
+    along = car.normals[:, 0] / np.maximum(1 - slope[:, 0], 0.2)
+    normals = np.stack([along, car.normals[:, 1] + along * slope[:, 1], car.normals[:, 2] + along * slope[:, 2]], 1)
+    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
+    return Mesh(p - pull[:, None] * [1.0, 0.0, 0.0], normals, car.triangles, car.part)
 
 
 def wheel_radius(body: BodyType, length: float, height: float) -> float:

@@ -456,9 +456,25 @@ def _add_misc(
     return [b.add(meshes.merge(parts), at, heading, {0: panel, 1: dark})]
 
 
+# Labelled boxes have a margin: shares of length, width and height that a car's body fills.
+_BODY_SHARES = ((0.89, 1.0), (0.93, 1.0), (0.95, 1.0))
+
+
+def _body_in_box(rng: np.random.Generator, o: Object3D) -> tuple[tuple[float, float, float], Sequence[float]]:
+    """Length, width and height of a car's body, and where it stands, somewhere inside the labelled box."""
+    length, width, height = (
+        size * rng.uniform(*share) for size, share in zip((o.length, o.width, o.height), _BODY_SHARES, strict=True)
+    )
+    forward, left = rng.uniform(-0.25, 0.25) * (o.length - length), rng.uniform(-0.5, 0.5) * (o.width - width)
+    c, s = math.cos(o.rotation_y), math.sin(o.rotation_y)
+    return (length, width, height), (o.x + c * forward + s * left, o.y, o.z - s * forward + c * left)
+
+
 def _add_object(b: _Builder, rng: np.random.Generator, o: Object3D) -> list[np.ndarray]:
-    at = (o.x, o.y, o.z)
+    at: Sequence[float] = (o.x, o.y, o.z)
     size = (o.length, o.width, o.height)
+    if o.label in ("Car", "Van"):
+        size, at = _body_in_box(rng, o)
     detail = 20 if o.z < 12 else (14 if o.z < 30 else 8)
     if o.label == "Car":
         if o.height > 1.75:

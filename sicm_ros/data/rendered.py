@@ -192,10 +192,11 @@ def render_pair(layout: Sequence[Object3D], rig: StereoRig, width: int, height: 
 
     # Auto-exposure on the lower image, then a wide random error.
     level = float(np.percentile(left[height // 3 :].mean(2), 70)) + 1e-3
-    exposure = 0.29 * 2.0 ** camera_rng.normal(0.0, 0.45) / level**0.8 / 0.5**0.2
+    exposure = 0.5 * 2.0 ** camera_rng.normal(0.0, 0.5) / level**0.8 / 0.5**0.2
     balance = camera_rng.normal(1, 0.03, 3)
-    gamma = camera_rng.uniform(1.2, 1.8)
-    black = camera_rng.uniform(0.0, 0.016)
+    # Cameras in the sun give black shadows and clipped highlights.
+    gamma = camera_rng.uniform(0.7, 1.45)
+    black = camera_rng.uniform(0.0, 0.008)
     noise = camera_rng.uniform(0.004, 0.028) * min(1.0, scale)
     blur = camera_rng.uniform(0.4, 0.85) * min(1.0, scale**0.4)
     gain = camera_rng.normal(1, 0.025) * camera_rng.normal(1, 0.008, 3)

@@ -11,7 +11,9 @@ import numpy as np
 from ..geometry import Object3D
 from .kitti_ap import bev_iou
 
-__all__ = ["Found", "count_found"]
+__all__ = ["DEPTH_RANGES", "Found", "count_found", "depth_errors"]
+
+DEPTH_RANGES = ((5, 15), (15, 25), (25, 35), (35, 50))  # metres
 
 
 class Found(NamedTuple):
@@ -60,3 +62,38 @@ def count_found(
             justified = (bev_iou(detections, others) >= iou).any(1) if len(others) else np.zeros(len(detections), bool)
             false += int((~justified).sum())
     return Found(found, wanted, false, len(labels))
+
+
+def depth_errors(
+    labels: Sequence[Sequence[Object3D]],
+    results: Sequence[Sequence[Object3D]],
+    name: str = "Car",
+    threshold: float = 0.0,
+) -> dict[tuple[int, int], list[float]]:
+    """Detected less labelled depth of the box's centre, metres, of the objects in each of ``DEPTH_RANGES``.
+
+    Objects with occlusion 0 or 1 that a detection at or above ``threshold`` overlaps in the image by IoU 0.5; the one
+    that overlaps most counts.
+    """
+    errors: dict[tuple[int, int], list[float]] = {r: [] for r in DEPTH_RANGES}
+    for truth, result in zip(labels, results, strict=True):
+        found = [o for o in result if o.label == name and (o.score or 0.0) >= threshold]
+        for o in truth:
+            reach = next((r for r in DEPTH_RANGES if r[0] <= o.z < r[1]), None)
+            if o.label != name or o.occluded not in (0, 1) or reach is None or not found:
+                continue
+            overlaps = [_image_iou(o, f) for f in found]
+            best = int(np.argmax(overlaps))
+            if overlaps[best] >= 0.5:
+                errors[reach].append(found[best].z - o.z)
+    return errors
+
+
+def _image_iou(a: Object3D, b: Object3D) -> float:
+    """IoU of two 2D boxes."""
+    w = min(a.bbox[2], b.bbox[2]) - max(a.bbox[0], b.bbox[0])
+    h = min(a.bbox[3], b.bbox[3]) - max(a.bbox[1], b.bbox[1])
+    if w <= 0 or h <= 0:
+        return 0.0
+    areas = [(o.bbox[2] - o.bbox[0]) * (o.bbox[3] - o.bbox[1]) for o in (a, b)]
+    return w * h / (sum(areas) - w * h)

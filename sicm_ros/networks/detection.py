@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -46,7 +47,12 @@ class Detections:
 def expected_disparity(logits: Tensor) -> Tensor:
     """Mean of the distribution that logits (B, bins, h, w) stand for: (B, h, w) float32, in bins."""
     bins = torch.arange(logits.shape[1], device=logits.device, dtype=torch.float32)
-    return torch.einsum("bdhw,d->bhw", logits.float().softmax(1), bins)
+    # Not a matrix product, which autocast would round to bfloat16.
+    return (logits.float().softmax(1) * bins[:, None, None]).sum(1)
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 class DisparityHead(nn.Module):
@@ -95,9 +101,10 @@ class DisparityRefinement(nn.Module):
         x = column - disparity.detach()[:, None] / 4 - offsets  # (B, offsets, h, w)
         x = 2 * x.transpose(1, 2).flatten(2) / (w - 1) - 1
         y = torch.linspace(-1, 1, h, device=left.device)[:, None].expand_as(x)
-        grid = torch.stack([x, y], -1).to(right.dtype)
-        warped = F.grid_sample(right, grid, padding_mode="border", align_corners=True).unflatten(3, (-1, w))
-        difference = left[:, :, :, None] - warped  # (B, C, h, offsets, w)
+        # In float32 whatever the features are: a grid in bfloat16 is off by up to half a cell.
+        grid = torch.stack([x, y], -1)
+        warped = F.grid_sample(right.float(), grid, padding_mode="border", align_corners=True).unflatten(3, (-1, w))
+        difference = left.float()[:, :, :, None] - warped  # (B, C, h, offsets, w)
         cost = (difference**2).mean(1).transpose(1, 2)  # (B, offsets, h, w)
         less, same, more = cost.unbind(1)
         minimum = (less - more) / (less - 2 * same + more).clamp(min=1e-3)  # in quarters of a cell: input pixels
@@ -138,7 +145,9 @@ class DetectionHead(nn.Module):
         b = x.shape[0]
         classes = self.class_output(self.classification(x))
         boxes = self.regression(x if depth is None else torch.cat([x, depth], 1))
-        boxes = self.box_output(boxes if depth is None else torch.cat([boxes, depth], 1))
+        # In float32: bfloat16 tells 30 m from 30.2 m and no finer.
+        with _without_autocast(x.device):
+            boxes = self.box_output(boxes.float() if depth is None else torch.cat([boxes.float(), depth], 1))
         return (
             classes.permute(0, 2, 3, 1).reshape(b, -1, self.outputs),
             boxes.permute(0, 2, 3, 1).reshape(b, -1, len(TARGETS)),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Augmentation of a stereo sample: photometric distortion, and the mirror that swaps the views."""
+"""Augmentation of a stereo sample: photometric distortion, a zoom, and the mirror that swaps the views."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ import numpy as np
 from ..geometry import Object3D, StereoRig, project, rotation_y_to_alpha, wrap_angle
 from .samples import Sample
 
-__all__ = ["augment", "mirror", "photometric"]
+__all__ = ["augment", "mirror", "photometric", "zoom"]
+
+LARGEST_ZOOM = 1.2
+ZOOM_SHARE, BLUR_SHARE = 0.3, 0.3  # of the samples
 
 
 def photometric(left: np.ndarray, right: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Contrast, saturation, hue and brightness, drawn once for the pair, then a little gain and noise for each view."""
+    """Contrast, saturation, hue, brightness and sharpness, drawn once for the pair (h, w, 3) uint8, then a little
+    gain and noise for each."""
     contrast, saturation = rng.uniform(0.5, 1.5, 2)
     hue, brightness = rng.uniform(-18, 18), rng.uniform(-32, 32)
+    blur = rng.uniform(0.3, 0.9) if rng.random() < BLUR_SHARE else 0.0
     views = []
     for view in (left, right):
         if rng.random() < 0.7:
@@ -26,6 +31,8 @@ def photometric(left: np.ndarray, right: np.ndarray, rng: np.random.Generator) -
             hsv[..., 0] = (hsv[..., 0] + hue / 2) % 180  # OpenCV's hue is in half degrees
             hsv[..., 1] = np.clip(hsv[..., 1] * saturation, 0, 255)
             view = cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB)
+        if blur:
+            view = cv2.GaussianBlur(view, (0, 0), blur * rng.uniform(0.9, 1.1))
         values = view.astype(np.float32) * (contrast * rng.uniform(0.97, 1.03)) + (brightness + rng.uniform(-3, 3))
         if rng.random() < 0.5:
             values += rng.standard_normal(values.shape, np.float32) * rng.uniform(0, 6)
@@ -85,8 +92,45 @@ def _right_disparity(disparity: np.ndarray) -> np.ndarray:
     return out
 
 
+def zoom(sample: Sample, rng: np.random.Generator) -> Sample:
+    """A part of both views, enlarged to their size: a longer lens, of which the rig tells.
+
+    What a part of the image looks like then goes with more than one size, place and focal length, which matters most
+    where real frames are few.
+    """
+    h, w = sample.disparity.shape
+    scale = rng.uniform(1.0, LARGEST_ZOOM)
+    columns, rows = round(w / scale), round(h / scale)
+    x0, y0 = int(rng.integers(w - columns + 1)), int(rng.integers(h - rows + 1))
+    sx, sy = w / columns, h / rows
+
+    def part(image: np.ndarray, interpolation: int) -> np.ndarray:
+        return cv2.resize(image[y0 : y0 + rows, x0 : x0 + columns], (w, h), interpolation=interpolation)
+
+    labels = []
+    for o in sample.labels:
+        left, top, right, bottom = o.bbox
+        corners = (np.array([[left, top], [right, bottom]]) - [x0, y0] + 0.5) * [sx, sy] - 0.5
+        box = np.clip(corners, 0, [w - 1, h - 1])
+        (whole_w, whole_h), (w_left, h_left) = corners[1] - corners[0], box[1] - box[0]
+        if w_left < 1 or h_left < 1:
+            continue
+        seen = w_left * h_left / max(whole_w * whole_h, 1e-6) * (1 - max(o.truncated, 0.0))
+        x_low, y_low, x_high, y_high = map(float, box.reshape(-1))
+        labels.append(replace(o, bbox=(x_low, y_low, x_high, y_high), truncated=float(np.clip(1 - seen, 0, 1))))
+    return Sample(
+        part(sample.left, cv2.INTER_LINEAR),
+        part(sample.right, cv2.INTER_LINEAR),
+        part(sample.disparity, cv2.INTER_NEAREST) * np.float32(sx),
+        sample.rig.cropped(x0, y0).scaled(sx, sy),
+        labels,
+    )
+
+
 def augment(sample: Sample, rng: np.random.Generator) -> Sample:
-    """Photometric distortion always, the mirror in half of the cases."""
+    """Photometric distortion always, a zoom in some cases, the mirror in half of them."""
+    if rng.random() < ZOOM_SHARE:
+        sample = zoom(sample, rng)
     left, right = photometric(sample.left, sample.right, rng)
     sample = replace(sample, left=left, right=right)
     return mirror(sample) if rng.random() < 0.5 else sample

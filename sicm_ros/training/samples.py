@@ -79,22 +79,37 @@ def _to_network(labels: Sequence[Object3D], transform: InputTransform) -> list[O
     return moved
 
 
-def _block_matching(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Disparity of the left view (h, w) float32 by semi-global matching; 0 where it finds none."""
+def _semi_global_disparity(left: np.ndarray, right: np.ndarray, transform: InputTransform) -> np.ndarray:
+    """Disparity of the left view at the network's input size (h, w) float32, in pixels of that; 0 where unknown.
+
+    Semi-global matching of the camera's images (H, W, 3), with its check from left to right: at full resolution, since
+    an object at 40 m has a fraction of a pixel of the network's input to tell its depth by.
+    """
+    top = transform.crop_top
     disparities = max(16, left.shape[1] // 8 // 16 * 16)
     matcher = cv2.StereoSGBM.create(
         0, disparities, 5, P1=600, P2=2400, disp12MaxDiff=1, uniquenessRatio=5, speckleWindowSize=50, speckleRange=2
     )
-    return np.maximum(matcher.compute(left, right).astype(np.float32) / 16, 0)
+    # Without the margin the matcher gives nothing in the first columns.
+    views = [cv2.copyMakeBorder(view[top:], 0, 0, disparities, 0, cv2.BORDER_REPLICATE) for view in (left, right)]
+    disparity = np.maximum(matcher.compute(*views)[:, disparities:].astype(np.float32) / 16, 0)
+    columns = min(transform.scaled_width, transform.width)
+    scaled = cv2.resize(disparity, (transform.scaled_width, transform.height), interpolation=cv2.INTER_NEAREST)
+    out = np.zeros((transform.height, transform.width), np.float32)
+    out[:, :columns] = scaled[:, :columns] * (transform.scaled_width / left.shape[1])
+    return out
 
 
 def _real_sample(frames: KittiObject, i: int, config: MvsfcConfig) -> Sample:
     frame = frames[i]
     h, w = frame.left.shape[:2]
     transform = InputTransform(w, h, config.crop_top, config.width, config.height)
-    left, right = resize_view(frame.left, transform), resize_view(frame.right, transform)
     return Sample(
-        left, right, _block_matching(left, right), transform.rig(frame.rig), _to_network(frame.labels or [], transform)
+        resize_view(frame.left, transform),
+        resize_view(frame.right, transform),
+        _semi_global_disparity(frame.left, frame.right, transform),
+        transform.rig(frame.rig),
+        _to_network(frame.labels or [], transform),
     )
 
 

@@ -25,16 +25,28 @@ MIN_HEIGHT = 5.0  # pixels of the network's input below which an object is ignor
 MIN_MATCHES = 10  # anchors that an anchor shape must have matched for statistics of its own
 
 
-@dataclass
 class Batch:
-    """A batch on its device. ``objects`` and ``classes`` are a list over images, rows as in ``object_row``."""
+    """A batch on its device. ``objects`` and ``classes`` are a list over images, rows as in ``object_row``.
 
-    left: Tensor  # (B, 3, H, W) normalised
-    right: Tensor
-    disparity: Tensor  # (B, H/4, W/4), 0 where unknown
-    rigs: Tensor  # (B, 8)
-    objects: list[Tensor]  # (M, 11)
-    classes: list[Tensor]  # (M,) class index, or IGNORED
+    Not a dataclass nor a tuple: Fabric casts every float that it finds in one to the precision of the training, and
+    bfloat16 moves boxes by a pixel and depths by decimetres. Views may be cast; labels may not.
+    """
+
+    def __init__(
+        self,
+        left: Tensor,
+        right: Tensor,
+        disparity: Tensor,
+        rigs: Tensor,
+        objects: list[Tensor],
+        classes: list[Tensor],
+    ) -> None:
+        self.left = left  # (B, 3, H, W) normalised
+        self.right = right
+        self.disparity = disparity  # (B, H/4, W/4) float32, 0 where unknown
+        self.rigs = rigs  # (B, 8)
+        self.objects = objects  # (M, 11)
+        self.classes = classes  # (M,) class index, or IGNORED
 
 
 @dataclass

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -67,10 +67,11 @@ class TrainConfig:
     # weights of the reconstructed features' squared error, which counts most on objects, in the codec and joint stages
     feature_loss: tuple[float, float] = (0.0, 0.0)
     codec_task_loss: bool = True  # the codec stage has the task's loss, as in the paper; else the feature loss alone
+    frozen_norms: bool = False  # batch norms rest in the first stage too, for a training from trained weights
     uncompressed_share: float = 0.0  # of the joint stage's steps that train the detector without the codec
     samples: int = 3712  # rendered where there are no images
     validation_samples: int = 200
-    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"  # auto: bf16-mixed on a GPU, which is slower on a CPU
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"  # auto: bf16-mixed where the processor computes in it
     checkpoint_minutes: float = 5.0
     validation_minutes: float = 10.0
     rate: int = 0  # index into lambdas, for a model of a single rate
@@ -128,15 +129,15 @@ def _trained(net: MvsfcNet, stage: str) -> list[str]:
     }[stage]
 
 
-def _prepare(net: MvsfcNet, stage: str) -> None:
-    """Set what is trained in ``stage``: gradients, and batch norms frozen after the first stage."""
+def _prepare(net: MvsfcNet, stage: str, frozen_norms: bool) -> None:
+    """Set what is trained in ``stage``: gradients, and batch norms frozen after the first stage, or in it too."""
     prefixes = _trained(net, stage)
     for name, p in net.named_parameters():
         # Without the error of the features, gains would only shrink.
         kept = stage == "entropy" and "_gain" in name
         p.requires_grad_(not kept and any(name.startswith(prefix) for prefix in prefixes))
     net.train()
-    if stage != "detector":
+    if stage != "detector" or frozen_norms:
         for module in net.modules():
             if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
                 module.eval()
@@ -173,22 +174,60 @@ def _learning_rate(config: TrainConfig, progress: _Progress) -> float:
     return warm * (config.final_learning_rate + (top - config.final_learning_rate) * cosine)
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """Stores that are sampled together; ``shares`` of the samples come from each (they add up to 1)."""
+
+    stores: tuple[SampleStore, ...]
+    shares: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.stores))
+
+    def order(self, seed: int, epoch: int) -> list[tuple[int, int]]:
+        """Store and sample of each place of an epoch, which depend on the arguments alone.
+
+        An epoch is as long as all stores together. Each store is gone through in passes of its own, however many its
+        share makes, in a new order each time.
+        """
+        counts = [round(share * len(self)) for share in self.shares]
+        counts[int(np.argmax(counts))] += len(self) - sum(counts)
+        which = np.random.default_rng((seed, epoch)).permutation(np.repeat(np.arange(len(counts)), counts))
+        places = []
+        for number, (store, count) in enumerate(zip(self.stores, counts, strict=True)):
+            turns = np.arange(epoch * count, (epoch + 1) * count)
+            orders = {
+                turn: np.random.default_rng((seed, number, int(turn), 3)).permutation(len(store))
+                for turn in np.unique(turns // len(store))
+            }
+            places.append(iter([int(orders[t // len(store)][t % len(store)]) for t in turns]))
+        return [(int(number), next(places[number])) for number in which]
+
+
 def _batches(
-    store: SampleStore, config: TrainConfig, net: MvsfcNet, rank: int, world: int, start: int, device: torch.device
+    mixture: Mixture, config: TrainConfig, net: MvsfcNet, rank: int, world: int, start: int, device: torch.device
 ) -> Iterator[Batch]:
     """Endless batches of this process, from step ``start`` on; the order depends on the seed and the step alone."""
     per_step = config.batch_size * world
-    epoch_steps = max(1, len(store) // per_step)
-    step, order, epoch = start, np.zeros(0, np.int64), -1
+    epoch_steps = max(1, len(mixture) // per_step)
+    step, epoch = start, -1
+    order: list[tuple[int, int]] = []
     while True:
         if step // epoch_steps != epoch:
             epoch = step // epoch_steps
-            order = np.random.default_rng((config.seed, epoch)).permutation(len(store))
+            order = mixture.order(config.seed, epoch)
         first = (step % epoch_steps) * per_step + rank * config.batch_size
-        chosen = [int(order[i % len(store)]) for i in range(first, first + config.batch_size)]
+        chosen = [order[i % len(order)] for i in range(first, first + config.batch_size)]
         rng = np.random.default_rng((config.seed, 7, step, rank))
-        yield collate([augment(store[i], rng) for i in chosen], net.config.classes, device)
+        samples = [augment(mixture.stores[number][i], rng) for number, i in chosen]
+        yield collate(samples, net.config.classes, device)
         step += 1
+
+
+def bfloat16_is_native() -> bool:
+    """Whether the CPU multiplies bfloat16 itself; where it does not, oneDNN emulates it, slower than float32."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("amx_bf16", "amx_tile", "avx512_bf16", "arm_bf16"))
 
 
 def _channels_last(net: MvsfcNet) -> None:
@@ -212,53 +251,109 @@ def load_train_config(folder: Path) -> TrainConfig:
         raise TrainError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
 
 
+def parse_root(text: str) -> tuple[Path, float | None]:
+    """``ROOT`` or ``ROOT:SHARE`` as the command line takes it. Raises TrainError where the share is none."""
+    root, colon, share = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return Path(text), None
+    try:
+        value = float(share)
+    except ValueError:
+        raise TrainError(f"--data: expected ROOT or ROOT:SHARE with a number as share, got {text}") from None
+    if not 0 < value <= 1:
+        raise TrainError(f"--data: expected a share above 0 and at most 1, got {text}")
+    return Path(root), value
+
+
+def _shares(given: Sequence[float | None], sizes: Sequence[int]) -> tuple[float, ...]:
+    """Shares that add up to 1: those that were given, and by size what is left for the others."""
+    fixed = sum(share or 0.0 for share in given)
+    free = sum(size for share, size in zip(given, sizes, strict=True) if share is None)
+    if fixed > 1 + 1e-6 or (free and fixed >= 1) or (not free and abs(fixed - 1) > 0.01):
+        raise TrainError(f"--data: expected shares that add up to 1, or less where a root has none, got {fixed:g}")
+    return tuple(
+        (1 - fixed) * size / free if share is None else share for share, size in zip(given, sizes, strict=True)
+    )
+
+
+def _frame_ids(root: Path, splits: Path | None, held_out: bool) -> dict[str, list[str]]:
+    """Names of the frames of a KITTI root to train on and to validate on.
+
+    Chosen by ``splits``, else by the root's own ImageSets; else, where none are held out elsewhere, every tenth one is.
+    """
+    labels = root / "training" / "label_2"
+    if not labels.is_dir():
+        raise TrainError(
+            f"{labels}: expected a folder of KITTI labels (with calib, and image_2 and image_3 if there are images)"
+        )
+    folder = splits or root / "ImageSets"
+    if splits or (folder / "train.txt").is_file():
+        return {part: read_split(folder / f"{part}.txt") for part in ("train", "val")}
+    every = sorted(p.stem for p in labels.glob("*.txt"))
+    if held_out:
+        return {"train": every, "val": []}
+    return {"train": [e for i, e in enumerate(every) if i % 10 != 9], "val": every[9::10]}
+
+
 def _stores(
     config: MvsfcConfig,
     train: TrainConfig,
-    data: Path | None,
+    data: Sequence[str],
+    validate_on: Sequence[Path],
     splits: Path | None,
     out: Path,
     workers: int,
     say: Callable[[str], None],
-) -> tuple[SampleStore, SampleStore]:
-    """Training and validation samples; made once and kept in ``out``."""
+) -> None:
+    """Make the training and validation samples, once, in ``out``; ``_opened`` opens them."""
     columns = InputTransform(*KITTI_SIZE, config.crop_top, config.width, config.height).scaled_width
     if columns < 0.9 * config.width:
         say(
             f"config: width {config.width} is {100 - 100 * columns / config.width:.0f} % padding: KITTI's images, "
             f"scaled to height {config.height}, have {columns} columns"
         )
-    ids: dict[str, list[str]] = {"train": [], "val": []}
-    if data is not None:
-        labels = Path(data) / "training" / "label_2"
-        if not labels.is_dir():
-            raise TrainError(
-                f"{labels}: expected a folder of KITTI labels (with calib, and image_2 and image_3 if there are images)"
-            )
-        every = sorted(p.stem for p in labels.glob("*.txt"))
-        for part, remainder in (("train", range(0, 9)), ("val", range(9, 10))):
-            split = Path(splits) / f"{part}.txt" if splits else None
-            ids[part] = read_split(split) if split else [e for i, e in enumerate(every) if i % 10 in remainder]
-    stores = []
-    for part, count, seed in (
-        ("train", train.samples, train.seed),
-        ("val", train.validation_samples, train.seed + 1000),
-    ):
+
+    def build(name: str, root: Path | None, ids: list[str], count: int, seed: int) -> None:
         began = time.monotonic()
 
-        def report(done: int, total: int, part: str = part, began: float = began) -> None:
+        def report(done: int, total: int) -> None:
             if done % 100 == 0 or done == total:
                 rate = done / (time.monotonic() - began)
-                say(f"{part} samples: {done}/{total}, {rate:.1f}/s, {(total - done) / rate:.0f} s left")
+                say(f"{name} samples: {done}/{total}, {rate:.1f}/s, {(total - done) / rate:.0f} s left")
 
-        chosen = ids[part][:count] if part == "val" else ids[part]
-        stores.append(build_store(out / "samples" / part, config, data, chosen, count, seed, workers, report))
-    return stores[0], stores[1]
+        build_store(out / "samples" / name, config, root, ids, count, seed, workers, report)
+
+    roots: list[Path | None] = [parse_root(text)[0] for text in data] or [None]
+    made = []
+    for number, root in enumerate(roots):
+        suffix = f"-{number + 1}" if number else ""
+        ids = _frame_ids(root, splits, bool(validate_on)) if root else {"train": [], "val": []}
+        made.append(f"train{suffix}")
+        build(made[-1], root, ids["train"], train.samples, train.seed + number)
+        chosen = ids["val"][: train.validation_samples]
+        if chosen or root is None:
+            made.append(f"val{suffix}")
+            build(made[-1], root, chosen, train.validation_samples, train.seed + 1000)
+    for number, root in enumerate(validate_on):
+        every = _frame_ids(root, None, True)["train"]
+        made.append(f"val-real-{number + 1}" if (root / "training" / "image_2").is_dir() else f"val-extra-{number + 1}")
+        build(made[-1], root, every, len(every), train.seed + 1000)
+    (out / "samples" / "stores.json").write_text(json.dumps({"stores": made}))
+
+
+def _opened(out: Path, data: Sequence[str]) -> tuple[Mixture, dict[str, SampleStore]]:
+    """What to train on, and the validation sets by name."""
+    names = json.loads((out / "samples" / "stores.json").read_text())["stores"]
+    stores = {name: SampleStore(out / "samples" / name) for name in names}
+    training = tuple(store for name, store in stores.items() if name.startswith("train"))
+    given = [parse_root(text)[1] for text in data] or [None]
+    shares = _shares(given, [len(store) for store in training])
+    return Mixture(training, shares), {name: store for name, store in stores.items() if name.startswith("val")}
 
 
 def run(
     config_path: str | Path,
-    data: str | Path | None,
+    data: str | Path | Sequence[str] | None,
     out: str | Path,
     max_minutes: float | None = None,
     resume: bool = False,
@@ -270,11 +365,14 @@ def run(
     start_from: str | Path | None = None,
     stages: str | None = None,
     samples: int | None = None,
+    validate_on: Sequence[str | Path] = (),
     say: Callable[[str], None] = print,
 ) -> Path:
     """Train the model whose folder (with config.yaml and train.yaml) is ``config_path``; weights go to ``out/model``.
 
-    ``data`` is a KITTI root; None draws layouts at random and renders them. ``processes`` train data-parallel (under
+    ``data`` is a KITTI root or several, each as ``ROOT`` or ``ROOT:SHARE`` (of the samples); None draws layouts at
+    random and renders them. ``validate_on`` are roots to validate on beside those that ``data`` holds out; with any, a
+    root without ImageSets holds out none. ``processes`` train data-parallel (under
     torchrun its own number counts). ``stages`` limits the run, e.g. "codec,joint"; ``start_from`` is a state dict in
     safetensors to begin with; ``samples`` takes the place of train.yaml's. Raises TrainError on bad settings.
     """
@@ -293,7 +391,9 @@ def run(
     # Joint steps with and without the codec use different parameters, which data-parallel training has to be told.
     strategy = DDPStrategy(find_unused_parameters="joint" in chosen) if parallel else "auto"
     on_gpu = accelerator == "cuda" or (accelerator == "auto" and torch.cuda.is_available())
-    precision = ("bf16-mixed" if on_gpu else "32-true") if train.precision == "auto" else train.precision
+    precision = train.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if on_gpu or bfloat16_is_native() else "32-true"
     fabric = lightning_fabric.Fabric(accelerator=accelerator, devices=processes, strategy=strategy, precision=precision)
     fabric.launch()
     out.mkdir(parents=True, exist_ok=True)
@@ -301,14 +401,17 @@ def run(
     if processes > 1 and fabric.device.type == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
     seed_everything(train.seed, verbose=False)
+    roots = [] if data is None else [str(data)] if isinstance(data, (str, Path)) else list(data)
     if fabric.is_global_zero:
-        _stores(model_config, train, Path(data) if data else None, Path(splits) if splits else None, out, workers, talk)
+        held_out = [Path(root) for root in validate_on]
+        _stores(model_config, train, roots, held_out, Path(splits) if splits else None, out, workers, talk)
     fabric.barrier()
-    store, validation = SampleStore(out / "samples" / "train"), SampleStore(out / "samples" / "val")
+    mixture, validation = _opened(out, roots)
 
     net = MvsfcNet(model_config)
+    first = mixture.stores[0]
     anchor_priors(
-        net.analysis.anchors, model_config.classes, ((store.labels(i), store.rig(i)) for i in range(len(store)))
+        net.analysis.anchors, model_config.classes, ((first.labels(i), first.rig(i)) for i in range(len(first)))
     )
     if start_from:
         from safetensors.torch import load_file
@@ -317,7 +420,7 @@ def run(
     _channels_last(net)
     trainee = _Trainee(net, train)
     steps = tuple(
-        e * max(1, len(store) // (train.batch_size * fabric.world_size)) if name in chosen else 0
+        e * max(1, len(mixture) // (train.batch_size * fabric.world_size)) if name in chosen else 0
         for e, name in zip(train.epochs, STAGES, strict=True)
     )
     progress = _Progress(steps, max_minutes)  # type: ignore[arg-type]
@@ -333,7 +436,7 @@ def run(
     log = _Log(out, fabric.is_global_zero, progress.step)
     while progress.stage < len(STAGES):
         if steps[progress.stage]:
-            _train_stage(fabric, trainee, train, progress, store, validation, checkpoint, loaded, talk, log)
+            _train_stage(fabric, trainee, train, progress, mixture, validation, checkpoint, loaded, talk, log)
         loaded = None
         progress.stage, progress.stage_step = progress.stage + 1, 0
         if fabric.is_global_zero:
@@ -349,23 +452,23 @@ def _train_stage(
     trainee: _Trainee,
     config: TrainConfig,
     progress: _Progress,
-    store: SampleStore,
-    validation: SampleStore,
+    mixture: Mixture,
+    validation: dict[str, SampleStore],
     checkpoint: Path,
     loaded: dict[str, Any] | None,
     say: Callable[[str], None],
     log: _Log,
 ) -> None:
     stage, net = STAGES[progress.stage], trainee.net
-    _prepare(net, stage)
+    _prepare(net, stage, config.frozen_norms)
     parameters = [p for p in net.parameters() if p.requires_grad]
     optimizer: torch.optim.Optimizer = torch.optim.Adam(
         parameters, lr=config.learning_rate[progress.stage], weight_decay=config.weight_decay
     )
-    if loaded is not None:
-        optimizer.load_state_dict(loaded["optimizer"])
     wrapped, optimizer = fabric.setup(trainee, optimizer)
-    batches = _batches(store, config, net, fabric.global_rank, fabric.world_size, progress.step, fabric.device)
+    if loaded is not None:  # now that the parameters are where the training runs
+        optimizer.load_state_dict(loaded["optimizer"])
+    batches = _batches(mixture, config, net, fabric.global_rank, fabric.world_size, progress.step, fabric.device)
     sums: dict[str, float] = {}
     last_time = last_save = time.monotonic()
     began_fraction, began_minutes = progress.stage_fraction(), progress.minutes
@@ -410,11 +513,11 @@ def _train_stage(
         # All processes have the same minutes; the others wait for the first one in their next step.
         if progress.minutes - last_validation > config.validation_minutes:
             if fabric.is_global_zero:
-                _report(net, validation, stage, fabric.device, say, progress.step, log)
+                _report(net, validation, stage, config.frozen_norms, fabric.device, say, progress.step, log)
             last_validation = progress.minutes
     if fabric.is_global_zero:
         _save(checkpoint, net, optimizer, progress)
-        _report(net, validation, stage, fabric.device, say, progress.step, log)
+        _report(net, validation, stage, config.frozen_norms, fabric.device, say, progress.step, log)
     fabric.barrier()
 
 
@@ -433,20 +536,22 @@ def _rate_of_step(stage: str, config: TrainConfig, model: MvsfcConfig, step: int
 
 def _report(
     net: MvsfcNet,
-    validation: SampleStore,
+    validation: dict[str, SampleStore],
     stage: str,
+    frozen_norms: bool,
     device: torch.device,
     say: Callable[[str], None],
     step: int,
     log: _Log,
 ) -> None:
     rates = [None] if stage == "detector" else [None, net.config.default_rate if net.config.variable_rate else 0.0]
-    for rate in rates:
-        figures = validate(net, validation, rate, device)
-        name = "uncompressed" if rate is None else f"rate {rate:g}"
-        say(f"validation {name}: " + ", ".join(f"{k} {v:.2f}" for k, v in figures.items()))
-        log.validation(step, name, figures)
-    _prepare(net, stage)
+    for part, store in validation.items():
+        for rate in rates:
+            figures = validate(net, store, rate, device)
+            name = f"{part} " + ("uncompressed" if rate is None else f"rate {rate:g}")
+            say(f"validation {name}: " + ", ".join(f"{k} {v:.2f}" for k, v in figures.items()))
+            log.validation(step, name, figures)
+    _prepare(net, stage, frozen_norms)
 
 
 def _save(path: Path, net: MvsfcNet, optimizer: Any, progress: _Progress) -> None:

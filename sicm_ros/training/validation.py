@@ -10,7 +10,7 @@ import torch
 
 from ..data.rendered import KITTI_SIZE
 from ..evaluation.kitti_ap import evaluate
-from ..evaluation.recall import count_found
+from ..evaluation.recall import count_found, depth_errors
 from ..geometry import InputTransform, Object3D
 from ..networks.detection import to_objects
 from ..networks.mvsfc_net import MvsfcNet
@@ -66,7 +66,8 @@ def detect_store(
 
 
 def validate(net: MvsfcNet, store: SampleStore, rate: float | None, device: torch.device) -> dict[str, float]:
-    """Car AP (R40, moderate), recall and false cars at the model's threshold, and bytes of a pair (before headers)."""
+    """AP of each class (R40, moderate), and of cars at the model's threshold: recall, false positives a frame, and the
+    median error of depth by range in metres; bytes of a pair (before headers)."""
     labels = source_labels(store, net)
     results, bits = detect_store(net, store, rate, device)
     table = evaluate(labels, results, net.config.classes)["R40"]
@@ -76,4 +77,6 @@ def validate(net: MvsfcNet, store: SampleStore, rate: float | None, device: torc
         for name in net.config.classes
         for metric in ("2D", "BEV loose", "3D loose", "BEV", "3D")
     }
-    return {**figures, "found": near.recall, "false": near.false_per_frame, "bytes": bits / 8}
+    errors = depth_errors(labels, results, threshold=net.config.analysis.score_threshold)
+    biases = {f"depth {low}-{high} m": float(np.median(e)) for (low, high), e in errors.items() if e}
+    return {**figures, "found": near.recall, "false": near.false_per_frame, **biases, "bytes": bits / 8}
