@@ -32,7 +32,6 @@ from torch import Tensor
 
 from sicm_ros.codec.payload import compress, decompress
 from sicm_ros.codec.range_coder import RangeCoder
-from sicm_ros.data.rendered import KITTI_RIG, KITTI_SIZE, random_layout, render_pair
 from sicm_ros.evaluation.latency import Spread
 from sicm_ros.geometry import InputTransform
 from sicm_ros.model_store import StoredModel, load_config, load_model
@@ -41,6 +40,8 @@ from sicm_ros.networks.entropy_model import StereoEntropyModel
 from sicm_ros.networks.entropy_tables import EntropyTables
 from sicm_ros.networks.mvsfc_net import MvsfcNet
 from sicm_ros.preprocessing import normalise
+from sicm_ros.render.layouts import KITTI_RIG, KITTI_SIZE, random_layout
+from sicm_ros.render.pair import render_pair
 from sicm_ros.training.samples import SampleStore
 from sicm_ros.training.train import TrainConfig, load_train_config
 

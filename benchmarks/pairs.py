@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sicm_ros.data.kitti import open_source
+from sicm_ros.data.rendered import rendered_frame
 from sicm_ros.data.source import StereoFrame
-from sicm_ros.evaluation.latency import rendered_frame
 from sicm_ros.model_store import StoredModel
 from sicm_ros.preprocessing import prepare
 

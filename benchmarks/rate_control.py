@@ -25,8 +25,8 @@ import torch
 from sicm_ros.codec.encoder import EncodedPair, PairLatents, StereoEncoder
 from sicm_ros.codec.rate_control import BitWindow, RateController, RateDecision, wire_bits
 from sicm_ros.data.kitti import open_source
-from sicm_ros.data.rendered import KITTI_RIG, KITTI_SIZE
-from sicm_ros.evaluation.latency import rendered_frame
+from sicm_ros.data.rendered import rendered_frame
+from sicm_ros.render.layouts import KITTI_RIG, KITTI_SIZE
 
 SECOND = 10**9
 HZ = 10

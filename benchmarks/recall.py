@@ -33,11 +33,12 @@ from sicm_ros.codec.decoder import StereoDecoder
 from sicm_ros.codec.detector import StereoDetector
 from sicm_ros.codec.encoder import StereoEncoder
 from sicm_ros.data.kitti import read_labels, read_object_calib, read_split
-from sicm_ros.data.rendered import KITTI_RIG, KITTI_SIZE, random_layout, render_pair
 from sicm_ros.evaluation.kitti_ap import evaluate
 from sicm_ros.evaluation.recall import count_found
 from sicm_ros.geometry import Object3D
 from sicm_ros.model_store import load_model
+from sicm_ros.render.layouts import KITTI_RIG, KITTI_SIZE, random_layout
+from sicm_ros.render.pair import render_pair
 from sicm_ros.training.validation import LOW_SCORE
 
 UNCOMPRESSED = "uncompressed"

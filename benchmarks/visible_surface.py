@@ -28,8 +28,9 @@ from rich.progress import track
 from rich.table import Table
 
 from sicm_ros.data.kitti import KittiObject, read_labels, read_object_calib, read_split
-from sicm_ros.data.rendered import KITTI_SIZE, render_pair
 from sicm_ros.geometry import Object3D, StereoRig
+from sicm_ros.render.layouts import KITTI_SIZE
+from sicm_ros.render.pair import render_pair
 
 RANGES = ((5, 15), (15, 25), (25, 45))
 LARGEST_TURN = math.radians(25)  # between the heading and the line of sight

@@ -46,7 +46,8 @@ from vision_msgs.msg import Detection3DArray  # noqa: E402
 
 from sicm_ros.conversion.camera_info import camera_info_fields  # noqa: E402
 from sicm_ros.conversion.images import rgb_to_message_fields  # noqa: E402
-from sicm_ros.data.rendered import KITTI_RIG, KITTI_SIZE, random_layout, render_pair  # noqa: E402
+from sicm_ros.render.layouts import KITTI_RIG, KITTI_SIZE, random_layout  # noqa: E402
+from sicm_ros.render.pair import render_pair  # noqa: E402
 
 NAMESPACE = "/faulty"
 

@@ -31,10 +31,11 @@ from sicm_ros.codec.encoder import StereoEncoder  # noqa: E402
 from sicm_ros.conversion.boxes import detection_array  # noqa: E402
 from sicm_ros.conversion.camera_info import camera_info_fields  # noqa: E402
 from sicm_ros.conversion.images import to_rgb  # noqa: E402
-from sicm_ros.data.rendered import KITTI_RIG, KITTI_SIZE, random_layout, render_pair  # noqa: E402
 from sicm_ros.geometry import Object3D  # noqa: E402
 from sicm_ros.nodes.decoder import vehicle_names  # noqa: E402
 from sicm_ros.pictures import draw_boxes  # noqa: E402
+from sicm_ros.render.layouts import KITTI_RIG, KITTI_SIZE, random_layout  # noqa: E402
+from sicm_ros.render.pair import render_pair  # noqa: E402
 from sicm_ros.ros.qos import latched_qos  # noqa: E402
 
 NAMESPACE = "/depot"

@@ -33,7 +33,8 @@ from sicm_ros.bags.writer import BagWriter  # noqa: E402
 from sicm_ros.codec.decoder import StereoDecoder  # noqa: E402
 from sicm_ros.codec.encoder import StereoEncoder  # noqa: E402
 from sicm_ros.data.kitti import open_source, write_object_calib  # noqa: E402
-from sicm_ros.data.rendered import KITTI_RIG, KITTI_SIZE, random_layout, render_pair  # noqa: E402
+from sicm_ros.render.layouts import KITTI_RIG, KITTI_SIZE, random_layout  # noqa: E402
+from sicm_ros.render.pair import render_pair  # noqa: E402
 
 NAMESPACE = "/car"
 

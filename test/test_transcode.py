@@ -17,8 +17,8 @@ from sicm_ros.bags.types import BagError
 from sicm_ros.codec.decoder import StereoDecoder
 from sicm_ros.codec.encoder import StereoEncoder
 from sicm_ros.data.kitti import open_source, write_object_calib
-from sicm_ros.data.rendered import KITTI_RIG
 from sicm_ros.jobs.transcode import transcode
+from sicm_ros.render.layouts import KITTI_RIG
 
 TINY = str(Path(__file__).parent / "data" / "models" / "tiny")
 

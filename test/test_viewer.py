@@ -30,9 +30,9 @@ from sicm_ros.bags.writer import BagWriter  # noqa: E402
 from sicm_ros.cli.app import main  # noqa: E402
 from sicm_ros.conversion.boxes import detection_array  # noqa: E402
 from sicm_ros.conversion.camera_info import camera_info_fields  # noqa: E402
-from sicm_ros.data.rendered import KITTI_RIG, KITTI_SIZE  # noqa: E402
 from sicm_ros.geometry import Object3D, project  # noqa: E402
 from sicm_ros.pictures import class_colour  # noqa: E402
+from sicm_ros.render.layouts import KITTI_RIG, KITTI_SIZE  # noqa: E402
 from sicm_ros.ros import rerun_view  # noqa: E402
 
 NAMESPACE = "/looked_at"

@@ -52,8 +52,8 @@ def bench(
     import torch
 
     from ..data.kitti import open_source
+    from ..data.rendered import rendered_frames
     from ..evaluation.latency import bench as measure
-    from ..evaluation.latency import rendered_frames
     from ..model_store import load_model
 
     if threads is not None:

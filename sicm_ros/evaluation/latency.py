@@ -18,7 +18,7 @@ from ..codec.encoder import StereoEncoder
 from ..data.source import StereoFrame
 from ..model_store import StoredModel, load_model
 
-__all__ = ["BenchReport", "Spread", "bench", "describe_machine", "rendered_frame", "rendered_frames"]
+__all__ = ["BenchReport", "Spread", "bench", "describe_machine"]
 
 WARM_UP_PAIRS = 3
 
@@ -83,20 +83,6 @@ def describe_machine(device: torch.device) -> dict[str, str | int | float]:
     if device.type == "cuda":
         machine["gpu"] = torch.cuda.get_device_name(device)
     return machine
-
-
-def rendered_frame(i: int, seed: int = 0) -> StereoFrame:
-    """A rendered pair of a random layout in KITTI's geometry."""
-    from ..data.rendered import KITTI_RIG, KITTI_SIZE, random_layout, render_pair
-
-    layout = random_layout(np.random.default_rng([seed, i]), KITTI_RIG, *KITTI_SIZE)
-    pair = render_pair(layout, KITTI_RIG, *KITTI_SIZE, seed=seed + i)
-    return StereoFrame(f"{i:06d}", pair.left, pair.right, pair.rig, i * 10**8, i * 10**8, pair.labels)
-
-
-def rendered_frames(count: int, seed: int = 0) -> list[StereoFrame]:
-    """Rendered pairs in KITTI's geometry, for machines without KITTI."""
-    return [rendered_frame(i, seed) for i in range(count)]
 
 
 def bench(

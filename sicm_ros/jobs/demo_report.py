@@ -89,6 +89,7 @@ def _number(value: float | None, digits: int = 0) -> str:
 
 
 def print_tables(results: Sequence[FrameResult], console: Console) -> None:
+    """Print a row for each pair, and the spread of each stage."""
     table = Table(title="stereo pairs", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in (
         "frame",
@@ -139,6 +140,7 @@ def print_tables(results: Sequence[FrameResult], console: Console) -> None:
 
 
 def write_summary(results: Sequence[FrameResult], out: Path, model: str, arrays: int) -> None:
+    """Write ``summary.json``, the same for scripts."""
     frames = [
         {
             "name": r.name,

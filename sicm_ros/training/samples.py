@@ -15,10 +15,11 @@ import cv2
 import numpy as np
 
 from ..data.kitti import KittiObject, read_labels, read_object_calib
-from ..data.rendered import KITTI_RIG, KITTI_SIZE, random_layout, render_pair
 from ..geometry import InputTransform, Object3D, StereoRig
 from ..networks.config import MvsfcConfig
 from ..preprocessing import resize_view
+from ..render.layouts import KITTI_RIG, KITTI_SIZE, random_layout
+from ..render.pair import render_pair
 
 __all__ = ["Sample", "SampleStore", "build_store"]
 

@@ -28,11 +28,11 @@ from torch import Tensor, nn
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from ..data.kitti import read_split
-from ..data.rendered import KITTI_SIZE
 from ..geometry import InputTransform
 from ..model_store import load_config, save_model
 from ..networks.config import MvsfcConfig
 from ..networks.mvsfc_net import MvsfcNet
+from ..render.layouts import KITTI_SIZE
 from .augmentation import augment
 from .losses import feature_error, task_loss, view_weights
 from .samples import SampleStore, build_store

@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ..data.rendered import KITTI_SIZE
 from ..evaluation.kitti_ap import evaluate
 from ..evaluation.recall import count_found, depth_errors
 from ..geometry import InputTransform, Object3D
 from ..networks.detection import to_objects
 from ..networks.mvsfc_net import MvsfcNet
+from ..render.layouts import KITTI_SIZE
 from .samples import SampleStore
 from .targets import collate
 

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from sicm_ros.data import kitti, rendered
-from sicm_ros.data.rendered import KITTI_RIG, KITTI_SIZE, random_layout, render_dataset, render_pair
+from sicm_ros.data.rendered import frame_seed, render_dataset
 from sicm_ros.geometry import InputTransform, Object3D, project, rotation_y_to_alpha
+from sicm_ros.render.layouts import KITTI_RIG, KITTI_SIZE, random_layout
+from sicm_ros.render.pair import RenderedPair, render_pair
 
 WIDTH, HEIGHT = KITTI_SIZE
 NETWORK = InputTransform(WIDTH, HEIGHT, 100, 640, 144)
@@ -43,15 +45,15 @@ LAYOUT = [
 
 
 @pytest.fixture(scope="module")
-def full() -> rendered.RenderedPair:
+def full() -> RenderedPair:
     return render_pair(LAYOUT, KITTI_RIG, WIDTH, HEIGHT, 3)
 
 
-def by_label(pair: rendered.RenderedPair, z: float) -> Object3D:
+def by_label(pair: RenderedPair, z: float) -> Object3D:
     return next(o for o in pair.labels if o.z == z)
 
 
-def test_disparity_of_objects_is_focal_length_times_baseline_over_depth(full: rendered.RenderedPair) -> None:
+def test_disparity_of_objects_is_focal_length_times_baseline_over_depth(full: RenderedPair) -> None:
     # The rear face of the car ahead: 2 m before its centre, seen squarely from behind.
     rear, _ = project(KITTI_RIG.p_left, np.array([3.0, 1.65 - 0.6, 10.0]))
     column, row = (int(round(v)) for v in rear)
@@ -65,7 +67,7 @@ def test_disparity_of_objects_is_focal_length_times_baseline_over_depth(full: re
         assert KITTI_RIG.disparity(depths.max()) - 0.05 <= middle <= KITTI_RIG.disparity(depths.min()) + 0.05, o.label
 
 
-def test_road_disparity_lies_on_a_plane_below_the_camera(full: rendered.RenderedPair) -> None:
+def test_road_disparity_lies_on_a_plane_below_the_camera(full: RenderedPair) -> None:
     # A point on the road at 8 m, straight ahead, clear of every object.
     uv, _ = project(KITTI_RIG.p_left, np.array([0.0, 1.65, 8.0]))
     column, row = (int(round(v)) for v in uv)
@@ -73,7 +75,7 @@ def test_road_disparity_lies_on_a_plane_below_the_camera(full: rendered.Rendered
     assert z == pytest.approx(8.0, abs=0.5)
 
 
-def test_block_matching_agrees_with_the_disparity(full: rendered.RenderedPair) -> None:
+def test_block_matching_agrees_with_the_disparity(full: RenderedPair) -> None:
     left, right = (cv2.cvtColor(v, cv2.COLOR_RGB2GRAY) for v in (full.left, full.right))
     matcher = cv2.StereoSGBM_create(
         0,
@@ -115,7 +117,7 @@ def test_views_differ_by_the_disparity_without_bias(monkeypatch: pytest.MonkeyPa
         assert float(np.median(np.abs(shift))) < 0.25
 
 
-def test_same_seed_same_pixels_and_other_seed_other_pixels(full: rendered.RenderedPair) -> None:
+def test_same_seed_same_pixels_and_other_seed_other_pixels(full: RenderedPair) -> None:
     again = render_pair(LAYOUT, KITTI_RIG, WIDTH, HEIGHT, 3)
     assert digest(again.left) == digest(full.left) and digest(again.right) == digest(full.right)
     assert digest(again.disparity) == digest(full.disparity) and again.labels == full.labels
@@ -123,7 +125,7 @@ def test_same_seed_same_pixels_and_other_seed_other_pixels(full: rendered.Render
     assert np.abs(other.left.astype(int) - full.left).mean() > 10
 
 
-def test_labels_keep_the_boxes_and_get_tight_2d_boxes(full: rendered.RenderedPair) -> None:
+def test_labels_keep_the_boxes_and_get_tight_2d_boxes(full: RenderedPair) -> None:
     for o in LAYOUT:
         label = by_label(full, o.z)
         assert (label.height, label.width, label.length, label.x, label.y, label.rotation_y) == (
@@ -174,7 +176,7 @@ def test_truncation_and_clipping_at_the_image_edge() -> None:
     assert near[0].truncated > 0.5 and near[0].bbox[2] == WIDTH - 1
 
 
-def test_network_resolution_shows_the_same_geometry(full: rendered.RenderedPair) -> None:
+def test_network_resolution_shows_the_same_geometry(full: RenderedPair) -> None:
     small = render_pair(LAYOUT, NETWORK.rig(KITTI_RIG), 640, 144, 3)
     ratio = NETWORK.scaled_width / WIDTH
     y, x = np.mgrid[0:144, 0:640]
@@ -192,7 +194,7 @@ def test_network_resolution_shows_the_same_geometry(full: rendered.RenderedPair)
         assert np.abs(np.clip(corners, 0, [639, 143] * 2) - np.array(b.bbox)).max() < 1.0
 
 
-def test_front_and_rear_of_a_car_differ(full: rendered.RenderedPair) -> None:
+def test_front_and_rear_of_a_car_differ(full: RenderedPair) -> None:
     def redness(ry: float) -> float:
         total = 0.0
         for seed in range(3):
@@ -253,7 +255,7 @@ def test_dataset_is_a_kitti_folder_and_resumes(tmp_path) -> None:
     assert frame.left.shape == (HEIGHT, WIDTH, 3) and frame.labels is not None
     assert frame.rig.focal_baseline == pytest.approx(KITTI_RIG.focal_baseline, rel=1e-4)
     stored_layout = kitti.read_labels(labels / "000008.txt")
-    pair = render_pair(stored_layout, frame.rig, WIDTH, HEIGHT, rendered.frame_seed(7, "000008"))
+    pair = render_pair(stored_layout, frame.rig, WIDTH, HEIGHT, frame_seed(7, "000008"))
     assert np.array_equal(pair.left, frame.left)
     stored = cv2.imread(str(root / "training/disp_occ_0/000008.png"), cv2.IMREAD_UNCHANGED)
     assert np.abs(stored / 256.0 - pair.disparity).max() < 0.01

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The renderer: layouts, the scene around them, its surfaces, and both pictures of it."""
