@@ -42,8 +42,8 @@ from sicm_ros.networks.mvsfc_net import MvsfcNet
 from sicm_ros.preprocessing import normalise
 from sicm_ros.render.layouts import KITTI_RIG, KITTI_SIZE, random_layout
 from sicm_ros.render.pair import render_pair
+from sicm_ros.training.config import TrainConfig, load_train_config
 from sicm_ros.training.samples import SampleStore
-from sicm_ros.training.train import TrainConfig, load_train_config
 
 Context = Literal["raster", "checkerboard"]
 CONTEXTS: tuple[Context, Context] = ("raster", "checkerboard")

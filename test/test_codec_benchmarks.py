@@ -13,7 +13,7 @@ from sicm_ros.codec.payload import compress, decompress, decompress_batch
 from sicm_ros.codec.range_coder import RangeCoder
 from sicm_ros.networks.entropy_tables import TOTAL, EntropyTables
 from sicm_ros.networks.integer_prior import IntegerPrior
-from sicm_ros.training.train import TrainConfig
+from sicm_ros.training.config import TrainConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 

@@ -10,9 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
-from sicm_ros.data import kitti, rendered
+from sicm_ros.data import kitti
 from sicm_ros.data.rendered import frame_seed, render_dataset
 from sicm_ros.geometry import InputTransform, Object3D, project, rotation_y_to_alpha
+from sicm_ros.render import pair as pair_module
 from sicm_ros.render.layouts import KITTI_RIG, KITTI_SIZE, random_layout
 from sicm_ros.render.pair import RenderedPair, render_pair
 
@@ -99,7 +100,7 @@ def test_block_matching_agrees_with_the_disparity(full: RenderedPair) -> None:
 
 def test_views_differ_by_the_disparity_without_bias(monkeypatch: pytest.MonkeyPatch) -> None:
     # Linear radiance without noise or gains; the shift that best explains what is left after warping is unbiased.
-    monkeypatch.setattr(rendered, "_photograph", lambda image, *_: np.clip(image, 0, 2) ** np.float32(0.6) * 100)
+    monkeypatch.setattr(pair_module, "photograph", lambda image, *_: np.clip(image, 0, 2) ** np.float32(0.6) * 100)
     for width, height, rig in ((WIDTH, HEIGHT, KITTI_RIG), (640, 144, NETWORK.rig(KITTI_RIG))):
         pair = render_pair(LAYOUT, rig, width, height, 5)
         left, right = pair.left.mean(2), pair.right.mean(2)

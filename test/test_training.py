@@ -22,10 +22,12 @@ from sicm_ros.model_store import load_config, load_model
 from sicm_ros.networks.anchors import RIG_FIELDS, Anchors
 from sicm_ros.networks.mvsfc_net import MvsfcNet
 from sicm_ros.training.augmentation import mirror, photometric, zoom
+from sicm_ros.training.config import TrainError, load_train_config
 from sicm_ros.training.losses import disparity_loss, disparity_weights, feature_error, task_loss, view_weights
 from sicm_ros.training.samples import Sample, SampleStore, build_store
+from sicm_ros.training.stores import Mixture, complete_shares, make_stores, parse_root
 from sicm_ros.training.targets import Batch, anchor_priors, assign, collate, object_row, stride4_disparity
-from sicm_ros.training.train import Mixture, TrainError, _shares, _stores, load_train_config, parse_root, run
+from sicm_ros.training.train import run
 
 SIZES = {"height": 64, "width": 256}
 MODELS = Path(__file__).parents[1] / "models"
@@ -354,21 +356,21 @@ def test_a_mixture_has_its_shares_and_repeats(tmp_path: Path) -> None:
 
 def test_roots_and_shares() -> None:
     assert parse_root("a/b") == (Path("a/b"), None) and parse_root("a:0.25") == (Path("a"), 0.25)
-    assert _shares([None, None], [30, 10]) == (0.75, 0.25)
-    assert _shares([None, 0.4], [30, 10]) == pytest.approx((0.6, 0.4))
+    assert complete_shares([None, None], [30, 10]) == (0.75, 0.25)
+    assert complete_shares([None, 0.4], [30, 10]) == pytest.approx((0.6, 0.4))
     for text in ("a:much", "a:0", "a:1.5"):
         with pytest.raises(TrainError, match="--data: expected"):
             parse_root(text)
     for shares in ([0.7, 0.7], [1.0, None], [0.3, 0.3]):
         with pytest.raises(TrainError, match="shares that add up to 1"):
-            _shares(shares, [1, 1])
+            complete_shares(shares, [1, 1])
 
 
 def test_an_input_that_is_mostly_padding_is_said(tmp_path: Path) -> None:
     folder = small_model(tmp_path / "model", [0], samples=2)
     config = replace(load_config(folder / "config.yaml"), width=512)
     said: list[str] = []
-    _stores(config, load_train_config(folder), [], [], None, tmp_path / "out", 1, said.append)
+    make_stores(config, load_train_config(folder), [], [], None, tmp_path / "out", 1, said.append)
     # 1242 columns times 64 / (375 - 100).
     words = "config: width 512 is 44 % padding: KITTI's images, scaled to height 64, have 289 columns"
     assert said[0] == words

@@ -10,21 +10,8 @@ from typing import Annotated
 
 import typer
 
-from .options import (
-    DEFAULT_MODEL,
-    Json,
-    Model,
-    Rate,
-    Threshold,
-    View,
-    examples,
-    help_alone,
-)
-from .output import (
-    check_range,
-    print_json,
-    progress_bar,
-)
+from .options import DEFAULT_MODEL, Json, Model, Rate, Threshold, View, examples, help_alone
+from .output import check_range, print_json, progress_bar
 
 commands = typer.Typer(rich_markup_mode="rich", help="rosbag2 files: make one from KITTI, play one.")
 commands.callback(invoke_without_command=True)(help_alone)

@@ -9,15 +9,8 @@ from typing import Annotated
 
 import typer
 
-from .options import (
-    Json,
-    examples,
-)
-from .output import (
-    console,
-    print_json,
-    progress_bar,
-)
+from .options import Json, examples
+from .output import console, print_json, progress_bar
 
 commands = typer.Typer(rich_markup_mode="rich")
 

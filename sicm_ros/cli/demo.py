@@ -9,19 +9,8 @@ from typing import Annotated
 
 import typer
 
-from .options import (
-    DEFAULT_MODEL,
-    Device,
-    Model,
-    Rate,
-    Threshold,
-    View,
-    chosen_device,
-    examples,
-)
-from .output import (
-    check_range,
-)
+from .options import DEFAULT_MODEL, Device, Model, Rate, Threshold, View, chosen_device, examples
+from .output import check_range
 
 commands = typer.Typer(rich_markup_mode="rich")
 

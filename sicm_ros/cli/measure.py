@@ -9,21 +9,8 @@ from typing import Annotated
 
 import typer
 
-from .options import (
-    DEFAULT_MODEL,
-    Device,
-    Json,
-    Model,
-    Rate,
-    chosen_device,
-    examples,
-)
-from .output import (
-    console,
-    print_fields,
-    print_json,
-    progress_bar,
-)
+from .options import DEFAULT_MODEL, Device, Json, Model, Rate, chosen_device, examples
+from .output import console, print_fields, print_json, progress_bar
 
 commands = typer.Typer(rich_markup_mode="rich")
 

@@ -8,10 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .options import (
-    Device,
-    examples,
-)
+from .options import Device, examples
 
 commands = typer.Typer(rich_markup_mode="rich")
 

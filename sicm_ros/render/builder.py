@@ -8,9 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from sicm_ros.render.materials import (
-    MATERIAL_SIZE,
-)
+from sicm_ros.render.materials import MATERIAL_SIZE
 from sicm_ros.render.meshes import Mesh
 
 __all__ = ["Builder"]

@@ -8,11 +8,7 @@ import math
 import numpy as np
 
 from sicm_ros.geometry import StereoRig
-from sicm_ros.render.rasteriser import (
-    SUPER_X,
-    SUPER_Y,
-    rasterise,
-)
+from sicm_ros.render.rasteriser import SUPER_X, SUPER_Y, rasterise
 from sicm_ros.render.scene import MAP_CELL, MAP_X0, MAP_Z0, Scene
 from sicm_ros.render.shading import shade_view
 

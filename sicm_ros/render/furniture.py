@@ -10,13 +10,7 @@ import numpy as np
 
 from sicm_ros.render import meshes
 from sicm_ros.render.builder import Builder
-from sicm_ros.render.materials import (
-    PAINTS,
-    SIGN,
-    WALLS,
-    generic_surface,
-    pick,
-)
+from sicm_ros.render.materials import PAINTS, SIGN, WALLS, generic_surface, pick
 from sicm_ros.render.meshes import Mesh
 from sicm_ros.render.plants import add_bush
 from sicm_ros.render.textures import BRICK, COBBLE, FBM, PLAIN, STREAK

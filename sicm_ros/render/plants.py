@@ -9,11 +9,7 @@ import numpy as np
 
 from sicm_ros.render import meshes
 from sicm_ros.render.builder import Builder
-from sicm_ros.render.materials import (
-    FOLIAGE,
-    generic_surface,
-    pick,
-)
+from sicm_ros.render.materials import FOLIAGE, generic_surface, pick
 from sicm_ros.render.meshes import Mesh
 from sicm_ros.render.textures import STREAK
 

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled kernels of the renderer: rasterisers with z-buffers, procedural surfaces, light and camera.
+"""Which surface each sample of a picture shows, what the sun sees, and what follows from that. Compiled by numba.
 
-Everything is single-threaded. Textures are functions of world or object coordinates, filtered to the footprint of the
-sample on the surface, so that both views of a rig see the same surface and nothing aliases.
+Everything is single-threaded.
 """
 
 from __future__ import annotations
@@ -11,9 +10,7 @@ import math
 
 from numba import njit
 
-from sicm_ros.render.textures import (
-    HOLES,
-)
+from sicm_ros.render.textures import HOLES
 
 __all__ = [
     "SUPER_X",

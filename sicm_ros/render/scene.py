@@ -14,9 +14,7 @@ import numpy as np
 
 from sicm_ros.geometry import Object3D
 from sicm_ros.render.builder import Builder
-from sicm_ros.render.materials import (
-    GROUND,
-)
+from sicm_ros.render.materials import GROUND
 from sicm_ros.render.objects import add_object
 from sicm_ros.render.street import Street, ground_mesh, ground_parameters, surround
 

@@ -11,15 +11,7 @@ from numba import njit
 from sicm_ros.render.materials import CAR_BODY, CAR_GLASSHOUSE, CAR_SIDE, FACADE, FOLIAGE, GROUND, SIGN, WHEEL
 from sicm_ros.render.rasteriser import SUPER_X, SUPER_Y
 from sicm_ros.render.surfaces import mix, paint_car_body, paint_facade, paint_glasshouse, paint_ground, paint_sign
-from sicm_ros.render.textures import (
-    FBM,
-    GRAIN,
-    LEAVES,
-    comb,
-    soft_step,
-    texture,
-    texture_long,
-)
+from sicm_ros.render.textures import FBM, GRAIN, LEAVES, comb, soft_step, texture, texture_long
 
 __all__ = ["shade_view"]
 

@@ -13,11 +13,7 @@ from sicm_ros.render import meshes
 from sicm_ros.render.builder import Builder
 from sicm_ros.render.buildings import add_building
 from sicm_ros.render.furniture import add_clutter, add_fence, add_pole, add_sign
-from sicm_ros.render.materials import (
-    FOLIAGE,
-    GROUND_SIZE,
-    pick,
-)
+from sicm_ros.render.materials import FOLIAGE, GROUND_SIZE, pick
 from sicm_ros.render.meshes import Mesh
 from sicm_ros.render.plants import LEAF_COLOURS, LEAF_WEIGHTS, add_bush, add_hedge, add_tree, add_wood
 
