@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import array
 import sys
 import time
 from collections import OrderedDict
@@ -136,11 +135,9 @@ class OverlayNode(Node):
         try:
             picture = self._picture(image, stamp, boxes)
         except (ImageError, CameraInfoError) as error:
-            self.problems.add(type(error).__name__, f"image not drawn: {error}")
+            self.problems.add(type(error), f"image not drawn: {error}")
             return
-        fields = rgb_to_message_fields(picture)
-        fields["data"] = array.array("B", fields["data"])
-        self._publisher.publish(Image(header=boxes.header, **fields))
+        self._publisher.publish(Image(header=boxes.header, **rgb_to_message_fields(picture)))
         self.drawn += 1
         self._window.sample({"draw": 1e3 * (time.perf_counter() - started)})
 
@@ -153,17 +150,15 @@ class OverlayNode(Node):
 
     def _collect(self) -> list[Status]:
         self._follow_demand()
-        totals = {"drawn": self.drawn, **{f"problem {k}": v for k, v in self.problems.counts.items()}}
-        new, samples, seconds = self._window.tick(totals)
+        new, samples, seconds = self._window.tick({"drawn": self.drawn})
         status = Status("overlay")
         status.set(drawn=self.drawn, drawn_hz=new["drawn"] / seconds)
         if samples.get("draw"):
             status.set(draw_ms=sum(samples["draw"]) / len(samples["draw"]))
         if not self._inputs:
             status.report("OK", f"idle: nobody subscribes to {self._publisher.topic_name}")
-        for kind, message in self.problems.latest.items():
-            if new.get(f"problem {kind}"):
-                status.report("WARN", message)
+        for kind in self.problems.recent():
+            status.report("WARN", self.problems.latest[kind])
         return [status]
 
 
