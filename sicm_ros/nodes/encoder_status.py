@@ -99,7 +99,7 @@ def encoding_status(
         status.report(
             "WARN",
             f"{recent['max_bitrate']} pairs dropped in the last second to keep within "
-            "max_bitrate: lower the rate of the cameras or raise it",
+            "max_bitrate: raise it, or lower the frequency of the cameras",
         )
     if recent.get("encoding"):
         status.report("ERROR", problems["encoding"])
@@ -107,7 +107,7 @@ def encoding_status(
         status.report(
             "WARN",
             f"{new['late']} pairs dropped in the last second, encoding is slower than the "
-            "cameras: lower their rate, use another device or a smaller model",
+            "cameras: lower their frequency, use another device or a smaller model",
         )
     if "geometry" in problems:
         status.report("WARN", problems["geometry"])
