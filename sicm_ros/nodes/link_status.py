@@ -57,7 +57,7 @@ def link_status(
         )
     if mismatch:
         status.report("ERROR", mismatch)
-    for kind, count in problems.counts.items():
+    for kind, count in problems.counts.copy().items():  # another thread adds to it
         if _is_refusal(kind):
             status.set(**{f"refused_{kind if isinstance(kind, str) else kind.__name__}": count})
             if recent.get(kind):
