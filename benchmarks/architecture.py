@@ -114,7 +114,7 @@ def train(
         cosine = (1 + math.cos(math.pi * step / steps)) / 2
         for group in optimizer.param_groups:
             group["lr"] = PEAK_RATE[part] * min(1.0, (step + 1) / WARMUP) * (0.02 + 0.98 * cosine)
-        rate = int(rng.integers(net.config.rates))
+        rate = int(rng.integers(net.config.rate_count))
         chosen = rng.integers(len(store), size=BATCH)
         batch = collate([augment(store[int(i)], rng) for i in chosen], net.config.classes)
         if part == "codec":
@@ -225,7 +225,7 @@ def main() -> None:
         times = half_times(net)
         rates: list[float | None] = [None] if number == 0 or options.train == "detector" else []
         if options.train == "codec":
-            rates += [float(r) for r in range(config.rates)] if options.rates is None else options.rates
+            rates += [float(r) for r in range(config.rate_count)] if options.rates is None else options.rates
         rows = points(net, val, rates)
         results.append({"variant": text, "parameters": parameters, "operations": operations, **times, "points": rows})
         head = [text or "unchanged", f"{parameters / 1e6:.1f}", f"{operations / 1e9:.1f}"]

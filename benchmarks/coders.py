@@ -181,7 +181,7 @@ def main() -> int:
     torch.set_num_threads(1)
     model = load_model(options.model)
     ours, theirs = Ours(model.tables), CompressAi(model.tables, import_ans())
-    rates = options.rates or [0.0, model.config.default_rate, model.config.rates - 1.0]
+    rates = options.rates or [0.0, model.config.default_rate, float(model.config.highest_rate)]
     times: dict[float, dict[str, list[float]]] = {rate: {} for rate in rates}
     sizes: dict[float, list[tuple[int, int]]] = {rate: [] for rate in rates}
     progress, count = Progress(options.pairs), 0

@@ -83,10 +83,7 @@ def scaled_latents(
     found, sizes, progress = [], [], Progress(count)
     for i, pair in enumerate(_images(model.config, count, seed, samples)):
         for left, right in (pair, (pair[1][:, ::-1], pair[0][:, ::-1])):  # a mirror swaps the cameras
-            views = [
-                torch.from_numpy(normalise(x))[None].contiguous(memory_format=torch.channels_last)
-                for x in (left, right)
-            ]
+            views = [torch.from_numpy(normalise(x[None])) for x in (left, right)]
             latents = model.net.latents(model.net.features(views[0], views[1]))
             found.append(torch.cat(net.gain(*latents, rate)))
             sizes.append(len(compress(net.quantise(*latents, rate), coder)[0]))

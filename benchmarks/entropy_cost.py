@@ -74,7 +74,7 @@ def main() -> int:
     torch.set_num_threads(1)
     model = load_model(options.model)
     net, coder = model.net.entropy_model, RangeCoder(model.tables)
-    found: list[list[dict[str, float]]] = [[] for _ in range(model.config.rates)]
+    found: list[list[dict[str, float]]] = [[] for _ in range(model.config.rate_count)]
     progress = Progress(options.pairs)
     with torch.inference_mode():
         for i, frame in enumerate(frames(options.pairs, options.kitti, options.seed)):

@@ -138,9 +138,9 @@ class Machine:
         return self._models[setting.device]
 
     @property
-    def rates(self) -> int:
+    def rate_count(self) -> int:
         """How many rates the model has."""
-        return self._models["cpu"].config.rates
+        return self._models["cpu"].config.rate_count
 
     def views(self, left: np.ndarray, right: np.ndarray) -> tuple[Tensor, Tensor]:
         """The network's input of both views (1, 3, H, W)."""
@@ -222,7 +222,7 @@ def main() -> int:
     for i, frame in enumerate(frames(options.pairs, options.kitti, options.seed)):
         group.append(machine.views(frame.left, frame.right))
         # All trained rates and those half way between them, in turn.
-        rates.append(packet.rate_index(i % (2 * machine.rates - 1) / 2) / packet.RATE_STEPS)
+        rates.append(packet.rate_index(i % (2 * machine.rate_count - 1) / 2) / packet.RATE_STEPS)
         if len(group) == BATCH or i + 1 == options.pairs:
             group_equal, group_other, group_integers = compare(machine, settings, group, rates)
             equal, other, integers, done = equal + group_equal, other + group_other, integers + group_integers, i + 1

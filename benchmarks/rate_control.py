@@ -40,7 +40,7 @@ def worst_frames(encoder: StereoEncoder, seed: int) -> dict[str, list[PairLatent
     rows, columns = np.mgrid[:height, :width]
 
     def analysed(left: np.ndarray, right: np.ndarray) -> PairLatents:
-        return encoder.analyse(left, right, KITTI_RIG)
+        return encoder.latents(left, right, KITTI_RIG)
 
     def board(size: int) -> PairLatents:
         image = np.repeat((255 * ((rows // size + columns // size) % 2)).astype(np.uint8)[..., None], 3, 2)
@@ -79,7 +79,7 @@ def control(
 ) -> tuple[list[int], list[RateDecision[EncodedPair]]]:
     """Times in nanoseconds and decisions of ``frames`` frames."""
     clock = [0]
-    controller = RateController(len(encoder.model.rates) - 1, BitWindow(lambda: clock[0]))
+    controller = RateController(encoder.model.config.highest_rate, BitWindow(lambda: clock[0]))
     rng = np.random.default_rng(seed)
     times: list[int] = []
     decisions = []
@@ -110,18 +110,18 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     encoder = StereoEncoder(options.model)
-    highest = len(encoder.model.rates) - 1
+    highest = encoder.model.config.highest_rate
     preferred = highest if options.rate is None else options.rate
 
     sequences: dict[str, list[PairLatents]] = {}
     if options.kitti.is_dir():
         source = open_source(options.kitti)
         real = [source[i] for i in range(min(len(source), 50))]
-        sequences[f"real {options.kitti.name}"] = [encoder.analyse(f.left, f.right, f.rig) for f in real]
+        sequences[f"real {options.kitti.name}"] = [encoder.latents(f.left, f.right, f.rig) for f in real]
     else:
         print(f"no folder {options.kitti}: without real pairs", file=sys.stderr)
     rendered = [rendered_frame(i, options.seed) for i in range(20)]
-    sequences["rendered, all cuts"] = [encoder.analyse(f.left, f.right, f.rig) for f in rendered]
+    sequences["rendered, all cuts"] = [encoder.latents(f.left, f.right, f.rig) for f in rendered]
     sequences.update(worst_frames(encoder, options.seed))
 
     print(

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory, threads and open files of the encoder and the decoder node over a long run, as processes over ROS 2 topics.
 
-    python benchmarks/soak.py --minutes 30 --rate 10 --model test/data/models/tiny
+    python benchmarks/soak.py --minutes 30 --frequency 10 --model test/data/models/tiny
 
-A player sends rendered pairs (or those of ``--kitti``) in a loop at the given rate. Prints each process's resident
+A player sends rendered pairs (or those of ``--kitti``) in a loop at the given frequency. Prints each process's resident
 memory, threads and open files over time, then its growth between the first and the last third of the run, and what was
 sent, decoded and lost. Exits with 1 if a process ended, if its memory grew by more than ``--limit`` MB, or if fewer
 than ``--share`` of the pairs came back as boxes.
@@ -101,7 +101,7 @@ def main() -> int:
     """Run it; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--rate", type=float, default=10.0, help="pairs per second")
+    parser.add_argument("--frequency", type=float, default=10.0, help="pairs per second")
     parser.add_argument("--model", default="sicm-compact")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--kitti", type=Path, help="a source of stereo pairs; default: four rendered ones")
@@ -122,7 +122,7 @@ def main() -> int:
             for name, parameter in reliable.items()
         }
         counter = Counter()
-        play = {"path": source, "rate": args.rate, "loop": True, "stamps": "now"}
+        play = {"path": source, "frequency": args.frequency, "loop": True, "stamps": "now"}
         player = NodeProcess("kitti_player", play, NAMESPACE, root / "player.log", image_profile_variables())
         samples: dict[str, list[Sample]] = {name: [] for name in nodes}
         begin, ended = time.monotonic(), False
@@ -149,7 +149,7 @@ def main() -> int:
                     print(process.failure(), file=sys.stderr)
                 process.stop()
             counter.close()
-    expected = seconds * args.rate
+    expected = seconds * args.frequency
     grown = {name: growth(s) for name, s in samples.items()}
     print(f"{time.monotonic() - begin:.0f} s; of about {expected:.0f} pairs sent: {packets} packets, {arrays} arrays")
     for key in ("lost", "refused_late", "refused_duplicate"):

@@ -22,7 +22,7 @@ def generate_launch_description() -> LaunchDescription:
     profile = PathJoinSubstitution([share, "config", "fastdds_images.xml"])
     arguments = [
         DeclareLaunchArgument("path", description="KITTI object folder, raw drive, odometry sequence, or a rosbag2"),
-        DeclareLaunchArgument("rate", default_value="0.0", description="pairs per second; 0.0 for the source's own"),
+        DeclareLaunchArgument("frequency", default_value="0.0", description="pairs per second; 0.0: the source's own"),
         DeclareLaunchArgument(
             "loop", default_value="false", choices=["true", "false"], description="start over at the end"
         ),
@@ -44,7 +44,7 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument("model", default_value="sicm-compact", description="name or folder of the model"),
         DeclareLaunchArgument("device", default_value="cpu", description="where the networks run: cpu, cuda or cuda:N"),
         DeclareLaunchArgument(
-            "codec_rate",
+            "rate",
             default_value="-1.0",
             description="rate of the codec: 0.0 for the fewest bits, -1.0 for the model's default",
         ),
@@ -97,7 +97,7 @@ def generate_launch_description() -> LaunchDescription:
                     name: ParameterValue(LaunchConfiguration(name), value_type=str)
                     for name in ("path", "left_topic", "right_topic", "calib")
                 },
-                "rate": ParameterValue(LaunchConfiguration("rate"), value_type=float),
+                "frequency": ParameterValue(LaunchConfiguration("frequency"), value_type=float),
                 "loop": ParameterValue(LaunchConfiguration("loop"), value_type=bool),
                 "lockstep": ParameterValue(LaunchConfiguration("lockstep"), value_type=bool),
             },
@@ -120,7 +120,7 @@ def generate_launch_description() -> LaunchDescription:
     return LaunchDescription(
         [
             *arguments,
-            include("vehicle.launch.py", rate=LaunchConfiguration("codec_rate")),
+            include("vehicle.launch.py", rate=LaunchConfiguration("rate")),
             include("remote.launch.py", rviz=LaunchConfiguration("rviz")),
             player,
             overlay,

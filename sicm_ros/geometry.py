@@ -15,17 +15,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
 
 __all__ = [
     "GeometryError",
+    "InputGeometry",
     "InputTransform",
     "Object3D",
     "StereoRig",
     "alpha_to_rotation_y",
     "box_corners",
     "box_orientation_quaternion",
+    "input_transform",
     "project",
     "rotation_y_to_alpha",
     "wrap_angle",
@@ -193,6 +196,26 @@ class InputTransform:
         uv = np.asarray(uv, np.float64)
         scale = np.array([self.scaled_width / self.source_width, self.scale])
         return (uv - np.array([0.0, self.crop_top]) + 0.5) * scale - 0.5
+
+
+# Of a stream of images every one has the same transform: it is made once. Raises GeometryError.
+input_transform = lru_cache(maxsize=64)(InputTransform)
+
+
+@dataclass(frozen=True)
+class InputGeometry:
+    """How the images of one rig become the network's input, and the rig of that input.
+
+    ``camera_rig`` is the rig of the camera images, ``rig`` that of the network's input, computed once, here. Raises
+    GeometryError.
+    """
+
+    transform: InputTransform
+    camera_rig: StereoRig
+    rig: StereoRig = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rig", self.transform.rig(self.camera_rig))
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .geometry import InputTransform
+from .geometry import InputTransform, input_transform
 from .networks.config import PACKET_VERSION, MvsfcConfig
 from .networks.entropy_model import StereoEntropyModel
 from .networks.entropy_tables import EntropyTables, TableError
@@ -93,13 +93,13 @@ class StoredModel:
         return self.config.classes
 
     @property
-    def rates(self) -> tuple[float, ...]:
-        """The loss's weight lambda at each rate that this model can code at; 0 is the index of the fewest bits."""
-        return self.config.lambdas[: self.config.rates]
+    def lambdas(self) -> tuple[float, ...]:
+        """The loss's weight at each rate that this model can code at; 0 is the index of the fewest bits."""
+        return self.config.lambdas[: self.config.rate_count]
 
     def transform(self, source_width: int, source_height: int) -> InputTransform:
         """From camera images of this size to the network's input. Raises GeometryError."""
-        return InputTransform(source_width, source_height, self.config.crop_top, self.config.width, self.config.height)
+        return input_transform(source_width, source_height, self.config.crop_top, self.config.width, self.config.height)
 
 
 # ---------------------------------------------------------------------------------------------------- where
@@ -186,7 +186,7 @@ def _canonical(config: MvsfcConfig) -> bytes:
 
     data = _ADAPTER.dump_python(config, mode="json")
     kept = meaning(data, _FREE_FIELDS, _LATER_FIELDS)
-    kept["rates"] = config.rates
+    kept["rates"] = config.rate_count
     kept["analysis"] = meaning(data["analysis"], _FREE_ANALYSIS_FIELDS, _LATER_ANALYSIS_FIELDS)
     return json.dumps(kept, sort_keys=True).encode()
 

@@ -29,9 +29,17 @@ def resize_view(image: np.ndarray, transform: InputTransform) -> np.ndarray:
     return np.pad(image, ((0, 0), (0, transform.width - image.shape[1]), (0, 0)))
 
 
-def normalise(image: np.ndarray) -> np.ndarray:
-    """(h, w, 3) uint8 RGB -> (3, h, w) float32 with ImageNet's mean and deviation taken out."""
-    return np.ascontiguousarray(((image.astype(np.float32) / 255 - MEAN) / STD).transpose(2, 0, 1))
+def normalise(images: np.ndarray) -> np.ndarray:
+    """(..., h, w, 3) uint8 RGB -> (..., 3, h, w) float32 with ImageNet's mean and deviation taken out.
+
+    The memory keeps the order of a camera image, colours innermost, which PyTorch calls channels_last: the network
+    takes it as it is.
+    """
+    values = images.astype(np.float32)
+    values /= 255
+    values -= MEAN
+    values /= STD
+    return np.moveaxis(values, -1, -3)
 
 
 class InputError(ValueError):
@@ -57,7 +65,7 @@ def prepare(
     transform_of: Callable[[int, int], InputTransform],
     device: torch.device,
 ) -> tuple[Tensor, Tensor, InputTransform]:
-    """The network's input (1, 3, H, W) of both views on ``device``. Raises InputError.
+    """The network's input (1, 3, H, W), channels_last, of both views on ``device``. Raises InputError.
 
     ``transform_of`` is a model's ``transform``: it takes the width and the height of the images.
     """
@@ -66,6 +74,7 @@ def prepare(
         transform = transform_of(left.shape[1], left.shape[0])
     except GeometryError as e:
         raise InputError(f"image size {left.shape[1]}x{left.shape[0]}: {e}") from None
-    views = [torch.from_numpy(normalise(resize_view(image, transform)))[None] for image in (left, right)]
-    left_view, right_view = [x.to(device, memory_format=torch.channels_last) for x in views]
+    left_view, right_view = (
+        torch.from_numpy(normalise(resize_view(image, transform)[None])).to(device) for image in (left, right)
+    )
     return left_view, right_view, transform

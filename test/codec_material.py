@@ -101,13 +101,13 @@ def entropy_model(
     context: str,
     channels: int = 4,
     hyper_channels: int = 2,
-    rates: int = 1,
+    rate_count: int = 1,
     seed: int = 3,
     context_channels: int | None = None,
 ) -> StereoEntropyModel:
     """A lively entropy model in evaluation mode."""
     torch.manual_seed(seed)
-    net = StereoEntropyModel(channels, hyper_channels, context, rates, context_channels).eval()
+    net = StereoEntropyModel(channels, hyper_channels, context, rate_count, context_channels).eval()
     lively(net, seed)
     return net
 

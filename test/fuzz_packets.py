@@ -621,8 +621,8 @@ class Target:
             require(all(map(math.isfinite, numbers)) and 0.5 < box.score <= 1, f"no box: {box}")
             left, top, right, bottom = box.bbox
             require(
-                0 <= left <= right < result.header.source_width
-                and 0 <= top <= bottom < result.header.source_height
+                0 <= left <= right < result.header.geometry.transform.source_width
+                and 0 <= top <= bottom < result.header.geometry.transform.source_height
                 and box.label in self.config.classes,
                 f"box outside of the image: {box}",
             )

@@ -30,13 +30,20 @@ def info(side, rig=RIG, width=1242, height=375, stamp=(0, 0), **change):
     return SimpleNamespace(**fields)
 
 
+def rig_of(cache, stamp_ns, **options):
+    """The rig of two images of KITTI's size and one stamp."""
+    return cache.rig(
+        dict.fromkeys(("left", "right"), (1242, 375)), dict.fromkeys(("left", "right"), stamp_ns), **options
+    )
+
+
 def test_rig_survives_the_camera_infos_left_translation_included():
     cache = RigCache()
     cache.update("left", info("left"))
     assert cache.missing() == ["right"]
     cache.update("right", info("right"))
-    assert cache.rig(1242, 375, 0, 0) == RIG
-    assert cache.rig(1242, 375, 0, 0).baseline == pytest.approx(0.5327, abs=1e-4)
+    assert rig_of(cache, 0) == RIG
+    assert rig_of(cache, 0).baseline == pytest.approx(0.5327, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -55,20 +62,42 @@ def test_bad_camera_infos_are_refused_and_the_last_good_one_stays(side, change, 
         cache.update(each, info(each))
     with pytest.raises(CameraInfoError, match=words):
         cache.update(side, info(side, **change))
-    assert cache.rig(1242, 375, 0, 0) == RIG
+    assert rig_of(cache, 0) == RIG
 
 
 def test_camera_infos_that_make_no_rig():
     cache = RigCache()
     with pytest.raises(CameraInfoError, match="left/camera_info: no message yet; right/camera_info: no message yet"):
-        cache.rig(1242, 375, 0, 0)
+        rig_of(cache, 0)
     cache.update("left", info("left"))
     cache.update("right", info("left"))
     with pytest.raises(CameraInfoError, match="baseline"):
-        cache.rig(1242, 375, 0, 0)
+        rig_of(cache, 0)
     cache.update("right", info("right", width=640, height=480))
     with pytest.raises(CameraInfoError, match="right/camera_info: width, height: expected 1242x375, .* got 640x480"):
-        cache.rig(1242, 375, 0, 0)
+        rig_of(cache, 0)
+
+
+def test_a_camera_that_repeats_itself_has_one_rig_that_is_made_once():
+    cache = RigCache()
+    for second in range(2):
+        for side in ("left", "right"):
+            cache.update(side, info(side, stamp=(second, 0)))
+    first = rig_of(cache, 0)
+    assert rig_of(cache, 10**9) is first
+    cache.update("left", info("left", stamp=(2, 0), p=[*RIG.p_left.ravel()[:11], 0.5]))
+    cache.update("right", info("right", stamp=(2, 0)))
+    assert rig_of(cache, 2 * 10**9).left_translation[2] == 0.5
+
+
+def test_each_camera_info_is_of_the_size_of_its_own_image():
+    cache = RigCache()
+    cache.update("left", info("left"))
+    cache.update("right", info("right", height=374))
+    stamps = {"left": 0, "right": 0}
+    assert cache.rig({"left": (1242, 375), "right": (1242, 374)}, stamps) == RIG
+    with pytest.raises(CameraInfoError, match="right/camera_info: width, height: expected 1242x375, .* got 1242x374"):
+        cache.rig({"left": (1242, 375), "right": (1242, 375)}, stamps)
 
 
 def test_a_pair_uses_the_calibration_of_its_own_stamp_else_the_latest():
@@ -78,12 +107,12 @@ def test_a_pair_uses_the_calibration_of_its_own_stamp_else_the_latest():
     for second, rig in enumerate((RIG, other)):
         for side in ("right", "left"):
             cache.update(side, info(side, rig, stamp=(second, 5)))
-    assert cache.rig(1242, 375, 5, 5) == RIG
-    assert cache.rig(1242, 375, 1_000_000_005, 1_000_000_005) == other
-    assert cache.rig(1242, 375, 77, 77) == other
+    assert rig_of(cache, 5) == RIG
+    assert rig_of(cache, 1_000_000_005) == other
+    assert rig_of(cache, 77) == other
     for side in ("right", "left"):
         cache.update(side, info(side, other, stamp=(2, 5)))
-    assert cache.rig(1242, 375, 5, 5) == other  # two are kept
+    assert rig_of(cache, 5) == other  # two are kept
 
 
 def test_a_late_camera_info_is_waited_for_but_not_again_and_again():
@@ -96,22 +125,22 @@ def test_a_late_camera_info_is_waited_for_but_not_again_and_again():
 
     timer = threading.Timer(0.1, send, (1, RIG))
     timer.start()
-    assert cache.rig(1242, 375, 10**9, 10**9, wait_s=30) == RIG
+    assert rig_of(cache, 10**9, wait_s=30) == RIG
     timer.join()
     timer = threading.Timer(0.1, send, (2, other))
     timer.start()
-    assert cache.rig(1242, 375, 2 * 10**9, 2 * 10**9, wait_s=30) == other
+    assert rig_of(cache, 2 * 10**9, wait_s=30) == other
     timer.join()
-    assert cache.rig(1242, 375, 99, 99, wait_s=0.05) == other
+    assert rig_of(cache, 99, wait_s=0.05) == other
     begin = time.monotonic()
-    assert cache.rig(1242, 375, 100, 100, wait_s=30) == other
+    assert rig_of(cache, 100, wait_s=30) == other
     assert time.monotonic() - begin < 15
     # One that comes later than its pair was asked for shows that waiting is worth it again.
-    assert cache.rig(1242, 375, 3 * 10**9, 3 * 10**9, wait_s=30) == other
+    assert rig_of(cache, 3 * 10**9, wait_s=30) == other
     send(3, RIG)
     timer = threading.Timer(0.1, send, (4, other))
     timer.start()
-    assert cache.rig(1242, 375, 4 * 10**9, 4 * 10**9, wait_s=30) == other
+    assert rig_of(cache, 4 * 10**9, wait_s=30) == other
     timer.join()
 
 
@@ -119,7 +148,7 @@ def test_baseline_parameter_stands_in_for_a_lost_translation():
     cache = RigCache(baseline=0.54)
     cache.update("left", info("left"))
     cache.update("right", info("left"))
-    assert cache.rig(1242, 375, 0, 0).baseline == pytest.approx(0.54)
+    assert rig_of(cache, 0).baseline == pytest.approx(0.54)
 
 
 def test_cameras_stand_where_their_matrices_say():

@@ -16,9 +16,10 @@ from reference_decoder import Reference, decode_packet
 from safetensors.torch import load_file
 
 from sicm_ros.codec import packet
-from sicm_ros.codec.decoder import StereoDecoder
+from sicm_ros.codec.decoder import DecodedPair, StereoDecoder
 from sicm_ros.codec.detector import StereoDetector
 from sicm_ros.codec.encoder import StereoEncoder
+from sicm_ros.codec.packet import DamagedPacketError, TruncatedPacketError
 from sicm_ros.codec.payload import compress, decompress
 from sicm_ros.codec.range_coder import RangeCoder, SymbolDecoder, SymbolEncoder
 from sicm_ros.model_store import ModelError, load_model
@@ -32,7 +33,7 @@ CONTEXTS = ["raster", "checkerboard"]
 
 @pytest.fixture(scope="module", params=CONTEXTS)
 def model(request: pytest.FixtureRequest) -> tuple[StereoEntropyModel, RangeCoder]:
-    net = entropy_model(request.param, channels=8, hyper_channels=4, rates=3)
+    net = entropy_model(request.param, channels=8, hyper_channels=4, rate_count=3)
     return net, RangeCoder(EntropyTables.build(net))
 
 
@@ -145,7 +146,7 @@ def test_a_gpu_codes_what_the_cpu_decodes(context: str) -> None:
 
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_bits_are_those_of_the_payload(context: str) -> None:
-    net = entropy_model(context, channels=32, hyper_channels=16, rates=6)
+    net = entropy_model(context, channels=32, hyper_channels=16, rate_count=6)
     coder = RangeCoder(EntropyTables.build(net))
     y = latents(6, 32, (5, 20), loud=3.0)
     for rate in (0.0, 5.0):
@@ -253,7 +254,7 @@ def test_frozen_raster_payload() -> None:
 
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_features_of_any_width_follow_the_specification(context: str) -> None:
-    net = entropy_model(context, rates=1, context_channels=4)
+    net = entropy_model(context, rate_count=1, context_channels=4)
     coder = RangeCoder(EntropyTables.build(net))
     coded = net.quantise(*latents(3, 4, (5, 9), loud=2.0))
     payload, symbol_hash, _ = compress(coded, coder)
@@ -286,9 +287,9 @@ def test_images_to_packet_to_boxes(pair: tuple[np.ndarray, np.ndarray]) -> None:
     decoded = decoder.decode(encoded.packet)
     assert set(decoded.stage_ms) == {"entropy", "smfc", "analysis"}
     header = decoded.header
-    assert (header.source_width, header.source_height, header.rate) == (1242, 375, encoded.rate)
-    assert header.symbol_hash == encoded.symbol_hash and header.rig.fx == pytest.approx(RIG.fx)
-    assert header.transform() == encoder.model.transform(1242, 375)
+    assert header.rate == encoded.rate
+    assert header.symbol_hash == encoded.symbol_hash and header.geometry.camera_rig.fx == pytest.approx(RIG.fx)
+    assert header.geometry.transform == encoder.model.transform(1242, 375)
     assert decoded.objects and all(o.label in TINY.classes and 0.5 < o.score <= 1 for o in decoded.objects)
     assert [o.score for o in decoded.objects] == sorted((o.score for o in decoded.objects), reverse=True)
     # The features are those of the network's own evaluation mode.
@@ -312,12 +313,12 @@ def test_a_batch_decodes_to_what_its_packets_do_and_keeps_errors_apart(pair: tup
     forged = bytearray(packets[0])
     forged[-4] ^= 1
     outcomes = decoder.decode_batch([packets[0], bytes(forged), packets[1], packets[1][:50], packets[0]])
-    assert [type(x).__name__ for x in outcomes] == [
-        "DecodedPair",
-        "DamagedPacketError",
-        "DecodedPair",
-        "TruncatedPacketError",
-        "DecodedPair",
+    assert [type(x) for x in outcomes] == [
+        DecodedPair,
+        DamagedPacketError,
+        DecodedPair,
+        TruncatedPacketError,
+        DecodedPair,
     ]
     for outcome, data in zip(outcomes[::2], (*packets, packets[0]), strict=True):
         alone = decoder.decode(data)

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:TF32")
 @pytest.mark.parametrize("kind", ["raster", "checkerboard"])
 def test_four_pairs_at_once_are_four_single_ones(kind: str) -> None:
     """Symbol for symbol, index for index, mean for mean; with an odd number of cells, so that the views differ."""
-    net = entropy_model(kind, channels=8, hyper_channels=4, rates=3)
+    net = entropy_model(kind, channels=8, hyper_channels=4, rate_count=3)
     coder, size = RangeCoder(EntropyTables.build(net)), (5, 9)
     y, rate = latents(7, 8, size, batch=4), torch.tensor([0.0, 0.5, 1.25, 2.0])
     whole = net.quantise(*y, rate)
@@ -99,7 +99,7 @@ def test_exactness_notices_a_setting_under_which_one_integer_differs(
 
 @pytest.mark.parametrize("kind", ["raster", "checkerboard"])
 def test_bits_counted_in_each_way(kind: str) -> None:
-    net = entropy_model(kind, channels=16, hyper_channels=8, rates=3)
+    net = entropy_model(kind, channels=16, hyper_channels=8, rate_count=3)
     coder = RangeCoder(EntropyTables.build(net))
     y = latents(1, 16, (5, 20), loud=3.0)
     with torch.inference_mode():

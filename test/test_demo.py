@@ -18,6 +18,7 @@ from rosbags.rosbag2 import Reader  # noqa: E402
 
 from sicm_ros.bags.types import typestore  # noqa: E402
 from sicm_ros.codec.decoder import StereoDecoder  # noqa: E402
+from sicm_ros.conversion.stamps import nanoseconds  # noqa: E402
 from sicm_ros.jobs.demo import run  # noqa: E402
 from sicm_ros.jobs.demo_watcher import DemoError  # noqa: E402
 from sicm_ros.preprocessing import InputError  # noqa: E402
@@ -80,11 +81,11 @@ def test_the_bag_holds_packets_and_boxes_and_a_decoder_can_use_it(demo, tmp_path
         "/sicm_demo/right/camera_info": 3,
         "/tf_static": 1,
     }
-    arrays = {(m.header.stamp.sec, m.header.stamp.nanosec): m for kind, m in messages if kind == "detections"}
+    arrays = {nanoseconds(m.header.stamp): m for kind, m in messages if kind == "detections"}
     packets = [m for kind, m in messages if kind == "stereo_bitstream"]
     assert [p.sequence for p in packets] == [0, 1, 2]
     for packet in packets:
-        boxes = arrays[packet.header.stamp.sec, packet.header.stamp.nanosec].detections
+        boxes = arrays[nanoseconds(packet.header.stamp)].detections
         assert len(boxes) == len(decoder.decode(packet.data.tobytes()).objects) > 0
 
 

@@ -49,7 +49,7 @@ def test_narrow_features_make_a_small_model(context: str) -> None:
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("size", [(5, 20), (1, 1), (2, 7), (4, 8)])
 def test_any_size_comes_back(context: str, size: tuple[int, int]) -> None:
-    net = entropy_model(context, rates=3)
+    net = entropy_model(context, rate_count=3)
     left, right = latents(0, 4, size, batch=2)
     for training in (True, False):
         out = net.train(training)(left, right, torch.tensor([0.0, 1.7]))
@@ -60,7 +60,7 @@ def test_any_size_comes_back(context: str, size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_every_parameter_learns_also_in_mixed_precision(context: str) -> None:
-    net = entropy_model(context, rates=3).train()
+    net = entropy_model(context, rate_count=3).train()
     left, right = (x.requires_grad_() for x in latents(0, 4, (6, 10), batch=2, loud=1.0))
     bits = []
     for mixed in (False, True):
@@ -96,7 +96,7 @@ def test_training_lowers_the_rate() -> None:
 
 
 def test_gains() -> None:
-    net = entropy_model("checkerboard", rates=6)
+    net = entropy_model("checkerboard", rate_count=6)
     x = torch.ones(1, 4, 1, 1)
     scaled = [net.gain(x, x, r)[0].mean().item() for r in range(6)]
     assert scaled == sorted(scaled) and scaled[5] / scaled[0] > 3
@@ -107,12 +107,12 @@ def test_gains() -> None:
     # One rate for each image of a batch.
     batch = net.gain(x.repeat(2, 1, 1, 1), x.repeat(2, 1, 1, 1), torch.tensor([0.0, 5.0]))[0]
     assert batch.mean((1, 2, 3)).tolist() == pytest.approx([scaled[0], scaled[5]])
-    single = entropy_model("checkerboard", rates=1)
+    single = entropy_model("checkerboard", rate_count=1)
     assert single.gain(x, x, 0.0)[0] is x and "log_gain" not in single.state_dict()
 
 
 def test_rates_order_the_bits() -> None:
-    net = entropy_model("checkerboard", channels=8, rates=6)
+    net = entropy_model("checkerboard", channels=8, rate_count=6)
     y = latents(1, 8, (5, 20), loud=3.0)
     bits = [sum(b.item() for b in net(*y, rate)[2:]) for rate in (0.0, 1.0, 2.5, 4.0, 5.0)]
     assert bits == sorted(bits)

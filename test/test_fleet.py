@@ -22,7 +22,7 @@ from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
 from rclpy.time import Time  # noqa: E402
 from ros_graph import TINY_MODEL, Graph, NodeProcess, boxes_qos, stamp_ns  # noqa: E402
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image  # noqa: E402
-from sicm_ros.msg import StereoBitstream  # noqa: E402
+from sicm_ros.msg import DecodeStats, StereoBitstream  # noqa: E402
 from std_msgs.msg import Header  # noqa: E402
 from vision_msgs.msg import Detection3DArray, LabelInfo  # noqa: E402
 
@@ -192,7 +192,7 @@ def test_waiting_packets_of_several_vehicles_are_decoded_together(graph, pairs, 
     try:
         listen(graph, *vehicles)
         for vehicle in vehicles:
-            graph.listen(DiagnosticStatus, f"{vehicle}/decode_stats")
+            graph.listen(DecodeStats, f"{vehicle}/decode_stats")
         await_service(graph, *vehicles)
         graph.wait(lambda: all(graph.node.count_publishers(f"{v}/decode_stats") for v in vehicles))
         time.sleep(0.5)
@@ -201,11 +201,7 @@ def test_waiting_packets_of_several_vehicles_are_decoded_together(graph, pairs, 
                 graph.publishers[f"{vehicle}/stereo_bitstream"].publish(packet_message(packet, sequence))
         graph.wait(lambda: all(len(graph.received[f"{v}/detections"]) == 10 for v in vehicles), what="60 arrays")
         graph.wait(lambda: all(len(graph.received[f"{v}/decode_stats"]) == 10 for v in vehicles), what="60 statistics")
-        batches = [
-            float(next(value.value for value in m.values if value.key == "batch"))
-            for v in vehicles
-            for m in graph.received[f"{v}/decode_stats"]
-        ]
+        batches = [m.batch for v in vehicles for m in graph.received[f"{v}/decode_stats"]]
         assert max(batches) == 4
         assert node.stop() == 0
     finally:

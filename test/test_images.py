@@ -173,3 +173,10 @@ def test_any_message_gives_an_image_or_an_image_error(encoding, width, height, s
 def test_message_fields_of_an_array():
     assert np.array_equal(to_rgb(SimpleNamespace(**rgb_to_message_fields(PICTURE))), PICTURE)
     assert np.array_equal(to_rgb(SimpleNamespace(**rgb_to_message_fields(PICTURE[:, ::2]))), PICTURE[:, ::2])
+
+
+def test_the_conversion_of_rgb8_looks_into_the_message():
+    """No copy of an image is made on its way to the encoder."""
+    image_type = pytest.importorskip("sensor_msgs.msg").Image
+    message = image_type(**rgb_to_message_fields(PICTURE))
+    assert np.shares_memory(to_rgb(message), np.frombuffer(message.data, np.uint8))

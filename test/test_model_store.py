@@ -34,7 +34,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     number = save_model(tmp_path / "m", TINY, net.state_dict())
     model = load_model(tmp_path / "m")
     assert model.name == "m" and model.config == TINY and model.fingerprint == number
-    assert model.classes == TINY.classes and model.rates == TINY.lambdas
+    assert model.classes == TINY.classes and model.lambdas == TINY.lambdas
     assert model.transform(1242, 375).crop_top == 20 and model.device.type == "cpu"
     assert not model.net.training and not any(p.requires_grad for p in model.net.parameters())
     for name, tensor in net.state_dict().items():
@@ -169,4 +169,4 @@ def test_shipped_configurations(name: str) -> None:
     if name == "mvsfc-r34":
         assert config == MvsfcConfig()
     else:
-        assert config.context == "checkerboard" and config.rates == 6
+        assert config.context == "checkerboard" and config.rate_count == 6

@@ -3,6 +3,7 @@
 
 import array
 import contextlib
+import math
 import re
 import signal
 import struct
@@ -17,7 +18,6 @@ pytest.importorskip("rclpy", reason="no ROS 2 in this environment")
 pytest.importorskip("sicm_ros.msg", reason="the messages of sicm_ros are not built in this environment")
 pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not in this environment")
 
-from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
 from lifecycle_msgs.msg import Transition  # noqa: E402
 from lifecycle_msgs.srv import ChangeState, GetState  # noqa: E402
 from PIL import Image as PilImage  # noqa: E402
@@ -25,13 +25,14 @@ from rclpy.qos import DurabilityPolicy  # noqa: E402
 from rclpy.serialization import serialize_message  # noqa: E402
 from ros_graph import DECODER, ENCODER, ERROR, STALE, TINY_MODEL, WARN, Graph, NodeProcess, latched_qos, stamp_ns  # noqa: E402
 from rosgraph_msgs.msg import Clock  # noqa: E402
-from sicm_ros.msg import CodecInfo, StereoBitstream  # noqa: E402
+from sicm_ros.msg import CodecInfo, DecodeStats, StereoBitstream  # noqa: E402
 from vision_msgs.msg import Detection3DArray, LabelInfo  # noqa: E402
 from visualization_msgs.msg import MarkerArray  # noqa: E402
 
 from sicm_ros.bags.writer import BagWriter  # noqa: E402
 from sicm_ros.codec.decoder import StereoDecoder  # noqa: E402
 from sicm_ros.codec.encoder import StereoEncoder  # noqa: E402
+from sicm_ros.conversion.stamps import nanoseconds  # noqa: E402
 from sicm_ros.data.kitti import open_source, write_object_calib  # noqa: E402
 from sicm_ros.render.layouts import KITTI_RIG, KITTI_SIZE, random_layout  # noqa: E402
 from sicm_ros.render.pair import render_pair  # noqa: E402
@@ -69,7 +70,7 @@ def graph(processes):
     graph.listen(Detection3DArray, "detections")
     graph.listen(MarkerArray, "detection_markers")
     graph.listen(StereoBitstream, "stereo_bitstream")
-    graph.listen(DiagnosticStatus, "decode_stats")
+    graph.listen(DecodeStats, "decode_stats")
     graph.listen(CodecInfo, "codec_info", latched_qos())
     graph.listen(LabelInfo, "label_info", latched_qos())
     graph.open_camera()
@@ -145,7 +146,7 @@ def check_against_codec(graph, frames, codec):
         expected = encoder.encode(frame.left, frame.right, frame.rig)
         assert packet.data.tobytes() == expected.packet
         assert packet.header == boxes.header and boxes.header.frame_id == "camera_0_optical"
-        assert packet.right_stamp.sec * 10**9 + packet.right_stamp.nanosec == frame.right_stamp_ns
+        assert nanoseconds(packet.right_stamp) == frame.right_stamp_ns
         assert min(packet.preprocess_ms, packet.backbone_ms, packet.smfc_ms, packet.entropy_ms) > 0
         objects = decoder.decode(expected.packet).objects
         assert len(boxes.detections) == len(objects) > 0
@@ -167,10 +168,35 @@ def test_lockstep_play_of_rendered_pairs(ready, rendered_root, codec, logs):
     source = open_source(rendered_root)
     ready.wait(lambda: len(ready.received["detection_markers"]) >= 4 and len(ready.received["decode_stats"]) >= 4)
     check_against_codec(ready, [source[i] for i in range(4)], codec)
-    stats = {s.hardware_id.split("/")[1]: {v.key: v.value for v in s.values} for s in ready.received["decode_stats"]}
-    assert len(stats) == 4
-    stages = ("entropy", "smfc", "analysis", "total")
-    assert all(float(s[f"{stage}_ms"]) > 0 for s in stats.values() for stage in stages)
+    packets = {(m.session, m.sequence): m for m in ready.received["stereo_bitstream"]}
+    boxes = {stamp_ns(m): len(m.detections) for m in ready.received["detections"]}
+    stats = {(m.session, m.sequence): m for m in ready.received["decode_stats"]}
+    assert stats.keys() == packets.keys()
+    for key, times in stats.items():
+        packet = packets[key]
+        assert times.header == packet.header and times.packet_bytes == len(packet.data)
+        assert times.boxes == boxes[stamp_ns(times)] and times.batch == 1
+        for stage in ("sync", "preprocess", "backbone", "smfc", "entropy"):
+            assert getattr(times, f"encoder_{stage}_ms") == getattr(packet, f"{stage}_ms")
+        assert min(times.entropy_ms, times.smfc_ms, times.analysis_ms, times.publish_ms) > 0
+        assert times.total_ms >= decoder_ms(times) - 0.01
+        assert math.isnan(times.end_to_end_ms)  # the source's stamps are of 1970
+
+
+def decoder_ms(times):
+    """The sum of the decoder's stages of a DecodeStats."""
+    return times.wait_ms + times.entropy_ms + times.smfc_ms + times.analysis_ms + times.publish_ms
+
+
+def test_end_to_end_is_more_than_all_stages_of_both_ends(ready, rendered_root, logs):
+    status, output = play(rendered_root, logs, lockstep=True, stamps="now")
+    assert status == 0, output
+    ready.wait(lambda: len(ready.received["decode_stats"]) == 4)
+    for times in ready.received["decode_stats"]:
+        encoder_ms = times.encoder_preprocess_ms + times.encoder_backbone_ms + times.encoder_smfc_ms
+        encoder_ms += times.encoder_sync_ms + times.encoder_entropy_ms
+        assert times.total_ms >= decoder_ms(times) - 0.01
+        assert times.end_to_end_ms >= times.total_ms + encoder_ms - 0.01
 
 
 def test_lockstep_play_of_a_real_sequence(ready, kitti_root, codec, logs):
@@ -187,8 +213,8 @@ def test_lockstep_play_of_the_object_benchmark(ready, kitti_root, codec, logs):
     check_against_codec(ready, [source[i] for i in range(2)], codec)
 
 
-def test_free_play_keeps_its_rate_and_loops_with_increasing_stamps(ready, rendered_root, logs):
-    status, output = play(rendered_root, logs, rate=4.0, loop=True, count=6)
+def test_free_play_keeps_its_frequency_and_loops_with_increasing_stamps(ready, rendered_root, logs):
+    status, output = play(rendered_root, logs, frequency=4.0, loop=True, count=6)
     assert status == 0 and "sent 6 pairs" in output, output
     ready.wait(lambda: len(ready.received["detections"]) == 6)
     assert [stamp_ns(m) // 10**6 for m in ready.received["detections"]] == [1000, 1100, 1200, 1300, 1400, 1500]
@@ -207,7 +233,7 @@ def test_play_from_a_start_and_paused(ready, rendered_root, logs):
         assert player.wait(30) == 0, player.output
         ready.wait(lambda: len(ready.received["detections"]) == 2)
         assert [stamp_ns(m) for m in ready.received["detections"]] == [1_200_000_000, 1_300_000_000]
-        clock = [m.clock.sec * 10**9 + m.clock.nanosec for m in ready.received["/clock"]]
+        clock = [nanoseconds(m.clock) for m in ready.received["/clock"]]
         assert clock == sorted(clock) and clock[-1] == 1_300_000_000
     finally:
         player.stop()
@@ -256,7 +282,7 @@ def test_latched_information_reaches_a_late_subscriber(ready, codec):
     finally:
         late.close()
     assert (info.model_name, info.fingerprint) == (model.name, model.fingerprint)
-    assert list(info.class_names) == ["Car", "Pedestrian"] and list(info.rates) == list(model.rates)
+    assert list(info.class_names) == ["Car", "Pedestrian"] and list(info.rates) == list(model.lambdas)
     assert info.default_rate == model.config.default_rate and info.packet_version == 1
     assert [c.class_name for c in labels.class_map] == ["car", "pedestrian"]
     assert labels.threshold == pytest.approx(model.config.analysis.score_threshold)
@@ -287,7 +313,12 @@ def fields(image, **change):
 @pytest.mark.parametrize(
     ("name", "left", "right", "words"),
     [
-        ("sizes", lambda i: i, lambda i: i[:-1], "the images differ in size: left 1242x375, right 1242x374"),
+        (
+            "sizes",
+            lambda i: i,
+            lambda i: i[:-1],
+            "left and right image: expected equal sizes, got 1242x375 and 1242x374",
+        ),
         ("encoding", lambda i: fields(i, encoding="32FC1"), lambda i: i, "left/image_rect: image: encoding: expected"),
         (
             "data",

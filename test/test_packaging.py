@@ -163,6 +163,7 @@ def test_cmake_builds_every_message():
         # Ours: a change ends the exchange with every vehicle that has the older package, so it is to be a decision.
         ("sicm_ros", "StereoBitstream", "5897201282874adb6a39272bec1d0b5224e05599ffa872f07b50d0ee20af5468"),
         ("sicm_ros", "CodecInfo", "0bfcfff002179c6f8ce47e53ca5edfc6b67eb74767561185ba02476d9c44a568"),
+        ("sicm_ros", "DecodeStats", "9f12f61c7172b7222576d47626c72e8310d16b7dafc4abe187dee02ff1baf966"),
     ],
 )
 def test_type_hashes(package, message, type_hash):

@@ -4,6 +4,7 @@
 import json
 import struct
 import zlib
+from dataclasses import replace
 
 import pytest
 from codec_material import DATA, RIG, TINY_MODEL
@@ -24,6 +25,7 @@ from sicm_ros.codec.packet import (
     inspect,
     pack,
     rate_index,
+    read_header,
     unpack,
 )
 from sicm_ros.geometry import GeometryError, InputTransform
@@ -54,10 +56,16 @@ def test_round_trip_and_overhead() -> None:
     data = pack(0xFEDCBA9876543210, rate_index(2.5), transform, RIG, b"payload", 0xDEADBEEF)
     header, payload = unpack(data)
     assert packet.OVERHEAD == 77 <= 80 and len(data) == 77 + 7
-    assert payload == b"payload" and header.rate == 2.5 and header.transform() == transform
+    assert payload == b"payload" and header.rate == 2.5 and header.geometry.transform == transform
     assert (header.fingerprint, header.symbol_hash) == (0xFEDCBA9876543210, 0xDEADBEEF)
-    assert header.rig.p_right[0, 3] == pytest.approx(RIG.p_right[0, 3], rel=1e-7)
-    assert header.rig.baseline == pytest.approx(RIG.baseline, rel=1e-6)
+    assert header.geometry.camera_rig.p_right[0, 3] == pytest.approx(RIG.p_right[0, 3], rel=1e-7)
+    assert header.geometry.camera_rig.baseline == pytest.approx(RIG.baseline, rel=1e-6)
+    # The network's input has one rig, computed once for all packets of a camera.
+    assert header.geometry.rig == transform.rig(header.geometry.camera_rig)
+    again = read_header(pack(1, 0, transform, RIG, b"another", 2))
+    assert again.geometry is header.geometry
+    other = read_header(pack(1, 0, transform, replace(RIG, cy=RIG.cy + 1), b"another", 2))
+    assert other.geometry.rig.cy == pytest.approx(header.geometry.rig.cy + transform.scale)
     fields = inspect(data)
     assert fields["packet_bytes"] == 84 and fields["fingerprint"] == "fedcba9876543210"
     assert fields["source_size"] == [1242, 375] and json.loads(json.dumps(fields)) == fields

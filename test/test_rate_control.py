@@ -319,7 +319,7 @@ def images():
 
 def test_other_rates_repeat_only_the_entropy_stage(encoder, images, monkeypatch):
     whole = [encoder.encode(*images, RIG, rate=r).packet for r in (0.0, 2.5, 5.0)]
-    latents = encoder.analyse(*images, RIG)
+    latents = encoder.latents(*images, RIG)
     assert set(latents.stage_ms) == {"preprocess", "backbone", "smfc"}
     monkeypatch.setattr(encoder.model.net, "features", None)
     monkeypatch.setattr(encoder.model.net, "latents", None)

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from rosbags.highlevel import AnyReader, AnyReaderError
 from rosbags.interfaces import Connection
@@ -16,7 +15,7 @@ from rosbags.rosbag2 import ReaderError
 from sicm_ros.bags.topics import find_stereo_topics
 from sicm_ros.bags.types import IMAGE_TYPES, BagError, typestore
 from sicm_ros.conversion.camera_info import CameraInfoError, RigCache
-from sicm_ros.conversion.images import to_rgb
+from sicm_ros.conversion.images import ImageError, rgb_from_compressed, to_rgb
 from sicm_ros.conversion.stamps import nanoseconds
 from sicm_ros.data.kitti import read_calib
 from sicm_ros.data.pairing import StereoSync
@@ -147,7 +146,11 @@ class BagStereo:
                 if left.shape != right.shape:
                     sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in (left, right)]
                     raise BagError(f"{self.path}: left and right image differ in size: {' and '.join(sizes)}")
-                rig = self._rig_of(left, *(item[1].header.stamp for item in (match.left, match.right)))
+                stamps: dict[Side, int] = {
+                    "left": nanoseconds(match.left[1].header.stamp),
+                    "right": nanoseconds(match.right[1].header.stamp),
+                }
+                rig = self._rig_of(left, stamps)
                 yield (
                     StereoFrame(
                         f"{sync.pairs - 1:06d}", left, right, rig, match.left_stamp_ns, match.right_stamp_ns, None
@@ -157,25 +160,20 @@ class BagStereo:
                 )
         self.drops = sum(sync.drops.values()) + sum(sync.waiting(side) for side in SIDES)
 
-    def _rig_of(self, image: np.ndarray, *stamps: Any) -> StereoRig:
+    def _rig_of(self, image: np.ndarray, stamps_ns: dict[Side, int]) -> StereoRig:
         if self._rig is not None:
             return self._rig
-        left_ns, right_ns = (nanoseconds(stamp) for stamp in stamps)
+        size = (image.shape[1], image.shape[0])
         try:
-            return self._rigs.rig(image.shape[1], image.shape[0], left_ns, right_ns)
+            return self._rigs.rig({"left": size, "right": size}, stamps_ns)
         except CameraInfoError as error:
             raise BagError(f"{self.path}: {error}; {_GIVE_CALIB}") from None
 
     def _image(self, msgtype: str, message: Any) -> np.ndarray:
         try:
-            if msgtype == "sensor_msgs/msg/Image":
-                return to_rgb(message)
-        except ValueError as error:
+            return to_rgb(message) if msgtype == "sensor_msgs/msg/Image" else rgb_from_compressed(message)
+        except ImageError as error:
             raise BagError(f"{self.path}: {error}") from None
-        image = cv2.imdecode(np.asarray(message.data, np.uint8), cv2.IMREAD_COLOR)
-        if image is None:
-            raise BagError(f"{self.path}: a compressed image ({message.format!r}) cannot be decoded")
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 class _RosOneInfo:

@@ -31,8 +31,9 @@ for group in (demo, codec, data, train, measure):
 app.add_typer(bag.commands, name="bag")
 
 
-# Typer hands on click's exceptions, whichever click it uses.
-_UsageError: type[Exception] = next(k for k in typer.BadParameter.__mro__ if k.__name__ == "ClickException")
+# Typer hands on click's exceptions, whichever click it uses; what they have in common is the first below Exception.
+_parents = typer.BadParameter.__mro__
+_UsageError: type[Exception] = _parents[_parents.index(Exception) - 1]
 
 
 @app.callback(invoke_without_command=True)

@@ -61,18 +61,18 @@ def bag_from_kitti(
     "play",
     epilog=examples(
         "sicm bag play out/kitti_bag",
-        "sicm bag play out/kitti_bag --rate 5 --loop",
+        "sicm bag play out/kitti_bag --frequency 5 --loop",
         "sicm bag play out/kitti_bag --start 3 --paused --clock",
         "sicm bag play out/demo/bag --view window",
     ),
 )
 def bag_play(
     path: Annotated[Path, typer.Argument(metavar="BAG", show_default=False, help="A rosbag2 with a stereo pair.")],
-    rate: Annotated[
+    frequency: Annotated[
         float | None,
         typer.Option(
-            "--rate",
-            "-r",
+            "--frequency",
+            "-f",
             metavar="HZ",
             min=0.01,
             show_default=False,
@@ -96,7 +96,7 @@ def bag_play(
     """
     from ..jobs.play import play
 
-    raise typer.Exit(play(path, rate, loop, start, paused, clock, view=view))
+    raise typer.Exit(play(path, frequency, loop, start, paused, clock, view=view))
 
 
 @commands.command(

@@ -63,12 +63,13 @@ def encode(
 
     frame = read_pair(left, right, calib)
     from ..codec.encoder import StereoEncoder
+    from ..codec.packet import bits_per_pixel
 
     encoder = StereoEncoder(model, chosen_device(device), rate)
     coded = encoder.encode(frame.left, frame.right, frame.rig)
     output.write_bytes(coded.packet)
     height, width = frame.left.shape[:2]
-    bpp = 8 * len(coded.packet) / (2 * width * height)
+    bpp = bits_per_pixel(len(coded.packet), width, height)
     if as_json:
         print_json(
             {
@@ -128,14 +129,14 @@ def decode(
     check_range("--threshold", threshold, 0, 1)
     if picture is None and (left is not None or labels is not None):
         raise ValueError("--left and --labels: expected with --picture FILE, which they are drawn into")
-    from ..codec.packet import read_header
+    from ..codec.packet import bits_per_pixel, read_header
     from ..data.kitti import read_image, write_labels
 
     data = _packet_bytes(packet)
     try:
         header = read_header(data)
         image = read_image(left) if left is not None else None
-        size = (header.source_width, header.source_height)
+        size = (header.geometry.transform.source_width, header.geometry.transform.source_height)
         if image is not None and (image.shape[1], image.shape[0]) != size:
             raise ValueError(
                 f"{left}: size: expected {size[0]}x{size[1]} as in the packet, got {image.shape[1]}x{image.shape[0]}"
@@ -146,13 +147,13 @@ def decode(
     except ValueError as error:
         raise _about(packet, error) from error
     write_labels(output, found.objects)
-    bpp = 8 * len(data) / (2 * size[0] * size[1])
+    bpp = bits_per_pixel(len(data), *size)
     draw_picture(
         picture,
         image,
         size,
         found.objects,
-        header.rig,
+        header.geometry.camera_rig,
         labels,
         f"{packet.name}   {len(data):,} bytes   {bpp:.4f} bits per pixel",
     )

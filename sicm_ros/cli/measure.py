@@ -96,7 +96,7 @@ def bench(
                 end_section=total,
             )
     console().print(table)
-    rates, share = report.pairs_per_second, report.entropy_share
+    frequency, share = report.pairs_per_second, report.entropy_share
     print_fields(
         [
             (
@@ -104,7 +104,7 @@ def bench(
                 f"{100 * share.median:.1f} % of a pair's CPU time, both sides together "
                 f"(p5 {100 * share.p5:.1f} %, p95 {100 * share.p95:.1f} %)",
             ),
-            ("throughput", f"encode {rates['encode']:.1f}, decode {rates['decode']:.1f} pairs a second"),
+            ("throughput", f"encode {frequency['encode']:.1f}, decode {frequency['decode']:.1f} pairs a second"),
             (
                 "packet",
                 f"{report.packet_bytes.median:.0f} bytes (p5 {report.packet_bytes.p5:.0f}, "

@@ -65,13 +65,12 @@ class StereoDecoder:
                 f"({model.name}), got {header.fingerprint:016x}"
             )
         expected = (config.width, config.height, config.crop_top)
-        if (header.width, header.height, header.crop_top) != expected:
-            raise ImplausiblePacketError(
-                f"packet geometry: expected network size and crop {expected}, got "
-                f"{(header.width, header.height, header.crop_top)}"
-            )
-        if header.rate_index > (config.rates - 1) * RATE_STEPS:
-            raise ImplausiblePacketError(f"packet rate: expected 0 to {config.rates - 1}, got {header.rate:g}")
+        transform = header.geometry.transform
+        got = (transform.width, transform.height, transform.crop_top)
+        if got != expected:
+            raise ImplausiblePacketError(f"packet geometry: expected network size and crop {expected}, got {got}")
+        if header.rate_index > config.highest_rate * RATE_STEPS:
+            raise ImplausiblePacketError(f"packet rate: expected 0 to {config.highest_rate}, got {header.rate:g}")
         # No symbol takes more than the 24 bits of the coder's precision.
         most = 3 * symbol_count(config.latent_channels, config.hyper_channels, config.latent_size) + 8
         if header.payload_bytes > most:
@@ -143,8 +142,8 @@ class StereoDecoder:
         clock.lap("entropy")
         features = self._features(headers, latents)
         clock.lap("smfc")
-        cameras = [(header.transform(), header.rig) for header in headers]
-        boxes = iter(analyse(self.model, features, cameras, self.score_threshold))
+        geometries = [header.geometry for header in headers]
+        boxes = iter(analyse(self.model, features, geometries, self.score_threshold))
         clock.lap("analysis")
         cpu_ms = {stage: value / len(headers) for stage, value in clock.cpu_ms.items()}
         return [

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..geometry import InputTransform, Object3D, StereoRig
+from ..geometry import InputGeometry, Object3D, StereoRig
 from ..model_store import StoredModel, open_model
 from ..networks.anchors import rig_tensor
 from ..networks.backbone import StereoFeatures
@@ -22,15 +22,16 @@ __all__ = ["StereoDetector", "analyse"]
 def analyse(
     model: StoredModel,
     features: StereoFeatures,
-    cameras: Sequence[tuple[InputTransform, StereoRig]],
+    geometries: Sequence[InputGeometry],
     score_threshold: float,
 ) -> list[list[Object3D]]:
-    """Boxes found in the features of B pairs, best first. ``cameras``: for each, the rig of the camera images, and how
-    these became the network's input."""
+    """Visual analysis: the boxes found in the features of B pairs, best first; ``geometries`` has that of each pair."""
     analysis, config = model.net.analysis, model.config
-    rigs = rig_tensor([transform.rig(rig) for transform, rig in cameras], model.device)
+    rigs = rig_tensor([geometry.rig for geometry in geometries], model.device)
     found = analysis.decode(analysis(features), rigs, score_threshold, config.analysis.nms_iou)
-    return [to_objects(boxes, transform, config.classes) for boxes, (transform, _) in zip(found, cameras, strict=True)]
+    return [
+        to_objects(boxes, geometry.transform, config.classes) for boxes, geometry in zip(found, geometries, strict=True)
+    ]
 
 
 class StereoDetector:
@@ -48,4 +49,4 @@ class StereoDetector:
         """Boxes of one pair: (H, W, 3) uint8 RGB each; ``rig`` is that of these images."""
         left_view, right_view, transform = prepare(left, right, self.model.transform, self.model.device)
         features = self.model.net.features(left_view, right_view)
-        return analyse(self.model, features, [(transform, rig)], self.score_threshold)[0]
+        return analyse(self.model, features, [InputGeometry(transform, rig)], self.score_threshold)[0]

@@ -57,7 +57,8 @@ class PairLatents:
 class StereoEncoder:
     """Encodes stereo pairs with one model. Raises ModelError and InputError.
 
-    ``rate`` (None: the model's default) is in [0, len(model.rates) - 1]; 0 gives the fewest bits, others lie between.
+    ``rate`` (None: the model's default) is in [0, model.config.highest_rate]; 0 gives the fewest bits, fractions lie
+    between.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class StereoEncoder:
         self.rate = self._checked(self.model.config.default_rate if rate is None else rate)
 
     def _checked(self, rate: float) -> float:
-        highest = len(self.model.rates) - 1
+        highest = self.model.config.highest_rate
         if not (math.isfinite(rate) and 0 <= rate <= highest):
             raise InputError(f"rate: expected 0 to {highest} for model {self.model.name}, got {rate:g}")
         return rate
@@ -77,7 +78,7 @@ class StereoEncoder:
         """Encode one pair: (H, W, 3) uint8 RGB each; ``rig`` is that of these images."""
         if rate is not None:
             self._checked(rate)
-        return self.encode_latents(self.analyse(left, right, rig), rate)
+        return self.encode_latents(self.latents(left, right, rig), rate)
 
     def encode_within(
         self,
@@ -93,7 +94,7 @@ class StereoEncoder:
         The "entropy" time of what is sent includes the tries before it. Raises ValueError for a bad budget.
         """
         preferred = self.rate if preferred_rate is None else self._checked(preferred_rate)
-        latents = self.analyse(left, right, rig)
+        latents = self.latents(left, right, rig)
         decision = controller.encode(max_bitrate, preferred, lambda rate: self.encode_latents(latents, rate))
         if decision.sent is None:
             return decision
@@ -111,7 +112,7 @@ class StereoEncoder:
         )
 
     @torch.inference_mode()
-    def analyse(self, left: np.ndarray, right: np.ndarray, rig: StereoRig) -> PairLatents:
+    def latents(self, left: np.ndarray, right: np.ndarray, rig: StereoRig) -> PairLatents:
         """All of the encoder that does not depend on the rate."""
         clock = StageClock(self.model.device)
         left_view, right_view, transform = prepare(left, right, self.model.transform, self.model.device)

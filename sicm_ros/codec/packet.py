@@ -6,8 +6,9 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 
-from ..geometry import GeometryError, InputTransform, StereoRig
+from ..geometry import GeometryError, InputGeometry, InputTransform, StereoRig, input_transform
 from ..networks.config import PACKET_VERSION as VERSION
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "VERSION",
     "WrongModelError",
     "WrongVersionError",
+    "bits_per_pixel",
     "inspect",
     "pack",
     "payload_of",
@@ -34,8 +36,10 @@ __all__ = [
 
 MAGIC = b"SICM"
 RATE_STEPS = 1024  # a rate travels as this many steps from one trained rate to the next
-# magic, version, fingerprint, rate, source width and height, crop, network width and height, rig, payload bytes, hash
-_HEADER = struct.Struct("<4sBQHHHHHH10fII")
+# magic, version, fingerprint, rate, geometry, payload bytes, hash
+_HEADER = struct.Struct("<4sBQH50sII")
+# source width and height, crop, network width and height, rig
+_GEOMETRY = struct.Struct("<5H10f")
 _CRC = struct.Struct("<I")
 OVERHEAD = _HEADER.size + _CRC.size
 
@@ -79,16 +83,11 @@ def rate_index(rate: float) -> int:
 
 @dataclass(frozen=True)
 class PacketHeader:
-    """The fields of a packet. ``rig`` is that of the camera images; for ``symbol_hash`` see ``codec/payload.py``."""
+    """The fields of a packet. Packets of one camera share one ``geometry``; for ``symbol_hash`` see ``payload.py``."""
 
     fingerprint: int
     rate_index: int
-    source_width: int
-    source_height: int
-    crop_top: int
-    width: int
-    height: int
-    rig: StereoRig
+    geometry: InputGeometry
     payload_bytes: int
     symbol_hash: int
     version: int = VERSION
@@ -97,10 +96,6 @@ class PacketHeader:
     def rate(self) -> float:
         """The rate as the codec takes it: 0 for the fewest bits, 1 for the next trained rate, ..."""
         return self.rate_index / RATE_STEPS
-
-    def transform(self) -> InputTransform:
-        """From the camera images to the network's input."""
-        return InputTransform(self.source_width, self.source_height, self.crop_top, self.width, self.height)
 
 
 def pack(
@@ -117,13 +112,7 @@ def pack(
             VERSION,
             fingerprint,
             rate,
-            *sizes,
-            rig.fx,
-            rig.fy,
-            rig.cx,
-            rig.cy,
-            *rig.left_translation,
-            *rig.right_translation,
+            _GEOMETRY.pack(*sizes, rig.fx, rig.fy, rig.cx, rig.cy, *rig.left_translation, *rig.right_translation),
             len(payload),
             symbol_hash,
         )
@@ -142,20 +131,7 @@ def read_header(data: bytes) -> PacketHeader:
         raise WrongVersionError(f"packet version: expected {VERSION}, got {view[len(MAGIC)]}")
     if len(view) < OVERHEAD:
         raise TruncatedPacketError(f"packet cut off: expected at least {OVERHEAD} bytes, got {len(view)}")
-    (
-        _,
-        version,
-        fingerprint,
-        rate,
-        source_width,
-        source_height,
-        crop_top,
-        width,
-        height,
-        *numbers,
-        payload_bytes,
-        symbol_hash,
-    ) = _HEADER.unpack_from(view)
+    _, version, fingerprint, rate, geometry, payload_bytes, symbol_hash = _HEADER.unpack_from(view)
     total = OVERHEAD + payload_bytes
     if len(view) < total:
         raise TruncatedPacketError(f"packet cut off: expected {total} bytes, got {len(view)}")
@@ -165,6 +141,13 @@ def read_header(data: bytes) -> PacketHeader:
     if expected != got:
         raise DamagedPacketError(f"packet damaged: expected CRC-32 {expected:08x}, got {got:08x}")
     # From here on the bytes are what somebody wrote; that may still be nonsense.
+    return PacketHeader(fingerprint, rate, _geometry(geometry), payload_bytes, symbol_hash, version)
+
+
+@lru_cache(maxsize=64)
+def _geometry(field: bytes) -> InputGeometry:
+    """The geometry that a header's bytes describe; of a stream of packets, read once. Raises ImplausiblePacketError."""
+    source_width, source_height, crop_top, width, height, *numbers = _GEOMETRY.unpack(field)
     if min(source_width, source_height, width, height) == 0 or crop_top >= source_height:
         raise ImplausiblePacketError(
             f"packet geometry: expected positive sizes and crop_top < source_height, got "
@@ -192,25 +175,16 @@ def read_header(data: bytes) -> PacketHeader:
         raise ImplausiblePacketError(
             f"packet rig: expected focal lengths of 1 to 1e6 pixels and a baseline below 1 km, got {rig}"
         )
-    header = PacketHeader(
-        fingerprint,
-        rate,
-        source_width,
-        source_height,
-        crop_top,
-        width,
-        height,
-        rig,
-        payload_bytes,
-        symbol_hash,
-        version,
-    )
     try:
         # Huge translations that nearly cancel leave a baseline of rounding errors, which may turn negative.
-        header.transform().rig(rig)
+        return InputGeometry(input_transform(source_width, source_height, crop_top, width, height), rig)
     except GeometryError as e:
         raise ImplausiblePacketError(f"packet rig, scaled to the network's input: {e}") from None
-    return header
+
+
+def bits_per_pixel(packet_bytes: int, width: int, height: int) -> float:
+    """Bits of a whole packet for each pixel of both camera images, ``width`` x ``height`` each."""
+    return 8 * packet_bytes / (2 * width * height)
 
 
 def payload_of(data: bytes) -> bytes:
@@ -226,16 +200,16 @@ def unpack(data: bytes) -> tuple[PacketHeader, bytes]:
 def inspect(data: bytes) -> dict[str, object]:
     """A packet's fields by name, in the order of ``docs/packet.md``. Raises a PacketError."""
     header = read_header(data)
-    rig, transform = header.rig, header.transform()
-    bits = 8 * len(data)
+    rig, transform = header.geometry.camera_rig, header.geometry.transform
+    source_width, source_height = transform.source_width, transform.source_height
     return {
         "version": header.version,
         "fingerprint": f"{header.fingerprint:016x}",
         "rate": header.rate,
-        "source_size": [header.source_width, header.source_height],
-        "crop_top": header.crop_top,
-        "network_size": [header.width, header.height],
-        "scale": [transform.scaled_width / header.source_width, transform.scale],
+        "source_size": [source_width, source_height],
+        "crop_top": transform.crop_top,
+        "network_size": [transform.width, transform.height],
+        "scale": [transform.scaled_width / source_width, transform.scale],
         "fx": rig.fx,
         "fy": rig.fy,
         "cx": rig.cx,
@@ -246,5 +220,5 @@ def inspect(data: bytes) -> dict[str, object]:
         "payload_bytes": header.payload_bytes,
         "symbol_hash": f"{header.symbol_hash:08x}",
         "packet_bytes": len(data),
-        "bits_per_pixel": bits / (2 * header.source_width * header.source_height),
+        "bits_per_pixel": bits_per_pixel(len(data), source_width, source_height),
     }

@@ -25,13 +25,15 @@ __all__ = ["box_pose", "boxes_of", "class_id", "detection_array", "label_info", 
 
 # Cars and cyclists as in RViz's own display of Detection3DArray; whatever is not listed is grey in both.
 _COLOURS = {
-    "car": (1.0, 0.65, 0.0),
-    "cyclist": (1.0, 1.0, 0.0),
-    "pedestrian": (0.1, 0.45, 1.0),
-    "van": (0.6, 0.9, 0.3),
-    "truck": (0.9, 0.3, 0.3),
+    "car": ColorRGBA(r=1.0, g=0.65, b=0.0, a=1.0),
+    "cyclist": ColorRGBA(r=1.0, g=1.0, b=0.0, a=1.0),
+    "pedestrian": ColorRGBA(r=0.1, g=0.45, b=1.0, a=1.0),
+    "van": ColorRGBA(r=0.6, g=0.9, b=0.3, a=1.0),
+    "truck": ColorRGBA(r=0.9, g=0.3, b=0.3, a=1.0),
 }
-_GREY = (0.7, 0.7, 0.7)
+_GREY = ColorRGBA(r=0.7, g=0.7, b=0.7, a=1.0)
+# Of markers, in metres: the width of lines, the height of text.
+_LINE_WIDTH, _TEXT_HEIGHT = Vector3(x=0.05, y=0.0, z=0.0), Vector3(x=0.0, y=0.0, z=0.6)
 
 # The twelve edges, and a triangle on the front face that shows the heading; in units of half the size, along the box's
 # own axes (x forward, y left, z up).
@@ -43,6 +45,8 @@ _LINES = [
     if sum(p != q for p, q in zip(a, b, strict=True)) == 1
 ]
 _LINES += [((1, -1, -1), (1, 0, 1)), ((1, 1, -1), (1, 0, 1))]
+_VERTICES = [*_CORNERS, (1, 0, 1)]
+_LINE_ENDS = [_VERTICES.index(vertex) for line in _LINES for vertex in line]
 
 
 def class_id(label: str) -> str:
@@ -117,10 +121,10 @@ def marker_array(header: Header, boxes: Sequence[Object3D]) -> MarkerArray:
     markers = [Marker(header=header, action=Marker.DELETEALL)]
     for index, box in enumerate(boxes):
         pose = box_pose(box)
-        r, g, b = _COLOURS.get(class_id(box.label), _GREY)
-        colour = ColorRGBA(r=r, g=g, b=b, a=1.0)
+        colour = _COLOURS.get(class_id(box.label), _GREY)
         half = (box.length / 2, box.width / 2, box.height / 2)
-        points = [Point(x=x * half[0], y=y * half[1], z=z * half[2]) for line in _LINES for x, y, z in line]
+        vertices = [Point(x=x * half[0], y=y * half[1], z=z * half[2]) for x, y, z in _VERTICES]
+        points = [vertices[i] for i in _LINE_ENDS]
         markers.append(
             Marker(
                 header=header,
@@ -129,7 +133,7 @@ def marker_array(header: Header, boxes: Sequence[Object3D]) -> MarkerArray:
                 type=Marker.LINE_LIST,
                 action=Marker.ADD,
                 pose=pose,
-                scale=Vector3(x=0.05, y=0.0, z=0.0),
+                scale=_LINE_WIDTH,
                 color=colour,
                 points=points,
             )
@@ -144,7 +148,7 @@ def marker_array(header: Header, boxes: Sequence[Object3D]) -> MarkerArray:
                 type=Marker.TEXT_VIEW_FACING,
                 action=Marker.ADD,
                 pose=above,
-                scale=Vector3(x=0.0, y=0.0, z=0.6),
+                scale=_TEXT_HEIGHT,
                 color=colour,
                 text=text,
             )

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,16 +90,18 @@ class RigCache:
         # Whether CameraInfos carry the stamps of images, as far as was seen, and the stamps that were looked for.
         self._stamped = True
         self._wanted: dict[Side, deque[int]] = {side: deque(maxlen=20) for side in SIDES}
+        self._checked: dict[
+            Side, tuple[tuple[float, ...], _Camera]
+        ] = {}  # the last message's fields, and what they say
         self._made: tuple[_Camera, _Camera, StereoRig] | None = None
 
     def update(self, side: Side, message: Any) -> None:
         """Take a message of one side. Raises CameraInfoError, and keeps the previous ones, if it is no good."""
         try:
-            check_camera_info(side, message)
+            camera = self._camera(side, message)
         except CameraInfoError as error:
             self.errors[side] = str(error)
             raise
-        camera = _Camera(tuple(float(v) for v in message.p), message.width, message.height)
         stamp_ns = nanoseconds(message.header.stamp)
         with self._arrived:
             self.errors.pop(side, None)
@@ -109,24 +112,40 @@ class RigCache:
                 self._by_stamp[side].popitem(last=False)
             self._arrived.notify_all()
 
+    def _camera(self, side: Side, message: Any) -> _Camera:
+        """What a message says. A camera repeats itself with every image: what is known is not checked again."""
+        roi = message.roi
+        crop = (roi.x_offset, roi.y_offset, roi.width, roi.height)
+        fields = (*message.p, message.width, message.height, message.binning_x, message.binning_y, *crop)
+        known = self._checked.get(side)
+        if known is None or known[0] != fields:
+            check_camera_info(side, message)
+            camera = _Camera(tuple(float(v) for v in message.p), message.width, message.height)
+            self._checked[side] = known = (fields, camera)
+        return known[1]
+
     def missing(self) -> list[Side]:
         """The sides of which no usable message has come yet."""
         return [side for side in SIDES if side not in self._latest]
 
-    def rig(self, width: int, height: int, left_stamp_ns: int, right_stamp_ns: int, wait_s: float = 0.0) -> StereoRig:
-        """The rig of a pair of images of this size and these stamps. Raises CameraInfoError, naming what is wrong.
+    def rig(
+        self, sizes: Mapping[Side, tuple[int, int]], stamps_ns: Mapping[Side, int], wait_s: float = 0.0
+    ) -> StereoRig:
+        """The rig of a pair of images of these sizes (width, height) and stamps; one object as long as it is the same.
+
+        Raises CameraInfoError, naming what is wrong. Whether both images have one size is not for their calibration to
+        tell.
 
         Images and CameraInfos come on topics of their own, so a message may arrive after its image. It is waited for,
         up to ``wait_s`` seconds; if it does not come, no more waiting is done until one with an image's stamp turns up.
         """
-        stamps: dict[Side, int] = {"left": left_stamp_ns, "right": right_stamp_ns}
 
         def exact() -> bool:
-            return all(stamps[side] in self._by_stamp[side] for side in SIDES)
+            return all(stamps_ns[side] in self._by_stamp[side] for side in SIDES)
 
         with self._arrived:
             for side in SIDES:
-                self._wanted[side].append(stamps[side])
+                self._wanted[side].append(stamps_ns[side])
             if exact():
                 self._stamped = True
             elif wait_s > 0 and (self._stamped or self.missing()):
@@ -135,16 +154,18 @@ class RigCache:
             if missing:
                 reasons = [self.errors.get(side, f"{side}/camera_info: no message yet") for side in missing]
                 raise CameraInfoError("; ".join(reasons))
-            left, right = (self._by_stamp[side].get(stamps[side], self._latest[side]) for side in SIDES)
-        for side, camera in (("left", left), ("right", right)):
+            left, right = (self._by_stamp[side].get(stamps_ns[side], self._latest[side]) for side in SIDES)
+        cameras: tuple[tuple[Side, _Camera], ...] = (("left", left), ("right", right))
+        for side, camera in cameras:
             # Some drivers and bags leave the size at 0.
-            if (camera.width, camera.height) not in ((width, height), (0, 0)):
+            if (camera.width, camera.height) not in (sizes[side], (0, 0)):
+                width, height = sizes[side]
                 raise CameraInfoError(
                     f"{side}/camera_info: width, height: expected {width}x{height}, the image's, "
                     f"got {camera.width}x{camera.height}"
                 )
         made = self._made
-        if made is None or made[:2] != (left, right):
+        if made is None or made[:2] != (left, right):  # the same objects, for a camera that does not change
             self._made = made = (left, right, self._make(left, right))
         return made[2]
 

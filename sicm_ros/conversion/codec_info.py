@@ -24,6 +24,6 @@ def codec_info(header: Header, model: StoredModel) -> CodecInfo:
         fingerprint=model.fingerprint,
         packet_version=VERSION,
         class_names=list(model.classes),
-        rates=[float(v) for v in model.rates],
+        rates=[float(v) for v in model.lambdas],
         default_rate=float(model.config.default_rate),
     )

@@ -8,6 +8,7 @@ The encodings that cameras and bags use are converted here, so that the result i
 from __future__ import annotations
 
 import io
+from array import array
 from typing import Any
 
 import cv2
@@ -104,7 +105,7 @@ def rgb_from_compressed(message: Any) -> np.ndarray:
     if "compressedDepth" in message.format:
         raise ImageError(f"{what}: expected a colour or grey image, got depth")
     try:
-        with PIL.Image.open(io.BytesIO(data.tobytes())) as header:  # reads sizes, not pixels
+        with PIL.Image.open(io.BytesIO(data.data)) as header:  # reads sizes, not pixels
             width, height = header.size
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         raise ImageError(f"{what}: not an image: {' '.join(str(error).split())}") from None
@@ -117,15 +118,20 @@ def rgb_from_compressed(message: Any) -> np.ndarray:
 
 
 def rgb_to_message_fields(image: np.ndarray) -> dict[str, Any]:
-    """The fields of an ``rgb8`` image message, but for its header, of an (H, W, 3) uint8 array."""
+    """The fields of an ``rgb8`` image message, but for its header, of an (H, W, 3) uint8 array.
+
+    ``data`` is of the type that rclpy's messages hold.
+    """
     height, width, _ = image.shape
+    data = array("B")
+    data.frombytes(np.ascontiguousarray(image).data.cast("B"))
     return {
         "height": height,
         "width": width,
         "encoding": "rgb8",
         "is_bigendian": 0,
         "step": 3 * width,
-        "data": np.ascontiguousarray(image).tobytes(),
+        "data": data,
     }
 
 

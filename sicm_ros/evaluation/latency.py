@@ -15,6 +15,7 @@ import torch
 
 from ..codec.decoder import StereoDecoder
 from ..codec.encoder import StereoEncoder
+from ..codec.packet import bits_per_pixel
 from ..data.source import StereoFrame
 from ..model_store import StoredModel, load_model
 
@@ -105,7 +106,7 @@ def bench(
     if stored.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(stored.device)
     times: dict[str, dict[str, list[float]]] = {"encode": {}, "decode": {}}
-    sizes, bits_per_pixel, shares = [], [], []
+    sizes, bits, shares = [], [], []
     for i in range(WARM_UP_PAIRS + pairs):
         frame = frames[i % len(frames)]
         coded = encoder.encode(frame.left, frame.right, frame.rig)
@@ -117,7 +118,7 @@ def bench(
             cpu = (*coded.cpu_ms.values(), *found.cpu_ms.values())
             shares.append((coded.cpu_ms["entropy"] + found.cpu_ms["entropy"]) / sum(cpu))
             sizes.append(len(coded.packet))
-            bits_per_pixel.append(8 * len(coded.packet) / (2 * frame.left.shape[0] * frame.left.shape[1]))
+            bits.append(bits_per_pixel(len(coded.packet), frame.left.shape[1], frame.left.shape[0]))
             if progress is not None:
                 progress(i + 1 - WARM_UP_PAIRS, pairs)
     stages_ms = {side: {stage: Spread.of(v) for stage, v in stages.items()} for side, stages in times.items()}
@@ -137,7 +138,7 @@ def bench(
         Spread.of(shares),
         {side: 1000 / stages["total"].median for side, stages in stages_ms.items()},
         Spread.of(sizes),
-        Spread.of(bits_per_pixel),
+        Spread.of(bits),
         memory,
         machine,
     )

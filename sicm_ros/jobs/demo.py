@@ -67,8 +67,9 @@ def run(
 
         check_view(view)
     stored = load_model(model, "vehicle", "cpu")
-    if rate is not None and not 0 <= rate <= len(stored.rates) - 1:
-        raise InputError(f"rate: expected 0 to {len(stored.rates) - 1} for model {stored.name}, got {rate:g}")
+    highest = stored.config.highest_rate
+    if rate is not None and not 0 <= rate <= highest:
+        raise InputError(f"rate: expected 0 to {highest} for model {stored.name}, got {rate:g}")
     if frames is not None and frames < 1:
         raise DemoError(f"frames: expected at least 1, got {frames}")
     source_path = Path(kitti) if kitti is not None else _render(out, frames or RENDERED_FRAMES, console)
@@ -84,7 +85,7 @@ def run(
             frame.name,
             frame.stamp_ns,
             frame.left.nbytes + frame.right.nbytes,
-            2 * frame.left.shape[0] * frame.left.shape[1],
+            (frame.left.shape[1], frame.left.shape[0]),
         )
         for frame in (source[i] for i in range(count))
     ]
@@ -228,10 +229,9 @@ def _collect(watcher: Watcher, results: list[FrameResult], classes: Sequence[str
         if packet is not None:
             result.packet_bytes = len(packet.data)
             result.encoder_ms = {stage: float(getattr(packet, f"{stage}_ms")) for stage in ENCODER_STAGES}
-            stats = watcher.stats.get(f"{packet.session:016x}/{packet.sequence}", {})
-            result.decoder_ms = {
-                stage: float(stats[f"{stage}_ms"]) for stage in DECODER_STAGES if f"{stage}_ms" in stats
-            }
+            stats = watcher.stats.get((packet.session, packet.sequence))
+            if stats is not None:
+                result.decoder_ms = {stage: float(getattr(stats, f"{stage}_ms")) for stage in DECODER_STAGES}
         if result.stamp_ns in watcher.boxes:
             arrived, message = watcher.boxes[result.stamp_ns]
             result.boxes = boxes_of(message, classes)

@@ -15,6 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from sicm_ros.codec.packet import bits_per_pixel
 from sicm_ros.data.source import StereoFrame
 from sicm_ros.geometry import Object3D
 
@@ -30,7 +31,7 @@ class FrameResult:
     name: str
     stamp_ns: int
     raw_bytes: int
-    pixels: int
+    image_size: tuple[int, int]  # width and height of each image
     packet_bytes: int | None = None
     boxes: list[Object3D] | None = None
     encoder_ms: dict[str, float] = field(default_factory=dict)
@@ -40,7 +41,7 @@ class FrameResult:
     @property
     def bits_per_pixel(self) -> float | None:
         """Packet bits for each pixel of both images."""
-        return None if self.packet_bytes is None else 8 * self.packet_bytes / self.pixels
+        return None if self.packet_bytes is None else bits_per_pixel(self.packet_bytes, *self.image_size)
 
     @property
     def transport_ms(self) -> float | None:

@@ -36,13 +36,13 @@ class Watcher:
 
     def __init__(self, bag: Path, environment: Mapping[str, str]) -> None:
         import rclpy
-        from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+        from diagnostic_msgs.msg import DiagnosticArray
         from rclpy.executors import SingleThreadedExecutor
         from sensor_msgs.msg import CameraInfo
         from vision_msgs.msg import Detection3DArray
 
         from sicm_ros.jobs.recorder import BagRecorder
-        from sicm_ros.msg import StereoBitstream
+        from sicm_ros.msg import DecodeStats, StereoBitstream
         from sicm_ros.ros.qos import boxes_qos
 
         self._context = rclpy.Context()
@@ -55,13 +55,13 @@ class Watcher:
         self.boxes: dict[int, tuple[float, Any]] = {}
         self.arrays = 0
         self.packets: dict[int, Any] = {}
-        self.stats: dict[str, dict[str, str]] = {}
+        self.stats: dict[tuple[int, int], Any] = {}  # by session and sequence
         self.subscribers = 0
         for kind, topic, callback in (
             (CameraInfo, "left/camera_info", self._on_camera_info),
             (StereoBitstream, "stereo_bitstream", self._on_packet),
             (Detection3DArray, "detections", self._on_boxes),
-            (DiagnosticStatus, "decode_stats", self._on_stats),
+            (DecodeStats, "decode_stats", self._on_stats),
             (DiagnosticArray, "/diagnostics", self._on_diagnostics),
         ):
             self.node.create_subscription(kind, topic, callback, boxes_qos(100))
@@ -104,8 +104,7 @@ class Watcher:
         self._keep(store)
 
     def _on_stats(self, message: Any) -> None:
-        values = {value.key: value.value for value in message.values}
-        self._keep(lambda: self.stats.update({message.hardware_id: values}))
+        self._keep(lambda: self.stats.update({(message.session, message.sequence): message}))
 
     def _on_diagnostics(self, message: Any) -> None:
         for status in message.status:

@@ -16,7 +16,7 @@ __all__ = ["play"]
 
 def play(
     path: str | Path,
-    rate: float | None = None,
+    frequency: float | None = None,
     loop: bool = False,
     start: float = 0.0,
     paused: bool = False,
@@ -26,7 +26,7 @@ def play(
 ) -> int:
     """Play a bag with the player node, in this process, until it ends or is interrupted; the exit status.
 
-    ``rate`` in Hz (default: the bag's own); ``start`` in seconds; ``clock`` publishes the bag's time on /clock;
+    ``frequency`` in Hz (default: the bag's own); ``start`` in seconds; ``clock`` publishes the bag's time on /clock;
     ``parameters`` are further ones of the player node. In a terminal the space key pauses and goes on. ``view`` adds
     the viewer node, with its parameter of that name; recorded boxes are played then, too. Raises BagError or ViewError.
     """
@@ -40,7 +40,7 @@ def play(
 
     values = {
         "path": str(path),
-        "rate": float(rate or 0.0),
+        "frequency": float(frequency or 0.0),
         "loop": loop,
         "start": float(start),
         "paused": paused,

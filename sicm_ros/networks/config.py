@@ -71,9 +71,19 @@ class MvsfcConfig:
     analysis: AnalysisConfig = AnalysisConfig()
 
     @property
-    def rates(self) -> int:
+    def rate_count(self) -> int:
         """How many rates the model's gains cover; 1 where a model is trained for a single rate."""
         return len(self.lambdas) if self.variable_rate else 1
+
+    @property
+    def rates(self) -> int:
+        """The former name of ``rate_count``."""
+        return self.rate_count
+
+    @property
+    def highest_rate(self) -> int:
+        """The rate with the most bits; 0 is the one with the fewest."""
+        return self.rate_count - 1
 
     def feature_size(self, level: int) -> tuple[int, int]:
         """Rows and columns of f0, f1 or f2 as the codec sees it (padded if ``pad_features``)."""

@@ -98,13 +98,17 @@ class StereoEntropyModel(EntropyLayers):
         channels: int,
         hyper_channels: int,
         context: Literal["raster", "checkerboard"] = "checkerboard",
-        rates: int = 1,
+        rate_count: int = 1,
         context_channels: int | None = None,
     ) -> None:
         super().__init__(channels, hyper_channels, context, context_channels)
-        self.rates = rates
-        if rates > 1:
-            start = (torch.linspace(-_GAIN_SPREAD, 0, rates) * math.log(2)).view(1, rates, 1).repeat(2, 1, channels)
+        self.rate_count = rate_count
+        if rate_count > 1:
+            start = (
+                (torch.linspace(-_GAIN_SPREAD, 0, rate_count) * math.log(2))
+                .view(1, rate_count, 1)
+                .repeat(2, 1, channels)
+            )
             self.log_gain = nn.Parameter(start.clone())
             self.log_inverse_gain = nn.Parameter(-start)
         self._integer: tuple[tuple, IntegerPrior] | None = None
@@ -112,27 +116,29 @@ class StereoEntropyModel(EntropyLayers):
     @classmethod
     def from_config(cls, config: MvsfcConfig) -> StereoEntropyModel:
         """The entropy model of a network's configuration."""
-        return cls(config.latent_channels, config.hyper_channels, config.context, config.rates, config.context_channels)
+        return cls(
+            config.latent_channels, config.hyper_channels, config.context, config.rate_count, config.context_channels
+        )
 
     # ------------------------------------------------------------------------------------------------ gains
 
     def _gains(self, table: Tensor, rate: float | Tensor) -> Tensor:
-        """Interpolate the logarithms of (2, rates, C) at ``rate``: gains (2, B or 1, C, 1, 1)."""
-        rate = torch.as_tensor(rate, dtype=torch.float32, device=table.device).reshape(-1).clamp(0, self.rates - 1)
-        below = rate.floor().long().clamp(max=self.rates - 2)
+        """Interpolate the logarithms of (2, rate_count, C) at ``rate``: gains (2, B or 1, C, 1, 1)."""
+        rate = torch.as_tensor(rate, dtype=torch.float32, device=table.device).reshape(-1).clamp(0, self.rate_count - 1)
+        below = rate.floor().long().clamp(max=self.rate_count - 2)
         part = (rate - below)[None, :, None]
         return torch.exp(table[:, below] * (1 - part) + table[:, below + 1] * part)[..., None, None]
 
     def gain(self, left: Tensor, right: Tensor, rate: float | Tensor = 0.0) -> Pair:
-        """Scale both latents for ``rate``, a number or (B,), in [0, rates - 1]; 0 gives the fewest bits."""
-        if self.rates == 1:
+        """Scale both latents for ``rate``, a number or (B,), in [0, rate_count - 1]; 0 gives the fewest bits."""
+        if self.rate_count == 1:
             return left.float(), right.float()
         gains = self._gains(self.log_gain, rate)
         return left.float() * gains[0], right.float() * gains[1]
 
     def inverse_gain(self, left: Tensor, right: Tensor, rate: float | Tensor = 0.0) -> Pair:
         """Undo ``gain`` after decoding."""
-        if self.rates == 1:
+        if self.rate_count == 1:
             return left, right
         gains = self._gains(self.log_inverse_gain, rate)
         return left * gains[0], right * gains[1]

@@ -15,10 +15,10 @@ from rclpy.exceptions import InvalidTopicNameException
 from rclpy.validate_full_topic_name import validate_full_topic_name
 from std_msgs.msg import Header
 
+from sicm_ros.codec.packet import PacketError
 from sicm_ros.conversion.boxes import label_info
-from sicm_ros.conversion.stamps import nanoseconds
 from sicm_ros.msg import StereoBitstream
-from sicm_ros.nodes.vehicle_link import VehicleLink
+from sicm_ros.nodes.vehicle_link import Decoded, VehicleLink
 from sicm_ros.ros.diagnostics import Status
 from sicm_ros.ros.lifecycle import COMMON_PARAMETERS, ManagedNode, is_out_of_memory
 from sicm_ros.ros.parameters import ParameterSpec
@@ -108,6 +108,7 @@ class DecoderNode(ManagedNode):
         self._worker: Worker[_Received] | None = None
         self._watchdog: Any = None
         self._links: dict[str, VehicleLink] = {}
+        self._served: list[str] = []  # the parameter as it was when the links were made
         self._classes: frozenset[str] = frozenset()
         super().__init__("decoder_node", PARAMETERS, self._on_change)
 
@@ -162,7 +163,8 @@ class DecoderNode(ManagedNode):
 
     def _serve(self) -> None:
         """Listen to just the vehicles that the parameter names; a removed one's boxes are cleared."""
-        names = vehicle_names(self.value("vehicles"))
+        self._served = self.value("vehicles")
+        names = vehicle_names(self._served)
         for name in [name for name in self._links if name not in names]:
             link = self._links.pop(name)
             link.clear()
@@ -190,22 +192,16 @@ class DecoderNode(ManagedNode):
     def _decode(self, items: list[_Received]) -> None:
         started_ns = time.monotonic_ns()
         outcomes = self._outcomes([item.message.data.tobytes() for item in items])
+        decoded_ns = time.monotonic_ns()
         lazy = self.value("lazy")
         for item, outcome in zip(items, outcomes, strict=True):
-            link, message = item.link, item.message
             if isinstance(outcome, Exception):
                 self._report(item, outcome)
                 continue
-            finished_ns = time.monotonic_ns()
-            times = {
-                **outcome.stage_ms,
-                "wait": (started_ns - item.arrival_ns) / 1e6,
-                "total": (finished_ns - item.arrival_ns) / 1e6,
-                "batch": float(len(items)),
-            }
-            age_ms = (self.get_clock().now().nanoseconds - nanoseconds(message.header.stamp)) / 1e6
             boxes = [box for box in outcome.objects if box.label in self._classes]
-            link.deliver(message, boxes, times, age_ms, lazy)
+            stage_ms = {"wait": (started_ns - item.arrival_ns) / 1e6, **outcome.stage_ms}
+            decoded = Decoded(item.message, boxes, stage_ms, len(items), item.arrival_ns, decoded_ns)
+            item.link.deliver(decoded, lazy)
 
     def _outcomes(self, packets: list[bytes]) -> list[Any]:
         """What each packet decodes to, or its error. A batch that fails is tried packet by packet."""
@@ -224,10 +220,8 @@ class DecoderNode(ManagedNode):
             return [error]
 
     def _report(self, item: _Received, error: Exception) -> None:
-        from sicm_ros.codec.packet import PacketError
-
         if isinstance(error, PacketError):
-            item.link.problems.add(type(error).__name__, f"packet {item.message.sequence} dropped: {error}")
+            item.link.problems.add(type(error), f"packet {item.message.sequence} dropped: {error}")
             return
         item.link.errors += 1
         words = f"decoding failed: {type(error).__name__}: {error}"
@@ -240,7 +234,7 @@ class DecoderNode(ManagedNode):
     # ---------------------------------------------------------------------------------------------------- other
 
     def _watch(self) -> None:
-        if set(vehicle_names(self.value("vehicles"))) != set(self._links):
+        if self.value("vehicles") != self._served:
             self._serve()
         for link in self._links.values():
             link.watch(self.value("timeout"))

@@ -7,6 +7,7 @@ import array
 import secrets
 import sys
 import time
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from sicm_ros.data.source import SIDES, Side
 from sicm_ros.geometry import StereoRig
 from sicm_ros.msg import CodecInfo, StereoBitstream
 from sicm_ros.nodes.encoder_status import encoding_status, input_status
-from sicm_ros.ros.diagnostics import Status, Window
+from sicm_ros.ros.diagnostics import ProblemKind, Status, Window
 from sicm_ros.ros.lifecycle import COMMON_PARAMETERS, ManagedNode, is_out_of_memory
 from sicm_ros.ros.parameters import ParameterSpec
 from sicm_ros.ros.qos import RELIABILITIES, image_qos, latched_qos, overridable, packet_qos
@@ -119,7 +120,6 @@ class EncoderNode(ManagedNode):
         self._sent_bits = BitWindow()
         self._session = self._sequence = 0
         self._checked_rig: StereoRig | None = None
-        self._input_problems = {"camera_info"}
         self._last_image: dict[Side, float] = {}
         self._demanded_since = 0.0
         self.packets = self.errors = self.refused = self.unstamped = 0
@@ -137,7 +137,7 @@ class EncoderNode(ManagedNode):
         refused = self._check_rate(self.value("rate"))
         if refused:
             raise ValueError(f"parameter {refused}")
-        self._controller = RateController(len(model.rates) - 1, self._sent_bits)
+        self._controller = RateController(model.config.highest_rate, self._sent_bits)
         self._session, self._sequence = secrets.randbits(64), 0
         self._info_publisher = self.create_lifecycle_publisher(CodecInfo, "codec_info", latched_qos())
         self._publisher = self.create_lifecycle_publisher(
@@ -259,17 +259,16 @@ class EncoderNode(ManagedNode):
         left, right = pair.match.left, pair.match.right
         try:
             images = self._convert(left, right)
-            height, width, _ = images[0].shape
-            rig = self._rigs.rig(width, height, pair.match.left_stamp_ns, pair.match.right_stamp_ns, CAMERA_INFO_WAIT_S)
-            self._check_geometry(rig, width, height)
+            sizes = {side: (image.shape[1], image.shape[0]) for side, image in images.items()}
+            stamps_ns: dict[Side, int] = {"left": pair.match.left_stamp_ns, "right": pair.match.right_stamp_ns}
+            rig = self._rigs.rig(sizes, stamps_ns, CAMERA_INFO_WAIT_S)
+            self._check_geometry(rig, *sizes["left"])
             converted_ms = 1e3 * (time.perf_counter() - started)
             rate = self.value("rate")
             decision = self._encode_within(images, rig, None if rate < 0 else rate)
         except ValueError as error:
             # Every check of images, calibration and sizes raises one, with words for the user.
-            kind = type(error).__name__
-            self._input_problems.add(kind)
-            self.problems.add(kind, f"pair dropped: {' '.join(str(error).split())}")
+            self.problems.add(type(error), f"pair dropped: {' '.join(str(error).split())}")
             return
         encoded = decision.sent
         if encoded is None:
@@ -304,37 +303,33 @@ class EncoderNode(ManagedNode):
             }
         )
 
-    def _encode_within(self, images: list[np.ndarray], rig: StereoRig, rate: float | None) -> RateDecision:
+    def _encode_within(self, images: Mapping[Side, np.ndarray], rig: StereoRig, rate: float | None) -> RateDecision:
         """On the CPU from now on, if the GPU has no memory left."""
         budget = self.value("max_bitrate")
         try:
-            return self._encoder.encode_within(*images, rig, self._controller, budget, rate)
+            return self._encoder.encode_within(images["left"], images["right"], rig, self._controller, budget, rate)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             self.fall_back(f"out of memory on {self.value('device')}: encoding on the CPU until configured again")
         self._load("cpu")
-        return self._encoder.encode_within(*images, rig, self._controller, budget, rate)
+        return self._encoder.encode_within(images["left"], images["right"], rig, self._controller, budget, rate)
 
-    def _convert(self, left: Image | CompressedImage, right: Image | CompressedImage) -> list[np.ndarray]:
-        compressed = self.value("image_transport") == "compressed"
-        images = []
-        for side, message in (("left", left), ("right", right)):
+    def _convert(self, left: Image | CompressedImage, right: Image | CompressedImage) -> dict[Side, np.ndarray]:
+        """Both images as RGB arrays; that they have one size is the codec's to check."""
+        convert = rgb_from_compressed if self.value("image_transport") == "compressed" else to_rgb
+        messages: dict[Side, Image | CompressedImage] = {"left": left, "right": right}
+        images = {}
+        for side, message in messages.items():
             try:
-                images.append(rgb_from_compressed(message) if compressed else to_rgb(message))
+                images[side] = convert(message)
             except ImageError as error:
                 raise ImageError(f"{side}/image_rect: {error}") from None
-        if images[0].shape != images[1].shape:
-            left_size, right_size = (f"{image.shape[1]}x{image.shape[0]}" for image in images)
-            raise ImageError(
-                f"the images differ in size: left {left_size}, right {right_size}; "
-                "both must be rectified views of one rig"
-            )
         return images
 
     def _check_geometry(self, rig: StereoRig, width: int, height: int) -> None:
         """Warn once about a camera for which the model's depth priors do not fit."""
-        if rig == self._checked_rig or self._model is None:
+        if rig is self._checked_rig or self._model is None:
             return
         self._checked_rig = rig
         warning = geometry_warning(self._model, rig, width, height)
@@ -355,28 +350,31 @@ class EncoderNode(ManagedNode):
         return self._check_rate(changed["rate"]) if "rate" in changed else None
 
     def _check_rate(self, rate: float) -> str | None:
-        if self._model is None or rate == -1 or 0 <= rate <= self._model.config.rates - 1:
+        if self._model is None or rate == -1:
             return None
-        return f"rate: expected 0 to {self._model.config.rates - 1} (or -1) for model {self._model.name}, got {rate:g}"
+        highest = self._model.config.highest_rate
+        if 0 <= rate <= highest:
+            return None
+        return f"rate: expected 0 to {highest} (or -1) for model {self._model.name}, got {rate:g}"
 
     def collect(self) -> list[Status]:
         """Diagnostics: what comes in, and what is made of it."""
         self._follow_demand()
         sync, worker = self._sync, self._worker
-        totals = {
+        totals: dict[Hashable, int] = {
             "left": sync.received["left"],
             "right": sync.received["right"],
             "pairs": sync.pairs,
             "packets": self.packets,
             "unstamped": self.unstamped,
             "late": worker.dropped.total() if worker else 0,
-            **{f"{side} {reason}": count for (side, reason), count in sync.drops.items()},
-            **{f"problem {kind}": count for kind, count in self.problems.counts.items()},
+            **{drop: count for drop, count in sync.drops.items()},
         }
         new, samples, seconds = self._window.tick(totals)
-        return [self._input_status(new, seconds), self._encoding_status(new, samples, seconds)]
+        recent = self.problems.recent()
+        return [self._input_status(new, recent, seconds), self._encoding_status(new, recent, samples, seconds)]
 
-    def _input_status(self, new: dict[str, int], seconds: float) -> Status:
+    def _input_status(self, new: Mapping[Hashable, int], recent: Mapping[ProblemKind, int], seconds: float) -> Status:
         if not self._images:
             return input_status(new, seconds, sync=self._sync, idle_topic=self._publisher.topic_name)
         now = time.monotonic()
@@ -386,10 +384,18 @@ class EncoderNode(ManagedNode):
             self._rigs.errors.get(side, f"no message on {topic}: images cannot be used without it")
             for side, topic in infos.items()
         ]
-        refused = [self.problems.latest[kind] for kind in sorted(self._input_problems) if new.get(f"problem {kind}")]
+        # What is wrong with an input has an error of its own, and a camera info is refused as it comes.
+        kinds = (kind for kind in recent if kind == "camera_info" or isinstance(kind, type))
+        refused = sorted(self.problems.latest[kind] for kind in kinds)
         return input_status(new, seconds, sync=self._sync, silent=silent, missing=missing, refused=refused)
 
-    def _encoding_status(self, new: dict[str, int], samples: dict[str, list[float]], seconds: float) -> Status:
+    def _encoding_status(
+        self,
+        new: Mapping[Hashable, int],
+        recent: Mapping[ProblemKind, int],
+        samples: dict[str, list[float]],
+        seconds: float,
+    ) -> Status:
         figures = {
             "packets": self.packets,
             "max_bitrate": self.value("max_bitrate"),
@@ -399,7 +405,7 @@ class EncoderNode(ManagedNode):
             "subscribers": self._publisher.get_subscription_count(),
             "session": f"{self._session:016x}",
         }
-        return encoding_status(new, samples, seconds, figures, self.problems.latest)
+        return encoding_status(new, recent, samples, seconds, figures, self.problems.latest)
 
 
 def geometry_warning(model: StoredModel, rig: StereoRig, width: int, height: int) -> str | None:

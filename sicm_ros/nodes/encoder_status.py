@@ -3,17 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from sicm_ros.data.pairing import DROP_REASONS, StereoSync
-from sicm_ros.ros.diagnostics import Status
+from sicm_ros.data.pairing import StereoSync
+from sicm_ros.ros.diagnostics import ProblemKind, Status
 
 __all__ = ["encoding_status", "input_status"]
 
 
 def input_status(
-    new: Mapping[str, int],
+    new: Mapping[Hashable, int],
     seconds: float,
     sync: StereoSync[Any],
     idle_topic: str = "",
@@ -21,7 +21,7 @@ def input_status(
     missing: Sequence[str] = (),
     refused: Sequence[str] = (),
 ) -> Status:
-    """What comes in. ``new``: what was counted in the last ``seconds``.
+    """What comes in. ``new``: what was counted in the last ``seconds``, drops by side and reason.
 
     ``idle_topic`` is the encoder's output where nobody subscribes to it. ``silent``: seconds since the last image on
     each image topic. ``missing``: words for each camera info that has not come; ``refused``: for pairs that were
@@ -60,12 +60,9 @@ def input_status(
         )
     for words in refused:
         status.report("ERROR", words)
-    lost = {name: count for name, count in new.items() if count and name.split()[-1] in DROP_REASONS}
+    lost = [f"{new[side, reason]} {side} {reason}" for side, reason in sync.drops if new.get((side, reason))]
     if lost:
-        status.report(
-            "WARN",
-            "images dropped in the last second: " + ", ".join(f"{count} {name}" for name, count in lost.items()),
-        )
+        status.report("WARN", "images dropped in the last second: " + ", ".join(lost))
     if new["unstamped"]:
         status.report(
             "WARN",
@@ -77,13 +74,15 @@ def input_status(
 
 
 def encoding_status(
-    new: Mapping[str, int],
+    new: Mapping[Hashable, int],
+    recent: Mapping[ProblemKind, int],
     samples: dict[str, list[float]],
     seconds: float,
     figures: Mapping[str, object],
-    problems: Mapping[str, str],
+    problems: Mapping[ProblemKind, str],
 ) -> Status:
-    """What is made of it. ``figures`` are shown as they are, ``problems`` are the latest words of each kind."""
+    """What is made of it. ``new`` and ``recent`` problems: of the last ``seconds``. ``figures`` are shown as they are,
+    ``problems`` are the latest words of each kind."""
     status = Status("encoding")
     total_bytes, wire = sum(samples.pop("bytes", [])), sum(samples.pop("wire_bytes", []))
     status.set(
@@ -96,19 +95,19 @@ def encoding_status(
     )
     for name, values in samples.items():
         status.set(**{name if name in ("rate", "tries") else f"{name}_ms": sum(values) / len(values)})
-    if new.get("problem max_bitrate"):
+    if recent.get("max_bitrate"):
         status.report(
             "WARN",
-            f"{new['problem max_bitrate']} pairs dropped in the last second to keep within "
-            "max_bitrate: lower the rate of the cameras or raise it",
+            f"{recent['max_bitrate']} pairs dropped in the last second to keep within "
+            "max_bitrate: raise it, or lower the frequency of the cameras",
         )
-    if new.get("problem encoding"):
+    if recent.get("encoding"):
         status.report("ERROR", problems["encoding"])
     if new["late"]:
         status.report(
             "WARN",
             f"{new['late']} pairs dropped in the last second, encoding is slower than the "
-            "cameras: lower their rate, use another device or a smaller model",
+            "cameras: lower their frequency, use another device or a smaller model",
         )
     if "geometry" in problems:
         status.report("WARN", problems["geometry"])

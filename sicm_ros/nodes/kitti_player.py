@@ -4,7 +4,6 @@ decoder."""
 
 from __future__ import annotations
 
-import array
 import sys
 import threading
 import time
@@ -48,7 +47,7 @@ SETTLE_S = 0.2
 
 PARAMETERS = (
     ParameterSpec("path", "", "KITTI object folder, raw drive, odometry sequence, or a bag (folder, .db3, .mcap)"),
-    ParameterSpec("rate", 0.0, "pairs per second; 0 for the source's own times", 0.0, 1000.0),
+    ParameterSpec("frequency", 0.0, "pairs per second (Hz); 0 for the source's own times", 0.0, 1000.0),
     ParameterSpec("start", 0.0, "seconds of the source to leave out at its beginning", 0.0, 1e6),
     ParameterSpec("paused", False, "stand still, before the first pair or wherever it is", runtime=True),
     ParameterSpec("loop", False, "start over at the end; stamps go on increasing"),
@@ -282,7 +281,7 @@ class KittiPlayerNode(Node):
         return there is None or any(info.node_name == "viewer_node" for info in there)
 
     def _play(self) -> None:
-        lockstep, rate, limit = self.value("lockstep"), self.value("rate"), self.value("count")
+        lockstep, frequency, limit = self.value("lockstep"), self.value("frequency"), self.value("count")
         offset_ns, begin_wall, pairs = 0, time.monotonic(), 0
         begin_ns: int | None = None
         while not self._stop.is_set():
@@ -300,7 +299,7 @@ class KittiPlayerNode(Node):
                 source_ns = step.stamp_ns + offset_ns
                 begin_ns = source_ns if begin_ns is None else begin_ns
                 if not lockstep:
-                    due = pairs / rate if rate else (source_ns - begin_ns) / 1e9
+                    due = pairs / frequency if frequency else (source_ns - begin_ns) / 1e9
                     late = time.monotonic() - begin_wall - due
                     # A camera does not catch up in a burst; neither does this one.
                     if late > 0.5:
@@ -370,9 +369,7 @@ class KittiPlayerNode(Node):
             header = Header(stamp=Time(nanoseconds=stamp_ns).to_msg(), frame_id=frame_id)
             height, width, _ = image.shape
             self._infos[side].publish(CameraInfo(header=header, **camera_info_fields(frame.rig, side, width, height)))
-            fields = rgb_to_message_fields(image)
-            fields["data"] = array.array("B", fields["data"])
-            self._images[side].publish(Image(header=header, **fields))
+            self._images[side].publish(Image(header=header, **rgb_to_message_fields(image)))
         return left_ns
 
     def _publish_transforms(self, rig: StereoRig, frame_id: str, stamp_ns: int) -> None:

@@ -1,30 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the decoder node tells of one vehicle's packets: its diagnostics, and the times of each frame."""
+"""What the decoder node tells of one vehicle's packets: its diagnostics, and the times of each pair."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
-from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from sicm_ros.codec.packet import PacketError, WrongModelError
+from sicm_ros.msg import DecodeStats, StereoBitstream
+from sicm_ros.ros.diagnostics import ProblemKind, Problems, Status
 
-from sicm_ros.msg import StereoBitstream
-from sicm_ros.ros.diagnostics import Problems, Status
+__all__ = ["decode_stats", "decoding_status", "link_status"]
 
-__all__ = ["decoding_status", "frame_stats", "link_status"]
+# Kinds of refused packets beside those with an error of their own.
+_REFUSALS = ("size", "duplicate", "late")
 
-_REFUSALS = (
-    "NotAPacketError",
-    "TruncatedPacketError",
-    "DamagedPacketError",
-    "WrongVersionError",
-    "WrongModelError",
-    "SymbolMismatchError",
-    "ImplausiblePacketError",
-    "PacketError",
-    "size",
-    "duplicate",
-    "late",
-)
+
+def _is_refusal(kind: ProblemKind) -> bool:
+    return kind in _REFUSALS or _is_error(kind, PacketError)
+
+
+def _is_error(kind: ProblemKind, error: type[Exception]) -> bool:
+    return isinstance(kind, type) and issubclass(kind, error)
 
 
 def link_status(
@@ -37,8 +34,10 @@ def link_status(
     timeout: float,
     mismatch: str | None,
     problems: Problems,
+    recent: Mapping[ProblemKind, int],
 ) -> Status:
-    """What comes over the link. ``new`` and ``samples``: of the last ``seconds``; ``totals`` since the start.
+    """What comes over the link. ``new``, ``samples`` and ``recent`` problems: of the last ``seconds``; ``totals`` and
+    ``problems`` since the start.
 
     ``silence``: seconds since the last packet on ``topic``, None before the first; ``mismatch``: words for an encoder
     with another model.
@@ -58,18 +57,18 @@ def link_status(
         )
     if mismatch:
         status.report("ERROR", mismatch)
-    refused = {kind: count for kind, count in problems.counts.items() if kind in _REFUSALS}
-    status.set(**{f"refused_{kind}": count for kind, count in refused.items()})
-    for kind in refused:
-        if new.get(f"problem {kind}"):
-            status.report("ERROR" if kind == "WrongModelError" else "WARN", problems.latest[kind])
+    for kind, count in problems.counts.copy().items():  # another thread adds to it
+        if _is_refusal(kind):
+            status.set(**{f"refused_{kind if isinstance(kind, str) else kind.__name__}": count})
+            if recent.get(kind):
+                status.report("ERROR" if _is_error(kind, WrongModelError) else "WARN", problems.latest[kind])
     if new["lost"] > 0:  # late packets take some back
         status.report(
             "WARN",
             f"{new['lost']} packets lost in the last second: lower the rate of the encoder, or "
             "use the Fast DDS profile for lossy links",
         )
-    if new.get("problem encoders"):
+    if recent.get("encoders"):
         status.report("WARN", problems.latest["encoders"])
     return status
 
@@ -80,16 +79,18 @@ def decoding_status(
     seconds: float,
     decoded: int,
     figures: Mapping[str, int],
-    problems: Mapping[str, str],
+    problems: Problems,
+    recent: Mapping[ProblemKind, int],
     idle: bool,
 ) -> Status:
-    """What is made of the packets. ``figures`` are shown as they are; ``problems``: the latest words of each kind."""
+    """What is made of the packets. ``new``, ``samples`` and ``recent`` problems: of the last ``seconds``. ``figures``
+    are shown as they are."""
     status = Status("decoding")
     status.set(decoded=decoded, decoded_hz=new["decoded"] / seconds, **figures)
     for name, values in samples.items():
         status.set(**{_with_unit(name): sum(values) / len(values)})
-    if new.get("problem decoding"):
-        status.report("ERROR", problems["decoding"])
+    if recent.get("decoding"):
+        status.report("ERROR", problems.latest["decoding"])
     if new["late"]:
         status.report(
             "WARN",
@@ -105,21 +106,25 @@ def _with_unit(name: str) -> str:
     return name if name in ("boxes", "bytes", "batch") else f"{name}_ms"
 
 
-def frame_stats(message: StereoBitstream, sample: dict[str, float]) -> DiagnosticStatus:
-    """The times of one frame, for tools that want more than the means on /diagnostics."""
-    stamp = message.header.stamp
-    values = {
-        "stamp": f"{stamp.sec}.{stamp.nanosec:09d}",
-        **{
-            f"encoder_{name}": f"{getattr(message, name):.3f}"
-            for name in ("sync_ms", "preprocess_ms", "backbone_ms", "smfc_ms", "entropy_ms")
-        },
-        **{_with_unit(name): f"{value:.3f}" for name, value in sample.items()},
-    }
-    return DiagnosticStatus(
-        level=DiagnosticStatus.OK,
-        name="decode",
-        message="decoded",
-        hardware_id=f"{message.session:016x}/{message.sequence}",
-        values=[KeyValue(key=key, value=value) for key, value in values.items()],
+def decode_stats(message: StereoBitstream, times_ms: Mapping[str, float], boxes: int, batch: int) -> DecodeStats:
+    """What became of one packet. ``times_ms``: of the decoder's stages, "total", and "end_to_end" where it is known."""
+    return DecodeStats(
+        header=message.header,
+        session=message.session,
+        sequence=message.sequence,
+        packet_bytes=len(message.data),
+        boxes=boxes,
+        batch=batch,
+        encoder_sync_ms=message.sync_ms,
+        encoder_preprocess_ms=message.preprocess_ms,
+        encoder_backbone_ms=message.backbone_ms,
+        encoder_smfc_ms=message.smfc_ms,
+        encoder_entropy_ms=message.entropy_ms,
+        wait_ms=times_ms["wait"],
+        entropy_ms=times_ms["entropy"],
+        smfc_ms=times_ms["smfc"],
+        analysis_ms=times_ms["analysis"],
+        publish_ms=times_ms["publish"],
+        total_ms=times_ms["total"],
+        end_to_end_ms=times_ms.get("end_to_end", math.nan),
     )

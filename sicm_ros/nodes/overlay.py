@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import array
 import sys
 import time
 from collections import OrderedDict
@@ -13,12 +12,14 @@ import numpy as np
 from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import Header
 from vision_msgs.msg import Detection3DArray
 
 from sicm_ros.conversion.boxes import boxes_of
-from sicm_ros.conversion.camera_info import CameraInfoError, check_camera_info, left_rig
+from sicm_ros.conversion.camera_info import CameraInfoError, left_rig
 from sicm_ros.conversion.images import ImageError, rgb_from_compressed, rgb_to_message_fields, to_rgb
 from sicm_ros.conversion.stamps import nanoseconds
+from sicm_ros.geometry import StereoRig
 from sicm_ros.pictures import CLASS_COLOURS, draw_boxes
 from sicm_ros.ros.diagnostics import DiagnosticsWriter, Problems, Status, Window
 from sicm_ros.ros.parameters import ParameterSpec, declare
@@ -53,7 +54,7 @@ class OverlayNode(Node):
         self.drawn = 0
         self.problems = Problems(self.get_logger().warning)
         self._images: OrderedDict[int, Any] = OrderedDict()
-        self._infos: OrderedDict[int, CameraInfo] = OrderedDict()
+        self._rigs: OrderedDict[int, StereoRig] = OrderedDict()  # of the left camera
         self._waiting: OrderedDict[int, Detection3DArray] = OrderedDict()
         self._inputs: list[Any] = []
         self._window = Window()
@@ -90,14 +91,14 @@ class OverlayNode(Node):
             for subscription in self._inputs:
                 self.destroy_subscription(subscription)
             self._inputs = []
-            for kept in (self._images, self._infos, self._waiting):
+            for kept in (self._images, self._rigs, self._waiting):
                 kept.clear()
 
     # ---------------------------------------------------------------------------------------------------- input
 
-    def _keep(self, kept: OrderedDict[int, Any], message: Any) -> int:
-        stamp = nanoseconds(message.header.stamp)
-        kept[stamp] = message
+    def _keep(self, kept: OrderedDict[int, Any], header: Header, what: Any) -> int:
+        stamp = nanoseconds(header.stamp)
+        kept[stamp] = what
         kept.move_to_end(stamp)
         if len(kept) > self._value("history"):
             kept.popitem(last=False)
@@ -105,19 +106,19 @@ class OverlayNode(Node):
 
     def _on_camera_info(self, message: CameraInfo) -> None:
         try:
-            check_camera_info("left", message)
+            rig = left_rig(message)
         except CameraInfoError as error:
             self.problems.add("camera_info", str(error))
             return
-        self._keep(self._infos, message)
+        self._keep(self._rigs, message.header, rig)
 
     def _on_image(self, message: Image | CompressedImage) -> None:
-        stamp = self._keep(self._images, message)
+        stamp = self._keep(self._images, message.header, message)
         if stamp in self._waiting:
             self._draw(stamp, self._waiting.pop(stamp))
 
     def _on_boxes(self, message: Detection3DArray) -> None:
-        stamp = self._keep(self._waiting, message)
+        stamp = self._keep(self._waiting, message.header, message)
         if stamp in self._images:
             self._draw(stamp, self._waiting.pop(stamp))
         elif message.detections:
@@ -136,34 +137,30 @@ class OverlayNode(Node):
         try:
             picture = self._picture(image, stamp, boxes)
         except (ImageError, CameraInfoError) as error:
-            self.problems.add(type(error).__name__, f"image not drawn: {error}")
+            self.problems.add(type(error), f"image not drawn: {error}")
             return
-        fields = rgb_to_message_fields(picture)
-        fields["data"] = array.array("B", fields["data"])
-        self._publisher.publish(Image(header=boxes.header, **fields))
+        self._publisher.publish(Image(header=boxes.header, **rgb_to_message_fields(picture)))
         self.drawn += 1
         self._window.sample({"draw": 1e3 * (time.perf_counter() - started)})
 
     def _picture(self, message: Any, stamp: int, boxes: Detection3DArray) -> np.ndarray:
         image = rgb_from_compressed(message) if isinstance(message, CompressedImage) else to_rgb(message)
-        info = self._infos.get(stamp) or next(reversed(self._infos.values()), None)
-        if info is None:
+        rig = self._rigs.get(stamp) or next(reversed(self._rigs.values()), None)
+        if rig is None:
             raise CameraInfoError("left/camera_info: no message yet")
-        return draw_boxes(image, boxes_of(boxes, tuple(CLASS_COLOURS)), left_rig(info))
+        return draw_boxes(image, boxes_of(boxes, tuple(CLASS_COLOURS)), rig)
 
     def _collect(self) -> list[Status]:
         self._follow_demand()
-        totals = {"drawn": self.drawn, **{f"problem {k}": v for k, v in self.problems.counts.items()}}
-        new, samples, seconds = self._window.tick(totals)
+        new, samples, seconds = self._window.tick({"drawn": self.drawn})
         status = Status("overlay")
         status.set(drawn=self.drawn, drawn_hz=new["drawn"] / seconds)
         if samples.get("draw"):
             status.set(draw_ms=sum(samples["draw"]) / len(samples["draw"]))
         if not self._inputs:
             status.report("OK", f"idle: nobody subscribes to {self._publisher.topic_name}")
-        for kind, message in self.problems.latest.items():
-            if new.get(f"problem {kind}"):
-                status.report("WARN", message)
+        for kind in self.problems.recent():
+            status.report("WARN", self.problems.latest[kind])
         return [status]
 
 

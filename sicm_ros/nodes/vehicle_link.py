@@ -6,31 +6,48 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from builtin_interfaces.msg import Time
-from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.lifecycle import LifecycleNode
 from std_msgs.msg import Header
 from vision_msgs.msg import Detection3DArray, LabelInfo
 from visualization_msgs.msg import MarkerArray
 
 from sicm_ros.conversion.boxes import detection_array, marker_array
-from sicm_ros.conversion.stamps import nanoseconds
+from sicm_ros.conversion.stamps import nanoseconds, time_fields
 from sicm_ros.geometry import Object3D
-from sicm_ros.msg import CodecInfo, StereoBitstream
-from sicm_ros.nodes.link_status import decoding_status, frame_stats, link_status
+from sicm_ros.msg import CodecInfo, DecodeStats, StereoBitstream
+from sicm_ros.nodes.link_status import decode_stats, decoding_status, link_status
 from sicm_ros.nodes.packet_sequence import Arrival, PacketSequence
 from sicm_ros.ros.diagnostics import Problems, Status, Window
 from sicm_ros.ros.qos import boxes_qos, latched_qos, overridable, packet_qos
 
-__all__ = ["MAX_PACKET_BYTES", "VehicleLink"]
+__all__ = ["MAX_PACKET_BYTES", "Decoded", "VehicleLink"]
 
 # No packet of any model comes near this; more is not worth looking at.
 MAX_PACKET_BYTES = 4 << 20
 # How many encoders' sequences are remembered.
 MAX_SESSIONS = 8
+# Stamps of recorded data are of another time; an age is shown only where it can be one.
+MOST_AGE_MS = 60_000
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A packet with its boxes, to be published. Times in nanoseconds are of the monotonic clock.
+
+    ``stage_ms`` has "wait", "entropy", "smfc" and "analysis"; ``batch`` packets were decoded together.
+    """
+
+    message: StereoBitstream
+    boxes: list[Object3D]
+    stage_ms: Mapping[str, float]
+    batch: int
+    arrival_ns: int
+    decoded_ns: int
 
 
 class VehicleLink:
@@ -75,7 +92,7 @@ class VehicleLink:
 
         create(Detection3DArray, "detections", boxes_qos(), qos_overriding_options=overridable(publisher=True))
         create(MarkerArray, "detection_markers", boxes_qos(), qos_overriding_options=overridable(publisher=True))
-        create(DiagnosticStatus, "decode_stats", boxes_qos(), qos_overriding_options=overridable(publisher=True))
+        create(DecodeStats, "decode_stats", boxes_qos(), qos_overriding_options=overridable(publisher=True))
         create(LabelInfo, "label_info", latched_qos())
 
     def listen(
@@ -155,12 +172,12 @@ class VehicleLink:
         before = sequence.lost
         arrival, gap = sequence.add(message.sequence)
         self.lost += sequence.lost - before
-        what = f"packet {message.sequence} of session {message.session:016x}"
-        if arrival is Arrival.DUPLICATE:
-            self.problems.add("duplicate", f"{what} came twice: does more than one bag or bridge publish it?")
-            return False
-        if arrival is Arrival.LATE:
-            self.problems.add("late", f"{what} dropped: later ones came before it")
+        if arrival in (Arrival.DUPLICATE, Arrival.LATE):
+            what = f"packet {message.sequence} of session {message.session:016x}"
+            if arrival is Arrival.DUPLICATE:
+                self.problems.add("duplicate", f"{what} came twice: does more than one bag or bridge publish it?")
+            else:
+                self.problems.add("late", f"{what} dropped: later ones came before it")
             return False
         if gap:
             self.problems.add("lost", f"{gap} packets lost before packet {message.sequence}")
@@ -188,20 +205,27 @@ class VehicleLink:
         """Latched: the classes and the threshold."""
         self._publishers["label_info"].publish(message)
 
-    def deliver(
-        self, message: StereoBitstream, boxes: list[Object3D], times: dict[str, float], age_ms: float, lazy: bool
-    ) -> None:
-        """Publish the boxes of a packet, with the times that it took; ``age_ms`` is since the left image's stamp."""
-        self._publish(message.header, boxes, f"{message.session:016x}-{message.sequence}", lazy)
+    def deliver(self, decoded: Decoded, lazy: bool) -> None:
+        """Publish the boxes of a packet, and then the times that it took up to that."""
+        message = decoded.message
+        self._publish(message.header, decoded.boxes, f"{message.session:016x}-{message.sequence}", lazy)
+        published_ns = time.monotonic_ns()
+        age_ms = (self._node.get_clock().now().nanoseconds - nanoseconds(message.header.stamp)) / 1e6
+        times_ms = {
+            **decoded.stage_ms,
+            "publish": (published_ns - decoded.decoded_ns) / 1e6,
+            "total": (published_ns - decoded.arrival_ns) / 1e6,
+        }
+        if 0 <= age_ms < MOST_AGE_MS:
+            times_ms["end_to_end"] = age_ms
         self._boxes_shown = True
         self.decoded += 1
-        sample = {**times, "boxes": float(len(boxes)), "bytes": float(len(message.data))}
-        # Stamps of recorded data are of another time; an age is shown only where it can be one.
-        if 0 <= age_ms < 60_000:
-            sample["end_to_end"] = age_ms
-        self._window.sample(sample)
+        boxes = len(decoded.boxes)
+        self._window.sample(
+            {**times_ms, "batch": float(decoded.batch), "boxes": float(boxes), "bytes": float(len(message.data))}
+        )
         if self._has_subscriber("decode_stats"):
-            self._publishers["decode_stats"].publish(frame_stats(message, sample))
+            self._publishers["decode_stats"].publish(decode_stats(message, times_ms, boxes, decoded.batch))
 
     def _publish(self, header: Header, boxes: list[Object3D], prefix: str, lazy: bool) -> None:
         if not self._publishers:
@@ -241,9 +265,9 @@ class VehicleLink:
             "decoded": self.decoded,
             "lost": self.lost,
             "late": dropped,
-            **{f"problem {kind}": count for kind, count in self.problems.counts.items()},
         }
         new, samples, seconds = self._window.tick(totals)
+        recent = self.problems.recent()
         topic = self._node.resolve_topic_name(self._topic("stereo_bitstream"))
         idle = lazy and not self.wanted()
         figures = {
@@ -254,9 +278,18 @@ class VehicleLink:
         }
         statuses = [
             link_status(
-                new, samples, seconds, totals, topic, self._silence(), timeout, self._mismatch(model), self.problems
+                new,
+                samples,
+                seconds,
+                totals,
+                topic,
+                self._silence(),
+                timeout,
+                self._mismatch(model),
+                self.problems,
+                recent,
             ),
-            decoding_status(new, samples, seconds, self.decoded, figures, self.problems.latest, idle),
+            decoding_status(new, samples, seconds, self.decoded, figures, self.problems, recent, idle),
         ]
         for status in statuses:
             status.name = f"{self.vehicle} {status.name}".strip()
@@ -265,5 +298,5 @@ class VehicleLink:
 
 def _later(stamp: Time, seconds: float) -> Time:
     """The time of the source, carried on. Any stamp will do: it came over the link (rclpy's refuses negative ones)."""
-    whole, part = divmod(nanoseconds(stamp) + int(seconds * 1e9), 10**9)
-    return Time(sec=min(whole, 2**31 - 1), nanosec=part)
+    later = time_fields(nanoseconds(stamp) + round(seconds * 1e9))
+    return Time(sec=min(later["sec"], 2**31 - 1), nanosec=later["nanosec"])

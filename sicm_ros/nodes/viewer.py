@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
 from rclpy.node import Node
@@ -25,7 +24,7 @@ from sicm_ros.conversion.frames import CAMERA_HEIGHT
 from sicm_ros.conversion.images import ImageError, rgb_from_compressed, to_rgb
 from sicm_ros.conversion.stamps import nanoseconds
 from sicm_ros.geometry import Object3D, project
-from sicm_ros.msg import StereoBitstream
+from sicm_ros.msg import DecodeStats, StereoBitstream
 from sicm_ros.pictures import BACKGROUND, CLASS_COLOURS, GRID_TEXT, NEAR, box_tag, class_colour
 from sicm_ros.ros.diagnostics import DiagnosticsWriter, Problems, Status, Window
 from sicm_ros.ros.parameters import ParameterSpec, declare
@@ -118,7 +117,7 @@ class ViewerNode(Node):
         images = image_qos(self._value("image_reliability"))
         packets = packet_qos(self._value("bitstream_reliability"), 10)
         listen = self.create_subscription
-        listen(DiagnosticStatus, "decode_stats", self._on_stats, boxes_qos(100))
+        listen(DecodeStats, "decode_stats", self._on_stats, boxes_qos(100))
         listen(Detection3DArray, "detections", self._on_boxes, boxes_qos(), qos_overriding_options=options)
         topic = self.resolve_topic_name("left/image_rect")
         if transport == "raw":
@@ -297,34 +296,22 @@ class ViewerNode(Node):
         self._log(stamp_ns, "latency/encoder", self._rerun.Scalar(encoder_ms))
         self.shown["packets"] += 1
 
-    def _on_stats(self, message: DiagnosticStatus) -> None:
-        values = {value.key: value.value for value in message.values}
-        try:
-            seconds, nanoseconds = values["stamp"].split(".")
-            times = {
-                name: float(values[key])
-                for name, key in (("decoder", "total_ms"), ("end_to_end", "end_to_end_ms"))
-                if key in values
-            }
-            stamp_ns = int(seconds) * 1_000_000_000 + int(nanoseconds)
-        except (KeyError, ValueError) as error:
-            self.problems.add("decode_stats", f"times not shown: {type(error).__name__}: {error}")
-            return
-        for name, milliseconds in times.items():
-            self._log(stamp_ns, f"latency/{name}", self._rerun.Scalar(milliseconds))
+    def _on_stats(self, message: DecodeStats) -> None:
+        stamp_ns = nanoseconds(message.header.stamp)
+        for name, milliseconds in (("decoder", message.total_ms), ("end_to_end", message.end_to_end_ms)):
+            if math.isfinite(milliseconds):
+                self._log(stamp_ns, f"latency/{name}", self._rerun.Scalar(milliseconds))
 
     # ----------------------------------------------------------------------------------------------- diagnostics
 
     def _collect(self) -> list[Status]:
-        totals = {**self.shown, **{f"problem {k}": v for k, v in self.problems.counts.items()}}
-        new, samples, seconds = self._window.tick(totals)
+        new, samples, seconds = self._window.tick(self.shown)
         status = Status("viewer")
         status.set(view=self._value("view"), **self.shown, images_hz=new["images"] / seconds)
         if samples.get("compress"):
             status.set(compress_ms=sum(samples["compress"]) / len(samples["compress"]))
-        for kind, words in self.problems.latest.items():
-            if new.get(f"problem {kind}"):
-                status.report("WARN", words)
+        for kind in self.problems.recent():
+            status.report("WARN", self.problems.latest[kind])
         return [status]
 
 

@@ -9,15 +9,20 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
 from rclpy.node import Node
 
-__all__ = ["DiagnosticsWriter", "Problems", "Status", "Window"]
+__all__ = ["DiagnosticsWriter", "ProblemKind", "Problems", "Status", "Window"]
+
+K = TypeVar("K", bound=Hashable)
+# What went wrong: the class of an error, or a word where there is none.
+ProblemKind = type[Exception] | str
 
 _LEVELS = {
     "OK": DiagnosticStatus.OK,
@@ -69,7 +74,7 @@ class Window:
 
     def __init__(self) -> None:
         self._since = time.monotonic()
-        self._totals: dict[str, float] = {}
+        self._totals: dict[Hashable, int] = {}
         self._samples: dict[str, list[float]] = {}
 
     def sample(self, values: Mapping[str, float]) -> None:
@@ -77,12 +82,12 @@ class Window:
         for name, value in values.items():
             self._samples.setdefault(name, []).append(value)
 
-    def tick(self, totals: Mapping[str, int]) -> tuple[dict[str, int], dict[str, list[float]], float]:
+    def tick(self, totals: Mapping[K, int]) -> tuple[dict[K, int], dict[str, list[float]], float]:
         """The increase of every total, the samples, and the seconds since the last call."""
         now = time.monotonic()
         seconds, self._since = now - self._since, now
-        increase = {name: int(value - self._totals.get(name, 0)) for name, value in totals.items()}
-        self._totals = dict(totals)
+        increase = {name: value - self._totals.get(name, 0) for name, value in totals.items()}
+        self._totals = {name: value for name, value in totals.items()}
         samples, self._samples = self._samples, {}
         return increase, samples, max(seconds, 1e-3)
 
@@ -91,13 +96,14 @@ class Problems:
     """Counts problems by kind, and logs each kind at once and then at most every ``period_s`` seconds."""
 
     def __init__(self, log: Callable[[str], object], period_s: float = 5.0) -> None:
-        self.counts: Counter[str] = Counter()
-        self.latest: dict[str, str] = {}
+        self.counts: Counter[ProblemKind] = Counter()
+        self.latest: dict[ProblemKind, str] = {}
         self._log, self._period_s = log, period_s
-        self._logged: dict[str, tuple[float, int]] = {}
+        self._logged: dict[ProblemKind, tuple[float, int]] = {}
+        self._seen: Counter[ProblemKind] = Counter()
         self._lock = threading.Lock()
 
-    def add(self, kind: str, message: str) -> None:
+    def add(self, kind: ProblemKind, message: str) -> None:
         """Count one problem; ``message`` is the sentence for the log and the diagnostics."""
         with self._lock:
             self.counts[kind] += 1
@@ -109,6 +115,13 @@ class Problems:
             more = self.counts[kind] - logged_count - 1
             self._logged[kind] = (now, self.counts[kind])
         self._log(message + (f" ({more} more of this kind since the last report)" if more else ""))
+
+    def recent(self) -> Counter[ProblemKind]:
+        """How many of each kind there were since the last call; kinds of which there were none are not in it."""
+        with self._lock:
+            new = self.counts - self._seen
+            self._seen = self.counts.copy()
+        return new
 
 
 class DiagnosticsWriter:
