@@ -20,7 +20,7 @@ from sicm_ros.data.kitti import open_source, write_object_calib
 from sicm_ros.data.rendered import KITTI_RIG
 from sicm_ros.jobs.transcode import transcode
 
-TINY = str(Path(__file__).parent / "data" / "models" / "tiny")
+TINY = str(Path(__file__).parent / "data" / "models" / "tame")
 
 
 @pytest.fixture(scope="module")

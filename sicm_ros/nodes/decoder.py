@@ -205,6 +205,7 @@ class DecoderNode(ManagedNode):
             }
             age_ms = (self.get_clock().now().nanoseconds - nanoseconds(message.header.stamp)) / 1e6
             boxes = [box for box in outcome.objects if box.label in self._classes]
+            link.refused_boxes += outcome.refused
             link.deliver(message, boxes, times, age_ms, lazy)
 
     def _outcomes(self, packets: list[bytes]) -> list[Any]:
