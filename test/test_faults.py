@@ -122,12 +122,10 @@ class Bench:
     def arrays(self):
         return self.graph.received["detections"]
 
-    def boxes_after(self, stamp, timeout=30.0):
+    def boxes_after(self, stamp):
         """Wait for an array with boxes of a pair that is younger than ``stamp``."""
         return self.graph.wait(
-            lambda: next((m for m in self.arrays if m.detections and stamp_ns(m) > stamp), None),
-            timeout,
-            "boxes",
+            lambda: next((m for m in self.arrays if m.detections and stamp_ns(m) > stamp), None), what="boxes"
         )
 
     def cleared_after(self, count):
@@ -199,7 +197,8 @@ def test_a_killed_decoder_is_replaced(bench):
     bench.boxes_after(0)
     decoder.signal(signal.SIGKILL)
     assert decoder.wait() == -signal.SIGKILL
-    time.sleep(0.5)
+    count = len(bench.camera.stamps)
+    bench.graph.wait(lambda: len(bench.camera.stamps) >= count + 5, what="pairs that nobody decodes")
     bench.run("decoder")
     bench.boxes_after(time.time_ns())
     # The encoder went on as if nothing had been.
@@ -395,7 +394,7 @@ def test_restarts_within_a_process_leave_nothing_behind(bench, module):
             bench.graph.wait(lambda: entities() == TOPICS[module])
         except AssertionError:
             assert entities() == TOPICS[module]
-        time.sleep(1.0)
+        bench.graph.wait_for_reports(f"{module}_node: lifecycle")
         return resident_mb(node.process.pid), threads_and_files()
 
     for _ in range(5):
