@@ -15,7 +15,7 @@ from PIL import Image
 pytest.importorskip("rclpy", reason="no ROS 2 in this environment")
 pytest.importorskip("sicm_ros.msg", reason="the messages of sicm_ros are not built in this environment")
 
-from ros_graph import REPOSITORY, TINY_MODEL, NodeProcess  # noqa: E402
+from ros_graph import PATIENCE_S, REPOSITORY, TINY_MODEL, NodeProcess  # noqa: E402
 from rosbags.rosbag2 import Reader  # noqa: E402
 
 from sicm_ros.bags.types import typestore  # noqa: E402
@@ -97,7 +97,8 @@ def test_the_bag_can_be_played_to_a_decoder(demo, tmp_path):
     decoder = NodeProcess(
         "decoder", {"model": TINY_MODEL, "threads": 1, "bitstream_reliability": "reliable"}, "/replay", tmp_path
     )
-    player = NodeProcess("kitti_player", {"path": out / "bag", "lockstep": True}, "/replay", tmp_path)
+    patience = {"wait_timeout": PATIENCE_S, "lockstep_timeout": PATIENCE_S}
+    player = NodeProcess("kitti_player", {"path": out / "bag", "lockstep": True, **patience}, "/replay", tmp_path)
     try:
         assert player.wait() == 0, player.output
         assert "sent 3 pairs" in player.output and "boxes of 3 came back" in player.output

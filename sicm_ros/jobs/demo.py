@@ -208,7 +208,7 @@ def _exchange(
             if player.status() not in (0, 1):
                 raise DemoError(player.failure())
             # The last frame's times come after its boxes.
-            watcher.wait(lambda: len(watcher.stats) >= len(watcher.boxes), 2.0, others)
+            watcher.wait(lambda: len(watcher.stats) >= len(watcher.boxes), 30.0, others)
         _collect(watcher, results, classes)
         frame = results[0]
         info = open_source(source)[0]
