@@ -25,7 +25,7 @@ from rclpy.duration import Duration  # noqa: E402
 from rclpy.qos import DurabilityPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy  # noqa: E402
 from rclpy.serialization import serialize_message  # noqa: E402
 from rclpy.time import Time  # noqa: E402
-from ros_graph import (
+from ros_graph import (  # noqa: E402
     DECODER,
     ENCODER,
     ERROR,
@@ -38,7 +38,7 @@ from ros_graph import (
     NodeProcess,
     latched_qos,
     stamp_ns,
-)  # noqa: E402
+)
 from rosgraph_msgs.msg import Clock  # noqa: E402
 from sensor_msgs.msg import CameraInfo, Image  # noqa: E402
 from sicm_ros.msg import CodecInfo, StereoBitstream  # noqa: E402
