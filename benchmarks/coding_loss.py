@@ -79,7 +79,8 @@ def measure(net: MvsfcNet, store: SampleStore, rows: list[Way]) -> tuple[list[li
             s0, s1, s2 = (whole[i] if i in scales else features[i] for i in range(3))
             share = len(samples) / len(store)
             errors[index] += share * scale_errors((s0, s1, s2), features)
-            boxes = net.analysis.decode(net.detect((s0, s1, s2)), batch.rigs, LOW_SCORE, net.config.analysis.nms_iou)
+            output, iou = net.detect((s0, s1, s2)), net.config.analysis.nms_iou
+            boxes = net.analysis.decode(output, batch.rigs, LOW_SCORE, iou, [transform] * len(samples))
             found[index] += [to_objects(b, transform, net.config.classes) for b in boxes]
     return found, errors
 

@@ -185,6 +185,12 @@ class InputTransform:
         """The rig of the network's input, given that of the camera images."""
         return rig.cropped(0, self.crop_top).scaled(self.scaled_width / self.source_width, self.scale)
 
+    @property
+    def visible(self) -> tuple[float, float, float, float]:
+        """The part of the camera image that the network sees: left, top, right and bottom, pixels of its input."""
+        right, bottom = self.to_network(np.array([self.source_width - 1, self.source_height - 1]))
+        return (0.0, 0.0, min(float(right), self.width - 1.0), min(float(bottom), self.height - 1.0))
+
     def to_source(self, uv: np.ndarray) -> np.ndarray:
         """Network pixel coordinates (..., 2) to camera pixel coordinates."""
         uv = np.asarray(uv, np.float64)

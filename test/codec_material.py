@@ -4,6 +4,8 @@
 Run this file to write ``test/data`` again; only where the format or the network changes, and say so in the commit.
 
 ``models/tiny``: a whole model of random weights (checkerboard context, six rates) and ``tiny.sicm``, a packet of it.
+None of its boxes can exist.
+``models/tame``: the same with a detection head whose activations are of order one, so that its boxes can exist.
 ``raster.safetensors``: an entropy model alone (raster context, one rate) and ``raster.payload``, the bytes of a latent.
 ``*.symbols.npz``: the symbols in both, step by step.
 """
@@ -27,6 +29,7 @@ from sicm_ros.networks.mvsfc_net import MvsfcNet
 
 DATA = Path(__file__).resolve().parent / "data"
 TINY_MODEL = DATA / "models" / "tiny"
+TAME_MODEL = DATA / "models" / "tame"
 RIG = StereoRig(
     721.5377, 721.5377, 609.5593, 172.854, (44.85728, 0.2163791, 0.002745884), (-339.5242, 2.199936, 0.002729905)
 )
@@ -90,6 +93,24 @@ def tiny_net() -> MvsfcNet:
     return net
 
 
+def tame_net() -> MvsfcNet:
+    """The network of ``models/tame``: batch norms of the visual analysis have the statistics of a random packet."""
+    net = tiny_net().eval()
+    norms = [m for m in net.analysis.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.train()
+    generator = torch.Generator().manual_seed(5)
+    image = torch.nn.functional.interpolate(torch.randn(1, 3, 12, 36, generator=generator), (TINY.height, TINY.width))
+    with torch.no_grad():
+        net.detect(net.compress(net.features(image, image.roll(-3, 3)), TINY.default_rate)[0])
+        net.analysis.head.box_output.weight.mul_(0.3)
+        weight = net.analysis.head.class_output.weight
+        weight.mul_(1e-7)  # no batch norm before it
+        weight[4].mul_(-2)  # boxes of both classes
+    return net.eval()
+
+
 def latents(seed: int, channels: int, size: tuple[int, int], batch: int = 1, loud: float = 6.0) -> list[torch.Tensor]:
     """Latents (B, C, h, w) of both views, louder in some channels than in others."""
     generator = torch.Generator().manual_seed(seed)
@@ -124,6 +145,7 @@ def save_symbols(path: Path, coded: QuantisedLatents) -> None:
 
 def main() -> None:
     save_model(TINY_MODEL, TINY, tiny_net().state_dict())
+    save_model(TAME_MODEL, TINY, tame_net().state_dict())
     model = load_model(TINY_MODEL)
     index = packet.rate_index(3.25)
     coded = model.net.entropy_model.quantise(*latents(2, 4, TINY.latent_size), index / packet.RATE_STEPS)

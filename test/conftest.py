@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from sicm_ros.ros.domain import own_domain
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 # Before torch or rclpy is imported anywhere. Two test runs on one machine must not hear each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["ROS_DOMAIN_ID"] = str(1 + os.getpid() % 100)
-os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+os.environ.update(own_domain())
 os.environ.pop("ROS_LOCALHOST_ONLY", None)
 # Without it, images of a busy machine's tests arrive seconds late (the file says why).
 os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(REPOSITORY / "config" / "fastdds_images.xml"))

@@ -2,6 +2,7 @@
 """For process-level tests: a node of the test's own, and node processes whose end and last words are known."""
 
 import array
+import contextlib
 import os
 import signal
 import subprocess
@@ -26,7 +27,10 @@ from sicm_ros.conversion.stamps import nanoseconds
 from sicm_ros.ros.qos import boxes_qos, latched_qos
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-TINY_MODEL = REPOSITORY / "test" / "data" / "models" / "tiny"
+# The tiny model whose boxes can exist.
+TINY_MODEL = REPOSITORY / "test" / "data" / "models" / "tame"
+# How long a test waits for what must come, in seconds. Only a fault lets it pass: machines differ, and are busy.
+PATIENCE_S = 180.0
 # Of a status, as a message has it.
 OK, WARN, ERROR, STALE = (
     level[0] for level in (DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR, DiagnosticStatus.STALE)
@@ -66,7 +70,7 @@ class NodeProcess:
     def signal(self, number=signal.SIGINT):
         self.process.send_signal(number)
 
-    def wait(self, timeout=30):
+    def wait(self, timeout=PATIENCE_S):
         return self.process.wait(timeout)
 
     def stop(self):
@@ -74,7 +78,7 @@ class NodeProcess:
         if self.process.poll() is None:
             self.signal()
         try:
-            return self.wait(15)
+            return self.wait()
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise
@@ -123,7 +127,7 @@ class Graph:
         self.node.destroy_subscription(self.subscriptions.pop(topic))
         self.received.pop(topic, None)
 
-    def wait(self, predicate, timeout=30.0, what="what was expected"):
+    def wait(self, predicate, timeout=PATIENCE_S, what="what was expected"):
         """Wait until ``predicate()`` is true; its value."""
         end = time.monotonic() + timeout
         with self.arrived:
@@ -132,13 +136,24 @@ class Graph:
                 self.arrived.wait(0.05)
         return value
 
+    def repeat(self, action, predicate, period=0.1, what="what was expected"):
+        """Call ``action`` again and again until ``predicate()`` is true; how often, at least once."""
+        end, count = time.monotonic() + PATIENCE_S, 0
+        while True:
+            action()
+            count += 1
+            with contextlib.suppress(AssertionError):
+                self.wait(predicate, timeout=period)
+                return count
+            assert time.monotonic() < end, f"{what} did not come within {PATIENCE_S:g} s"
+
     def publisher(self, kind, topic, qos=None):
         if topic not in self.publishers:
             self.publishers[topic] = self.node.create_publisher(kind, topic, qos or boxes_qos(100))
         return self.publishers[topic]
 
-    def wait_for_subscribers(self, *topics, timeout=30.0):
-        end = time.monotonic() + timeout
+    def wait_for_subscribers(self, *topics):
+        end = time.monotonic() + PATIENCE_S
         for topic in topics:
             while self.publishers[topic].get_subscription_count() == 0:
                 assert time.monotonic() < end, f"nobody subscribes to {topic}"
@@ -147,15 +162,14 @@ class Graph:
     def set_parameter(self, node, name, value):
         """Set a parameter of another node: (successful, reason)."""
         client = self.node.create_client(SetParameters, f"{node}/set_parameters")
-        assert client.wait_for_service(10)
         request = SetParameters.Request(parameters=[Parameter(name, value=value).to_parameter_msg()])
         (result,) = self.call(client, request).results
         return result.successful, result.reason
 
-    def call(self, client, request, timeout=30.0):
-        assert client.wait_for_service(timeout)
+    def call(self, client, request):
+        assert client.wait_for_service(PATIENCE_S)
         future = client.call_async(request)
-        end = time.monotonic() + timeout
+        end = time.monotonic() + PATIENCE_S
         while not future.done():
             assert time.monotonic() < end, f"no answer from {client.srv_name}"
             time.sleep(0.01)
@@ -176,7 +190,7 @@ class Graph:
             if status.name.endswith(name)
         ]
 
-    def wait_for_status(self, name, predicate, timeout=20.0, start=0):
+    def wait_for_status(self, name, predicate, timeout=PATIENCE_S, start=0):
         """Wait for a status of which ``predicate(level, message, values)`` is true. What came before message ``start``
         does not count; what came since does, for under load two reports may arrive at once.
         """
@@ -184,6 +198,11 @@ class Graph:
             return self.wait(lambda: next((s for s in self.statuses(name, start) if predicate(*s)), None), timeout)
         except AssertionError:
             raise AssertionError(f"diagnostics of {name!r}: {self.statuses(name, start)[:5]}") from None
+
+    def wait_for_reports(self, name, count=2):
+        """Wait for ``count`` more reports of a status: a node that says so has had its time to do other things, too."""
+        start = len(self.received["/diagnostics"])
+        self.wait(lambda: len(self.statuses(name, start)) >= count, what=f"reports of {name}")
 
     # ------------------------------------------------------------------------------------------------------- camera
 
@@ -219,6 +238,7 @@ __all__ = [
     "ENCODER",
     "ERROR",
     "OK",
+    "PATIENCE_S",
     "REPOSITORY",
     "STALE",
     "TINY_MODEL",

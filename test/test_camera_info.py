@@ -3,7 +3,6 @@
 
 import math
 import threading
-import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -132,9 +131,7 @@ def test_a_late_camera_info_is_waited_for_but_not_again_and_again():
     assert rig_of(cache, 2 * 10**9, wait_s=30) == other
     timer.join()
     assert rig_of(cache, 99, wait_s=0.05) == other
-    begin = time.monotonic()
-    assert rig_of(cache, 100, wait_s=30) == other
-    assert time.monotonic() - begin < 15
+    assert rig_of(cache, 100, wait_s=1e5) == other  # waiting was in vain the last time
     # One that comes later than its pair was asked for shows that waiting is worth it again.
     assert rig_of(cache, 3 * 10**9, wait_s=30) == other
     send(3, RIG)

@@ -19,7 +19,7 @@ from sicm_ros.evaluation.latency import Spread
 from sicm_ros.geometry import Object3D, StereoRig
 
 MODELS = Path(__file__).resolve().parent / "data" / "models"
-TINY = str(MODELS / "tiny")
+TINY = str(MODELS / "tame")  # the tiny model whose boxes can exist
 # KITTI's rig for images of 320x120 pixels.
 RIG = StereoRig(
     721.5377, 721.5377, 609.5593, 172.854, (44.85728, 0.2163791, 0.002745884), (-339.5242, 2.199936, 0.002729905)
@@ -119,7 +119,7 @@ def test_encode_decode_inspect(sicm, pair, tmp_path):
     packet, detections, picture = tmp_path / "a.sicm", tmp_path / "a.txt", tmp_path / "a.png"
     status, out, _ = sicm("encode", *pair, "-o", packet, "--model", TINY, "--rate", "3", "--device", "cpu")
     size = packet.stat().st_size
-    assert status == 0 and f"{size} bytes" in out and "tiny, 3" in out
+    assert status == 0 and f"{size} bytes" in out and "tame, 3" in out
     assert f"{8 * size / (2 * 320 * 120):.4f} (the whole packet over both 320x120 images)" in out
 
     status, out, _ = sicm("inspect", packet)
@@ -156,9 +156,18 @@ def test_json_of_the_codec_commands(sicm, pair, tmp_path):
     assert set(coded["stage_ms"]) == {"preprocess", "backbone", "smfc", "entropy"}
     decoded = json.loads(sicm("decode", tmp_path / "a.sicm", "-o", tmp_path / "a.txt", "-m", TINY, "--json")[1])
     assert decoded["bytes"] == coded["bytes"] and set(decoded["stage_ms"]) == {"entropy", "smfc", "analysis"}
-    assert len(decoded["objects"]) == len(read_labels(tmp_path / "a.txt"))
+    assert len(decoded["objects"]) == len(read_labels(tmp_path / "a.txt")) > 0 and decoded["refused"] == 0
     detected = json.loads(sicm("detect", *pair, "-o", tmp_path / "b.txt", "-m", TINY, "-d", "cpu", "--json")[1])
     assert len(detected["objects"]) == len(read_labels(tmp_path / "b.txt"))
+
+
+def test_decode_says_how_many_boxes_cannot_exist(sicm, tmp_path):
+    """Of a model of wild weights, none can."""
+    tiny = str(MODELS / "tiny")
+    arguments = ("decode", MODELS.parent / "tiny.sicm", "-o", tmp_path / "a.txt", "-m", tiny, "-d", "cpu")
+    refused = json.loads(sicm(*arguments, "--json")[1])["refused"]
+    assert refused > 0 and f"{refused} boxes that cannot exist" in sicm(*arguments)[1]
+    assert read_labels(tmp_path / "a.txt") == []
 
 
 def test_more_bits_at_a_higher_rate(sicm, pair, tmp_path):
@@ -185,12 +194,12 @@ def test_decode_without_an_image_draws_the_view_from_above(sicm, packet, tmp_pat
 
 def test_a_model_of_an_environment_variable_is_found_by_name(sicm, monkeypatch):
     monkeypatch.setenv("SICM_MODEL_PATH", str(MODELS))
-    status, out, _ = sicm("inspect", "--model", "tiny", "--json")
+    status, out, _ = sicm("inspect", "--model", "tame", "--json")
     facts = json.loads(out)
-    assert status == 0 and facts["model"] == "tiny" and len(facts["fingerprint"]) == 16
+    assert status == 0 and facts["model"] == "tame" and len(facts["fingerprint"]) == 16
     parts = facts["parts"]
     assert parts["total"]["parameters"] == sum(v["parameters"] for k, v in parts.items() if k != "total")
-    assert "analysis" in sicm("inspect", "--model", "tiny")[1]
+    assert "analysis" in sicm("inspect", "--model", "tame")[1]
 
 
 def test_inspect_names_a_model_that_has_no_weights(sicm):
@@ -261,7 +270,7 @@ def test_images_too_low_for_the_model(fails, pair, tmp_path):
 
 def test_bad_options(fails, pair, tmp_path):
     out = tmp_path / "a.sicm"
-    assert fails("encode", *pair, "-o", out, "-m", TINY, "--rate", "9") == "rate: expected 0 to 5 for model tiny, got 9"
+    assert fails("encode", *pair, "-o", out, "-m", TINY, "--rate", "9") == "rate: expected 0 to 5 for model tame, got 9"
     assert "rate: expected 0 to 5" in fails("encode", *pair, "-o", out, "-m", TINY, "--rate", "nan")
     assert "nowhere" in fails("encode", *pair, "-o", out, "-m", "nowhere")
     assert "device 'abacus'" in fails("encode", *pair, "-o", out, "-m", TINY, "--device", "abacus")

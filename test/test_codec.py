@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from codec_material import DATA, RIG, TINY, TINY_MODEL, entropy_model, latents
+from codec_material import DATA, RIG, TAME_MODEL, TINY, TINY_MODEL, entropy_model, latents
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_decoder import Reference, decode_packet
@@ -279,7 +279,7 @@ def pair() -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_images_to_packet_to_boxes(pair: tuple[np.ndarray, np.ndarray]) -> None:
-    encoder, decoder = StereoEncoder(TINY_MODEL), StereoDecoder(TINY_MODEL)
+    encoder, decoder = StereoEncoder(TAME_MODEL), StereoDecoder(TAME_MODEL)
     encoded = encoder.encode(*pair, RIG, rate=4.2)
     assert set(encoded.stage_ms) == {"preprocess", "backbone", "smfc", "entropy"}
     assert encoded.rate == pytest.approx(4.2, abs=1 / 1024)
@@ -293,7 +293,7 @@ def test_images_to_packet_to_boxes(pair: tuple[np.ndarray, np.ndarray]) -> None:
     assert decoded.objects and all(o.label in TINY.classes and 0.5 < o.score <= 1 for o in decoded.objects)
     assert [o.score for o in decoded.objects] == sorted((o.score for o in decoded.objects), reverse=True)
     # The features are those of the network's own evaluation mode.
-    both = load_model(TINY_MODEL)
+    both = load_model(TAME_MODEL)
     from sicm_ros.preprocessing import prepare
 
     with torch.inference_mode():
@@ -306,7 +306,7 @@ def test_images_to_packet_to_boxes(pair: tuple[np.ndarray, np.ndarray]) -> None:
 
 
 def test_a_batch_decodes_to_what_its_packets_do_and_keeps_errors_apart(pair: tuple[np.ndarray, np.ndarray]) -> None:
-    encoder, decoder = StereoEncoder(TINY_MODEL), StereoDecoder(TINY_MODEL)
+    encoder, decoder = StereoEncoder(TAME_MODEL), StereoDecoder(TAME_MODEL)
     other_rig = replace(RIG, fx=700.0, fy=700.0)
     small = tuple(np.ascontiguousarray(view[:300, :1000]) for view in pair)
     packets = [encoder.encode(*pair, RIG, rate=0).packet, encoder.encode(*small, other_rig, rate=4.5).packet]
@@ -324,7 +324,8 @@ def test_a_batch_decodes_to_what_its_packets_do_and_keeps_errors_apart(pair: tup
         alone = decoder.decode(data)
         assert outcome.header == alone.header and len(outcome.objects) == len(alone.objects) > 0
         for ours, theirs in zip(outcome.objects, alone.objects, strict=True):
-            np.testing.assert_allclose(ours.corners(), theirs.corners(), atol=1e-3)
+            # A batch is summed in another order: that much and no more, of metres at most a few hundred.
+            np.testing.assert_allclose(ours.corners(), theirs.corners(), rtol=1e-4, atol=1e-3)
             assert ours.score == pytest.approx(theirs.score, abs=1e-4)
     assert decoder.decode_batch([]) == []
 
@@ -356,7 +357,7 @@ def test_a_half_cannot_do_the_other_ones_work() -> None:
 
 
 def test_uncompressed_detector(pair: tuple[np.ndarray, np.ndarray]) -> None:
-    detector = StereoDetector(TINY_MODEL)
+    detector = StereoDetector(TAME_MODEL)
     objects = detector.detect(*pair, RIG)
     assert objects and all(o.score > 0.5 for o in objects)
     detector.score_threshold = 1.0

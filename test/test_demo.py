@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo: three processes over real topics, and what is left afterwards."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from PIL import Image
 pytest.importorskip("rclpy", reason="no ROS 2 in this environment")
 pytest.importorskip("sicm_ros.msg", reason="the messages of sicm_ros are not built in this environment")
 
-from ros_graph import REPOSITORY, TINY_MODEL, NodeProcess  # noqa: E402
+from ros_graph import PATIENCE_S, REPOSITORY, TINY_MODEL, NodeProcess  # noqa: E402
 from rosbags.rosbag2 import Reader  # noqa: E402
 
 from sicm_ros.bags.types import typestore  # noqa: E402
@@ -23,18 +25,16 @@ from sicm_ros.jobs.demo import run  # noqa: E402
 from sicm_ros.jobs.demo_watcher import DemoError  # noqa: E402
 from sicm_ros.preprocessing import InputError  # noqa: E402
 
+MARK = "SICM_ROS_TEST"  # in the environment of a demo of these tests, and so in that of its nodes
 
-def nodes_running(namespace="/sicm_demo"):
-    """Command lines of node processes of a demo."""
+
+def nodes_running(mark):
+    """Command lines of the node processes of a demo; another demo may run on this machine."""
     found = []
-    for process in os.listdir("/proc"):
-        if process.isdigit():
-            try:
-                with open(f"/proc/{process}/cmdline", "rb") as file:
-                    line = file.read().replace(b"\0", b" ").decode()
-            except OSError:
-                continue
-            if f"__ns:={namespace}" in line:
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            if "__ns:=/sicm_demo" in line and f"{MARK}={mark}".encode() in (process / "environ").read_bytes():
                 found.append(line)
     return found
 
@@ -44,7 +44,10 @@ def demo(tmp_path_factory):
     """A demo of three rendered pairs as ``sicm demo`` runs it; its folder and what it printed."""
     out = tmp_path_factory.mktemp("demo")
     code = f"import sys; from sicm_ros.jobs.demo import run; sys.exit(run(None, {str(out)!r}, {str(TINY_MODEL)!r}, 3))"
-    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
+    environment = {**os.environ, MARK: str(out)}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, env=environment
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     return out, result.stdout
 
@@ -62,7 +65,7 @@ def test_every_pair_comes_back_and_is_drawn(demo):
     for name in ("frame_000000", "frame_000001", "frame_000002", "overview"):
         picture = np.asarray(Image.open(out / f"{name}.png"))
         assert picture.shape[1] > 900 and picture.std() > 10
-    assert nodes_running() == []
+    assert nodes_running(out) == []
 
 
 def test_the_bag_holds_packets_and_boxes_and_a_decoder_can_use_it(demo, tmp_path):
@@ -95,23 +98,35 @@ def test_the_bag_can_be_played_to_a_decoder(demo, tmp_path):
     decoder = NodeProcess(
         "decoder", {"model": TINY_MODEL, "threads": 1, "bitstream_reliability": "reliable"}, "/replay", tmp_path
     )
-    player = NodeProcess("kitti_player", {"path": out / "bag", "lockstep": True}, "/replay", tmp_path)
+    patience = {"wait_timeout": PATIENCE_S, "lockstep_timeout": PATIENCE_S}
+    player = NodeProcess("kitti_player", {"path": out / "bag", "lockstep": True, **patience}, "/replay", tmp_path)
     try:
-        assert player.wait(60) == 0, player.output
+        assert player.wait() == 0, player.output
         assert "sent 3 pairs" in player.output and "boxes of 3 came back" in player.output
     finally:
         player.stop()
         assert decoder.stop() == 0
 
 
-def test_a_node_that_dies_is_named_with_its_last_words(tmp_path):
+def test_a_node_that_dies_is_named_with_its_last_words(tmp_path, monkeypatch):
+    monkeypatch.setenv(MARK, str(tmp_path))
     with pytest.raises(DemoError, match=r"(?s)the (en|de)coder ended with status 2; its last words.*device 'quantum'"):
         run(None, tmp_path, TINY_MODEL, frames=1, device="quantum")
-    assert nodes_running() == []
+    assert nodes_running(tmp_path) == []
+
+
+def test_a_demo_of_somebody_else_is_none_of_ours(tmp_path):
+    code = "import time; print(flush=True); time.sleep(1e6)"
+    command = [sys.executable, "-c", code, "-r", "__ns:=/sicm_demo"]
+    for mark, count in (("ours", 1), ("theirs", 0)):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, MARK: mark}) as process:
+            process.stdout.readline()
+            assert len(nodes_running("ours")) == count
+            process.kill()
 
 
 def test_bad_arguments_are_found_before_anything_starts(tmp_path):
-    with pytest.raises(InputError, match="rate: expected 0 to 5 for model tiny, got 7"):
+    with pytest.raises(InputError, match="rate: expected 0 to 5 for model tame, got 7"):
         run(None, tmp_path / "out", TINY_MODEL, rate=7.0)
     with pytest.raises(DemoError, match="frames: expected at least 1, got 0"):
         run(None, tmp_path / "out", TINY_MODEL, frames=0)

@@ -3,6 +3,7 @@
 
 import array
 import contextlib
+import itertools
 import json
 import threading
 import time
@@ -194,14 +195,31 @@ def test_waiting_packets_of_several_vehicles_are_decoded_together(graph, pairs, 
         for vehicle in vehicles:
             graph.listen(DecodeStats, f"{vehicle}/decode_stats")
         await_service(graph, *vehicles)
-        graph.wait(lambda: all(graph.node.count_publishers(f"{v}/decode_stats") for v in vehicles))
-        time.sleep(0.5)
-        for sequence in range(10):
+        outputs = [f"{vehicle}/{name}" for vehicle in vehicles for name in ("detections", "decode_stats")]
+        # Packets one by one, until the decoder knows every subscriber; sequences go on with those that are counted.
+        sequences = itertools.count()
+
+        def send():
+            sequence = next(sequences)
             for vehicle in vehicles:
                 graph.publishers[f"{vehicle}/stereo_bitstream"].publish(packet_message(packet, sequence))
-        graph.wait(lambda: all(len(graph.received[f"{v}/detections"]) == 10 for v in vehicles), what="60 arrays")
-        graph.wait(lambda: all(len(graph.received[f"{v}/decode_stats"]) == 10 for v in vehicles), what="60 statistics")
-        batches = [m.batch for v in vehicles for m in graph.received[f"{v}/decode_stats"]]
+
+        first = graph.repeat(send, lambda: all(graph.received[topic] for topic in outputs), period=0.5)
+        for _ in range(10):
+            send()
+        last = packet_message(packet, first + 9).header.stamp
+        graph.wait(
+            lambda: all(graph.received[f"{v}/detections"][-1].header.stamp == last for v in vehicles), what="the arrays"
+        )
+
+        def counted(vehicle):
+            return [m for m in graph.received[f"{vehicle}/decode_stats"] if m.sequence >= first]
+
+        graph.wait(lambda: all(len(counted(v)) == 10 for v in vehicles), what="60 statistics")
+        for vehicle in vehicles:
+            stamps = [stamp_ns(m) // 10**9 - 1 for m in graph.received[f"{vehicle}/detections"]]
+            assert [stamp for stamp in stamps if stamp >= first] == list(range(first, first + 10))
+        batches = [m.batch for v in vehicles for m in counted(v)]
         assert max(batches) == 4
         assert node.stop() == 0
     finally:
@@ -258,7 +276,7 @@ def test_boxes_are_drawn_into_the_image_of_their_stamp(graph, pairs, tmp_path):
     try:
         graph.publisher(Detection3DArray, "detections")
         graph.open_camera()
-        time.sleep(1.0)
+        graph.wait_for_reports("overlay_node: overlay")
         assert graph.publishers["detections"].get_subscription_count() == 0, "nobody looks yet"
         graph.listen(Image, "detections_image", boxes_qos(2))
         graph.wait_for_subscribers("detections", "left/image_rect", "left/camera_info")
@@ -272,7 +290,9 @@ def test_boxes_are_drawn_into_the_image_of_their_stamp(graph, pairs, tmp_path):
         graph.wait(lambda: graph.received["detections_image"])
         # Boxes before their image wait for it; a far shift of the rig would draw them elsewhere.
         array_at(2 * 10**9, boxes[:1])
-        time.sleep(0.3)
+        graph.wait_for_status(
+            "overlay_node: overlay", lambda level, message, values: "has the boxes' stamp 2.000" in message
+        )
         graph.send_pair(2 * 10**9, pair.left, pair.right, rig)
         graph.wait(lambda: len(graph.received["detections_image"]) == 2)
         for message, stamp, objects in zip(graph.received["detections_image"], (1, 2), (boxes, boxes[:1]), strict=True):
@@ -384,7 +404,7 @@ def test_the_security_policy_allows_just_what_a_node_does(graph, tmp_path, modul
 
             with contextlib.suppress(AssertionError):  # discovery tells of a node bit by bit; the line below says what
                 graph.wait(lambda e=expected: found() == e)
-            time.sleep(0.3)
+            graph.wait_for_reports(f"{name}: lifecycle")
             assert found() == expected
     finally:
         node.stop()

@@ -277,7 +277,7 @@ def project(tmp_path):
 
 def start(project: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     environment = {"PATH": str(project.parent / "tools"), "HOME": str(project.parent), **environment}
-    return subprocess.run([project / "run", *arguments], env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run([project / "run", *arguments], env=environment, capture_output=True, text=True)
 
 
 def add_tool(project: Path, name: str, script: str = "exit 1") -> None:

@@ -4,6 +4,7 @@
 import math
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -153,9 +154,24 @@ def test_any_boxes_can_be_drawn(objects, shape):
 
 
 def test_distant_tags_do_not_cover_each_other():
-    row = [replace(CAR, z=20.0 + 2 * i) for i in range(12)]
+    """Behind each other: each tag, as it is drawn where it is alone, is found whole, at a place of its own."""
+    labels = ("Car", "Pedestrian", "Cyclist", "Van", "Truck")
+    row = [replace(CAR, label=label, z=20.0 + 2 * i) for i, label in enumerate(labels)]
     picture = draw_boxes(GREY, row, RIG)
-    assert changed(picture)[:120].any()  # stacked upward
+    ground = (128 * 0.22 + np.array(BACKGROUND) * 0.78).astype(np.uint8)
+    places = []
+    for car in row:
+        alone = draw_boxes(GREY, [car], RIG)
+        rows, columns = np.nonzero((alone == ground).all(-1))
+        tag = alone[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        assert tag.shape[0] > 10 and tag.shape[1] > 60
+        likeness = cv2.matchTemplate(picture, tag, cv2.TM_CCOEFF_NORMED)
+        y, x = np.unravel_index(likeness.argmax(), likeness.shape)
+        assert likeness[y, x] > 0.8, f"no whole tag of the {car.label}"
+        places.append((x, y, x + tag.shape[1], y + tag.shape[0]))
+    for i, (left, top, right, bottom) in enumerate(places):
+        for a, b, c, d in places[:i]:
+            assert right <= a or c <= left or bottom <= b or d <= top, places
     assert not changed(picture)[:2].any()
 
 

@@ -20,7 +20,7 @@ from sicm_ros.data.kitti import open_source, write_object_calib
 from sicm_ros.jobs.transcode import transcode
 from sicm_ros.render.layouts import KITTI_RIG
 
-TINY = str(Path(__file__).parent / "data" / "models" / "tiny")
+TINY = str(Path(__file__).parent / "data" / "models" / "tame")
 
 
 @pytest.fixture(scope="module")

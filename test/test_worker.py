@@ -13,12 +13,12 @@ def test_newest_work_wins_and_the_rest_is_counted():
 
     def handle(items):
         begun.set()
-        assert proceed.wait(10)
+        assert proceed.wait(180)
         done.extend(items)
 
     worker = Worker(handle, depth=1, on_error=pytest.fail)
     assert worker.submit(0)
-    assert begun.wait(10)
+    assert begun.wait(180)
     assert worker.submit(1)
     assert not worker.submit(2)
     assert not worker.submit(3)
@@ -34,12 +34,12 @@ def test_who_sends_much_takes_nothing_from_the_others():
 
     def handle(items):
         begun.set()
-        assert proceed.wait(10)
+        assert proceed.wait(180)
         batches.append(items)
 
     worker = Worker(handle, depth=2, on_error=pytest.fail, batch=2)
     worker.submit("first", "a")
-    assert begun.wait(10)
+    assert begun.wait(180)
     for i in range(100):
         worker.submit(f"a{i}", "a")
     for key in "bc":
@@ -71,4 +71,4 @@ def test_an_exception_is_reported_and_the_thread_goes_on():
     worker = Worker(handle, depth=2, on_error=lambda error, items: errors.append((str(error), items)))
     worker.submit("bad")
     worker.submit("good")
-    assert done.wait(10) and errors == [("boom", ["bad"])] and worker.close()
+    assert done.wait(180) and errors == [("boom", ["bad"])] and worker.close()

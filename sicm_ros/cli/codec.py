@@ -161,6 +161,7 @@ def decode(
         print_json(
             {
                 "objects": objects_json(found.objects),
+                "refused": found.refused,
                 "bytes": len(data),
                 "bits_per_pixel": bpp,
                 "rate": found.header.rate,
@@ -172,6 +173,7 @@ def decode(
     print_fields(
         [
             ("detections", str(output)),
+            *([("refused", f"{found.refused} boxes that cannot exist")] if found.refused else []),
             *([("picture", str(picture))] if picture else []),
             ("stages", stages_text(found.stage_ms)),
         ]

@@ -13,7 +13,7 @@ import torch
 from ..geometry import Object3D
 from ..model_store import StoredModel, open_model
 from ..networks.backbone import StereoFeatures
-from .detector import analyse
+from .detector import Boxes, analyse
 from .packet import (
     RATE_STEPS,
     ImplausiblePacketError,
@@ -35,13 +35,14 @@ T = TypeVar("T", PacketHeader, "DecodedPair")
 
 @dataclass(frozen=True)
 class DecodedPair:
-    """The boxes of a packet, best first; ``stage_ms`` has milliseconds of "entropy", "smfc" and "analysis", ``cpu_ms``
-    the CPU time of this process, all threads, in each."""
+    """The boxes of a packet, best first; ``refused`` more were left out because they cannot exist. ``stage_ms`` has
+    milliseconds of "entropy", "smfc" and "analysis", ``cpu_ms`` the CPU time of this process, all threads, in each."""
 
     objects: list[Object3D]
     header: PacketHeader
     stage_ms: dict[str, float]
     cpu_ms: dict[str, float]
+    refused: int = 0
 
 
 class StereoDecoder:
@@ -146,12 +147,11 @@ class StereoDecoder:
         boxes = iter(analyse(self.model, features, geometries, self.score_threshold))
         clock.lap("analysis")
         cpu_ms = {stage: value / len(headers) for stage, value in clock.cpu_ms.items()}
-        return [
-            outcome
-            if isinstance(outcome, PacketError)
-            else DecodedPair(next(boxes), outcome, dict(clock.stage_ms), dict(cpu_ms))
-            for outcome in outcomes
-        ]
+
+        def pair(header: PacketHeader, found: Boxes) -> DecodedPair:
+            return DecodedPair(found.objects, header, dict(clock.stage_ms), dict(cpu_ms), found.refused)
+
+        return [outcome if isinstance(outcome, PacketError) else pair(outcome, next(boxes)) for outcome in outcomes]
 
     def decode(self, packet: bytes) -> DecodedPair:
         """The boxes of a packet. Raises a PacketError; the message is one line."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +17,14 @@ from ..networks.backbone import StereoFeatures
 from ..networks.detection import to_objects
 from ..preprocessing import prepare
 
-__all__ = ["StereoDetector", "analyse"]
+__all__ = ["Boxes", "StereoDetector", "analyse"]
+
+
+class Boxes(NamedTuple):
+    """What was found in one pair."""
+
+    objects: list[Object3D]  # best first
+    refused: int  # how many boxes were left out because they cannot exist, see ``networks.detection.can_exist``
 
 
 def analyse(
@@ -24,13 +32,15 @@ def analyse(
     features: StereoFeatures,
     geometries: Sequence[InputGeometry],
     score_threshold: float,
-) -> list[list[Object3D]]:
+) -> list[Boxes]:
     """Visual analysis: the boxes found in the features of B pairs, best first; ``geometries`` has that of each pair."""
     analysis, config = model.net.analysis, model.config
     rigs = rig_tensor([geometry.rig for geometry in geometries], model.device)
-    found = analysis.decode(analysis(features), rigs, score_threshold, config.analysis.nms_iou)
+    transforms = [geometry.transform for geometry in geometries]
+    found = analysis.decode(analysis(features), rigs, score_threshold, config.analysis.nms_iou, transforms)
     return [
-        to_objects(boxes, geometry.transform, config.classes) for boxes, geometry in zip(found, geometries, strict=True)
+        Boxes(to_objects(boxes, transform, config.classes), boxes.refused)
+        for boxes, transform in zip(found, transforms, strict=True)
     ]
 
 
@@ -49,4 +59,4 @@ class StereoDetector:
         """Boxes of one pair: (H, W, 3) uint8 RGB each; ``rig`` is that of these images."""
         left_view, right_view, transform = prepare(left, right, self.model.transform, self.model.device)
         features = self.model.net.features(left_view, right_view)
-        return analyse(self.model, features, [InputGeometry(transform, rig)], self.score_threshold)[0]
+        return analyse(self.model, features, [InputGeometry(transform, rig)], self.score_threshold)[0].objects

@@ -25,6 +25,7 @@ from sicm_ros.jobs.demo_report import (
 from sicm_ros.jobs.demo_watcher import NAMESPACE, DemoError, Watcher
 from sicm_ros.model_store import DEFAULT_MODEL, load_model
 from sicm_ros.preprocessing import InputError
+from sicm_ros.ros.domain import own_domain
 from sicm_ros.ros.node_process import NodeProcess, image_profile_variables
 
 __all__ = ["run"]
@@ -36,10 +37,12 @@ START_TIMEOUT_S = 90.0
 
 def _environment() -> dict[str, str]:
     """For the nodes: a ROS domain of our own on this machine only, unless the user chose one."""
-    variables = {"ROS_DOMAIN_ID": os.environ.get("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))}
-    if "ROS_LOCALHOST_ONLY" not in os.environ:
-        variables["ROS_AUTOMATIC_DISCOVERY_RANGE"] = os.environ.get("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    return variables
+    ours = {} if "ROS_DOMAIN_ID" in os.environ else own_domain()
+    if "ROS_LOCALHOST_ONLY" in os.environ:
+        ours.pop("ROS_AUTOMATIC_DISCOVERY_RANGE", None)
+    else:
+        ours["ROS_AUTOMATIC_DISCOVERY_RANGE"] = os.environ.get("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    return ours
 
 
 def run(
@@ -206,7 +209,7 @@ def _exchange(
             if player.status() not in (0, 1):
                 raise DemoError(player.failure())
             # The last frame's times come after its boxes.
-            watcher.wait(lambda: len(watcher.stats) >= len(watcher.boxes), 2.0, others)
+            watcher.wait(lambda: len(watcher.stats) >= len(watcher.boxes), 30.0, others)
         _collect(watcher, results, classes)
         frame = results[0]
         info = open_source(source)[0]

@@ -114,7 +114,8 @@ class Anchors(nn.Module):
         """Inverse of ``encode``: (M, 12), and whether sin(alpha) > 0 (M,) -> (M, 14).
 
         Columns: 2D box (left, top, right, bottom) in network pixels; h, w, l; x, y (bottom), z in metres; rotation_y;
-        alpha; projected centre (u, v).
+        alpha; projected centre (u, v). Depth and sizes are as the network gives them, negative ones included; what can
+        be no box is for the caller to refuse.
         """
         targets = targets.float() * self._divisors
         mean, std = self.priors(class_index, anchor_index)
@@ -122,8 +123,7 @@ class Anchors(nn.Module):
         fx, fy, cx, cy, tx, ty, tz, fb = rig.float().unbind(0)
         du, dv, dw, dh, pu, pv = targets[:, :6].unbind(1)
         z, sin2a, cos2a, w, h, length = (targets[:, 6:] * std + mean).unbind(1)
-        z = (z * (fb / self.reference_focal_baseline.float())).clamp(min=0.5)
-        w, h, length = (x.clamp(min=0.1) for x in (w, h, length))
+        z = z * (fb / self.reference_focal_baseline.float())
         u2, v2 = au + du * aw, av + dv * ah
         half_w, half_h = aw * dw.clamp(max=3).exp() / 2, ah * dh.clamp(max=3).exp() / 2
         u, v = au + pu * aw, av + pv * ah

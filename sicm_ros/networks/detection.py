@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,9 +21,22 @@ from .backbone import BasicBlock, StereoFeatures, conv_bn
 from .config import MvsfcConfig
 from .cost_volume import CostVolumePyramid
 
-__all__ = ["AnalysisOutput", "Detections", "DisparityRefinement", "VisualAnalysis", "expected_disparity", "to_objects"]
+__all__ = [
+    "AnalysisOutput",
+    "Detections",
+    "DisparityRefinement",
+    "VisualAnalysis",
+    "can_exist",
+    "expected_disparity",
+    "to_objects",
+]
 
 MAX_CANDIDATES = 1000  # anchors of one image that go into non-maximum suppression, best first
+
+# What a box can be, in metres; what is not between the bounds is refused. Twice as far as anything that KITTI labels,
+# and from less than a toddler to more than a tram.
+DEPTH_RANGE = (0.5, 200.0)
+HEIGHT_RANGE, WIDTH_RANGE, LENGTH_RANGE = (0.1, 6.0), (0.1, 6.0), (0.1, 40.0)
 
 
 class AnalysisOutput(NamedTuple):
@@ -42,6 +56,7 @@ class Detections:
     boxes: np.ndarray
     scores: np.ndarray  # (M,)
     classes: np.ndarray  # (M,) index into the model's classes
+    refused: int = 0  # boxes above the score threshold that cannot exist, see ``can_exist``; before suppression
 
 
 def expected_disparity(logits: Tensor) -> Tensor:
@@ -205,10 +220,19 @@ class VisualAnalysis(nn.Module):
         return F.pixel_unshuffle(depth, self.cell)
 
     @torch.no_grad()
-    def decode(self, output: AnalysisOutput, rigs: Tensor, score_threshold: float, nms_iou: float) -> list[Detections]:
-        """Boxes of each image: scores above the threshold, class-agnostic non-maximum suppression.
+    def decode(
+        self,
+        output: AnalysisOutput,
+        rigs: Tensor,
+        score_threshold: float,
+        nms_iou: float,
+        transforms: Sequence[InputTransform],
+    ) -> list[Detections]:
+        """Boxes of each image: scores above the threshold, class-agnostic non-maximum suppression, none that cannot
+        exist.
 
-        ``rigs`` (B, 8) are those of the network's input, see ``anchors.rig_tensor``.
+        ``rigs`` (B, 8) are those of the network's input, see ``anchors.rig_tensor``; ``transforms`` (B) say how camera
+        images became it.
         """
         scores, classes = output.class_logits.float().sigmoid().max(2)
         scores = torch.where(self.anchors.near_road(rigs), scores, torch.zeros_like(scores))
@@ -220,13 +244,39 @@ class VisualAnalysis(nn.Module):
             boxes = self.anchors.decode(
                 output.regression[b, index], output.direction_logits[b, index] > 0, classes[b, index], index, rigs[b]
             )
-            # Untrained or damaged weights give values that are no box at all.
-            finite = torch.isfinite(boxes).all(1)
-            rows, index = boxes[finite].double().cpu().numpy(), index[finite]
-            score = scores[b, index].cpu().numpy()
+            rows, score = boxes.double().cpu().numpy(), scores[b, index].cpu().numpy()
+            label = classes[b, index].cpu().numpy()
+            # First of all, so that what cannot be suppresses nothing that can.
+            fx, fy = rigs[b, :2].tolist()
+            sound = can_exist(rows, (fx, fy), transforms[b].visible)
+            rows, score, label = rows[sound], score[sound], label[sound]
             keep = non_maximum_suppression(rows[:, :4], score, nms_iou)
-            found.append(Detections(rows[keep], score[keep], classes[b, index].cpu().numpy()[keep]))
+            found.append(Detections(rows[keep], score[keep], label[keep], int((~sound).sum())))
         return found
+
+
+def can_exist(boxes: np.ndarray, focal: tuple[float, float], visible: tuple[float, float, float, float]) -> np.ndarray:
+    """Which boxes (M, 14), columns as ``Anchors.decode`` gives them, can be those of an object: (M,) bool.
+
+    Noise, a covered lens, untrained or damaged weights give boxes kilometres away, behind the camera, or of no size. A
+    box is accepted where all its values are finite, its depth and its sizes are within ``DEPTH_RANGE``,
+    ``HEIGHT_RANGE``, ``WIDTH_RANGE`` and ``LENGTH_RANGE`` (metres), and the image shows it: its 2D box overlaps
+    ``visible`` (left, top, right, bottom), and its projected centre is no further outside than a box of this size
+    reaches at this depth. ``focal`` (fx, fy) and ``visible`` are in pixels of the network's input.
+    """
+    left, top, right, bottom, h, w, length, _, _, z, _, _, u, v = boxes.T
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        reach = np.sqrt(h**2 + w**2 + length**2) / z
+        sound = np.isfinite(boxes).all(1)
+        for value, (low, high) in ((z, DEPTH_RANGE), (h, HEIGHT_RANGE), (w, WIDTH_RANGE), (length, LENGTH_RANGE)):
+            sound &= (value >= low) & (value <= high)
+        for low, high, centre, f, start, end in (
+            (left, right, u, focal[0], visible[0], visible[2]),
+            (top, bottom, v, focal[1], visible[1], visible[3]),
+        ):
+            sound &= np.minimum(high, end) > np.maximum(low, start)
+            sound &= (centre >= start - f * reach) & (centre <= end + f * reach)
+    return sound
 
 
 def non_maximum_suppression(boxes: np.ndarray, scores: np.ndarray, iou: float) -> np.ndarray:

@@ -201,6 +201,7 @@ class DecoderNode(ManagedNode):
             boxes = [box for box in outcome.objects if box.label in self._classes]
             stage_ms = {"wait": (started_ns - item.arrival_ns) / 1e6, **outcome.stage_ms}
             decoded = Decoded(item.message, boxes, stage_ms, len(items), item.arrival_ns, decoded_ns)
+            item.link.refused_boxes += outcome.refused
             item.link.deliver(decoded, lazy)
 
     def _outcomes(self, packets: list[bytes]) -> list[Any]:

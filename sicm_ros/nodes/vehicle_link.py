@@ -64,6 +64,7 @@ class VehicleLink:
         prefix = f"{vehicle}: " if vehicle else ""
         self.problems = Problems(lambda text: node.get_logger().warning(prefix + text))
         self.received = self.decoded = self.lost = self.skipped = self.errors = self.timeouts = 0
+        self.refused_boxes = 0  # not published, because they cannot exist
         self._window = Window()
         self._publishers: dict[str, Any] = {}
         self._inputs: list[Any] = []
@@ -272,6 +273,7 @@ class VehicleLink:
         idle = lazy and not self.wanted()
         figures = {
             "errors": self.errors,
+            "refused_boxes": self.refused_boxes,
             "skipped_without_subscriber": self.skipped,
             "dropped_queue": dropped,
             "timeouts": self.timeouts,

@@ -3,48 +3,21 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-import threading
 from collections.abc import Callable
-from types import FrameType
 
 import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
-__all__ = ["NodeError", "StopSignals", "run_node"]
+from sicm_ros.ros.stop_signals import StopSignals
+
+__all__ = ["NodeError", "run_node"]
 
 
 class NodeError(Exception):
     """The node cannot do its work with this configuration; the message is one line for the user."""
-
-
-class StopSignals:
-    """SIGINT and SIGTERM set an event instead of raising wherever the process happens to be.
-
-    A launch file's Ctrl-C delivers SIGINT twice, at start-up and during clean-up too. The fourth one ends the process
-    for those who really mean it.
-    """
-
-    def __init__(self) -> None:
-        self.stop = threading.Event()
-        self._count = 0
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
-
-    def ignore(self) -> None:
-        """For the very end: Python takes its handlers away before the process ends, and a late signal would kill it."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.stop.set()
-        self._count += 1
-        if self._count >= 4:
-            os._exit(128 + number)
 
 
 def run_node(make: Callable[[], Node], args: list[str] | None = None) -> int:

@@ -59,8 +59,11 @@ def detect_store(
         if rate is not None:
             features, bits_left, bits_right = net.compress(features, rate)
             bits += float((bits_left + bits_right).sum())
-        boxes = net.analysis.decode(net.detect(features), batch.rigs, score_threshold, net.config.analysis.nms_iou)
-        found += [to_objects(b, source_transform(net), net.config.classes) for b in boxes]
+        transforms = [source_transform(net)] * len(samples)
+        boxes = net.analysis.decode(
+            net.detect(features), batch.rigs, score_threshold, net.config.analysis.nms_iou, transforms
+        )
+        found += [to_objects(b, t, net.config.classes) for b, t in zip(boxes, transforms, strict=True)]
     net.train(was_training)
     return found, bits / max(len(store), 1)
 
