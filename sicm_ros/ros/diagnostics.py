@@ -82,6 +82,8 @@ class Window:
         now = time.monotonic()
         seconds, self._since = now - self._since, now
         increase = {name: int(value - self._totals.get(name, 0)) for name, value in totals.items()}
+        # A total that fell began anew: the node was activated again.
+        increase = {name: change if change >= 0 else int(totals[name]) for name, change in increase.items()}
         self._totals = dict(totals)
         samples, self._samples = self._samples, {}
         return increase, samples, max(seconds, 1e-3)
