@@ -21,7 +21,7 @@ from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
 from lifecycle_msgs.msg import Transition  # noqa: E402
 from lifecycle_msgs.srv import ChangeState, GetState  # noqa: E402
 from PIL import Image as PilImage  # noqa: E402
-from rclpy.qos import DurabilityPolicy  # noqa: E402
+from rclpy.qos import DurabilityPolicy, ReliabilityPolicy  # noqa: E402
 from rclpy.serialization import serialize_message  # noqa: E402
 from ros_graph import DECODER, ENCODER, ERROR, STALE, TINY_MODEL, WARN, Graph, NodeProcess, latched_qos, stamp_ns  # noqa: E402
 from rosgraph_msgs.msg import Clock  # noqa: E402
@@ -596,6 +596,36 @@ def test_every_policy_can_be_overridden(logs):
         assert info.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL
         assert info.qos_profile.deadline.nanoseconds == 500_000_000
         assert info.qos_profile.lifespan.nanoseconds == 10**9
+    finally:
+        assert node.stop() == 0, node.output
+        graph.close()
+
+
+def test_the_policies_of_the_image_subscriptions_can_be_overridden(logs):
+    namespace = "/overridden_images"
+    image, info = f"{namespace}/left/image_rect", f"{namespace}/right/camera_info"
+    policies = {
+        f"qos_overrides.{image}.subscription.reliability": "reliable",
+        f"qos_overrides.{image}.subscription.deadline": 500_000_000,
+        f"qos_overrides.{info}.subscription.durability": "transient_local",
+        f"qos_overrides.{info}.subscription.reliability": "reliable",
+        "image_reliability": "best_effort",
+        "lazy": False,
+    }
+    node = NodeProcess("encoder", {**ENCODER, **policies}, namespace, logs)
+    graph = Graph("looker", namespace)
+
+    def profile(topic):
+        (subscription,) = graph.wait(lambda: graph.node.get_subscriptions_info_by_topic(topic))
+        return subscription.qos_profile
+
+    try:
+        assert profile(image).reliability == ReliabilityPolicy.RELIABLE
+        assert profile(image).deadline.nanoseconds == 500_000_000
+        assert profile(info).durability == DurabilityPolicy.TRANSIENT_LOCAL
+        for topic in (f"{namespace}/right/image_rect", f"{namespace}/left/camera_info"):
+            assert profile(topic).reliability == ReliabilityPolicy.BEST_EFFORT
+            assert profile(topic).durability == DurabilityPolicy.VOLATILE
     finally:
         assert node.stop() == 0, node.output
         graph.close()

@@ -3,7 +3,6 @@
 
 import threading
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -186,37 +185,3 @@ def test_threads_lose_nothing():
         thread.join()
     unpaired = sum(pairer.drops.values()) + pairer.waiting("left") + pairer.waiting("right")
     assert all(a == b for a, b in pairs) and 2 * len(pairs) + unpaired == 2000
-
-
-@pytest.mark.parametrize("tolerance_s", [0.0, 0.010])
-@given(
-    frames=st.integers(1, 30),
-    jitter=st.integers(0, 9),
-    random=st.randoms(use_true_random=False),
-    lost=st.sets(st.integers(0, 29), max_size=8),
-)
-def test_the_pairs_of_message_filters(tolerance_s, frames, jitter, random, lost):
-    """Where ROS 2 has it: both streams in order, the same pairs as its synchronisers find."""
-    message_filters = pytest.importorskip("message_filters")
-    header = pytest.importorskip("std_msgs.msg").Header
-    time = pytest.importorskip("rclpy.time").Time
-    jitter = jitter if tolerance_s else 0
-    left = [("left", 33 * i) for i in range(1, frames + 1)]
-    right = [("right", 33 * i + random.randint(-jitter, jitter)) for i in range(1, frames + 1) if i not in lost]
-    filters = {side: message_filters.SimpleFilter() for side in ("left", "right")}
-    theirs, ours = [], []
-    synchroniser = (
-        message_filters.ApproximateTimeSynchronizer([*filters.values()], 60, tolerance_s)
-        if tolerance_s
-        else message_filters.TimeSynchronizer([*filters.values()], 60)
-    )
-    synchroniser.registerCallback(lambda *pair: theirs.append(tuple(m.name for m in pair)))
-    pairer = StereoPairer(tolerance_s=tolerance_s, depth=60)
-    while left or right:
-        side, ms = item = random.choice([queue for queue in (left, right) if queue]).pop(0)
-        message = SimpleNamespace(header=header(stamp=time(nanoseconds=ms * MS).to_msg()), name=item)
-        filters[side].signalMessage(message)
-        match = pairer.add(side, ms * MS, item)
-        if match:
-            ours.append((match.left, match.right))
-    assert ours == theirs

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pairs left and right images by their stamps, counts what it drops and why, and survives jumps of time.
 
-No ROS: ``nodes/stereo_sync.py`` makes a filter of ``message_filters`` of it, ``bags/reader.py`` reads recordings with it.
+No ROS: ``nodes/stereo_sync.py`` makes a filter of ``message_filters`` of it, ``bags/reader.py`` pairs recorded images.
 The synchronisers of ``message_filters`` do not tell what they threw away, keep a lock held while the user's callback
 runs, and get stuck when a bag starts over; this one returns a pair instead of calling back.
 """

@@ -247,8 +247,8 @@ class EncoderNode(ManagedNode):
         try:
             images = self._convert(left, right)
             height, width, _ = images[0].shape
-            stamps = [nanoseconds(message.header.stamp) for message in (left, right)]
-            rig = self._rigs.rig(width, height, *stamps, CAMERA_INFO_WAIT_S)
+            left_ns, right_ns = (nanoseconds(message.header.stamp) for message in (left, right))
+            rig = self._rigs.rig(width, height, left_ns, right_ns, CAMERA_INFO_WAIT_S)
             self._check_geometry(rig, width, height)
             converted_ms = 1e3 * (time.perf_counter() - started)
             rate = self.value("rate")
