@@ -19,7 +19,14 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 PACKAGE = ElementTree.parse(ROOT / "package.xml").getroot()
 NAME = PACKAGE.findtext("name")
+STAND_IN = ROOT / "interfaces/message_filters"
 SITE_PACKAGES = f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+
+
+def has_genuine_message_filters() -> bool:
+    """Whether this environment, or a ROS 2 install below it, has the package of which interfaces/ has a stand-in."""
+    prefixes = [sys.prefix, *filter(None, os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep))]
+    return any(Path(prefix, "share/message_filters/package.xml").exists() for prefix in prefixes)
 
 
 class DistributionWithData(Distribution):
@@ -35,7 +42,7 @@ class BuildWithCMake(build_ext):
     The generated Python goes into the module, everything else (libraries, executables, share/) below the environment's
     prefix. In an editable install the source tree stays clean and live: the generated Python goes into a folder of the
     module's name in site-packages, and sicm_ros/__init__.py joins the two; config/, launch/, models/ and rviz/ are not
-    copied (`./run` links them).
+    copied (`./run` links them). The stand-in for message_filters joins them where the genuine package is absent.
     """
 
     def run(self) -> None:
@@ -71,14 +78,16 @@ class BuildWithCMake(build_ext):
     def adopt(self, prefix: Path) -> None:
         (module,) = (path.parent.parent for path in prefix.glob(f"**/{NAME}/msg/__init__.py"))
         generated = [*module.glob("msg/*.py"), *module.glob(f"{NAME}_s__*.so")]
+        site_packages = Path(sysconfig.get_path("platlib")).relative_to(sys.prefix)
         if self.editable_mode:
-            site_packages = Path(sysconfig.get_path("platlib")).relative_to(sys.prefix)
             self.add_data(generated, module.parent, site_packages)
         else:
             for path in generated:
                 target = Path(self.build_lib, NAME, path.relative_to(module))
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(path, target)
+        if not has_genuine_message_filters():
+            self.add_data([STAND_IN / "message_filters/__init__.py"], STAND_IN, site_packages)
         left_out = {module.parent}
         if self.editable_mode:
             left_out |= {prefix / "share" / NAME / folder for folder in ("config", "launch", "models", "rviz")}

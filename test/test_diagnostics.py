@@ -42,3 +42,11 @@ def test_window_counts_since_the_last_look():
     assert increase == {"n": 5} and samples == {"ms": [1.0, 3.0]}
     increase, samples, _ = window.tick({"n": 7})
     assert increase == {"n": 2} and samples == {}
+
+
+def test_a_total_that_began_anew_does_not_count_backwards():
+    """As those of a node that was deactivated and activated again."""
+    window = pytest.importorskip("sicm_ros.ros.diagnostics").Window()
+    window.tick({"n": 5, "m": 5})
+    assert window.tick({"n": 2, "m": 0})[0] == {"n": 2, "m": 0}
+    assert window.tick({"n": 3, "m": 0})[0] == {"n": 1, "m": 0}

@@ -750,6 +750,36 @@ def test_every_policy_can_be_overridden(logs, history, kept):
             late.close()
 
 
+def test_the_policies_of_the_image_subscriptions_can_be_overridden(logs):
+    namespace = "/overridden_images"
+    image, info = f"{namespace}/left/image_rect", f"{namespace}/right/camera_info"
+    policies = {
+        f"qos_overrides.{image}.subscription.reliability": "reliable",
+        f"qos_overrides.{image}.subscription.deadline": 500_000_000,
+        f"qos_overrides.{info}.subscription.durability": "transient_local",
+        f"qos_overrides.{info}.subscription.reliability": "reliable",
+        "image_reliability": "best_effort",
+        "lazy": False,
+    }
+    node = NodeProcess("encoder", {**ENCODER, **policies}, namespace, logs)
+    graph = Graph("looker", namespace)
+
+    def profile(topic):
+        (subscription,) = graph.wait(lambda: graph.node.get_subscriptions_info_by_topic(topic))
+        return subscription.qos_profile
+
+    try:
+        assert profile(image).reliability == ReliabilityPolicy.RELIABLE
+        assert profile(image).deadline.nanoseconds == 500_000_000
+        assert profile(info).durability == DurabilityPolicy.TRANSIENT_LOCAL
+        for topic in (f"{namespace}/right/image_rect", f"{namespace}/left/camera_info"):
+            assert profile(topic).reliability == ReliabilityPolicy.BEST_EFFORT
+            assert profile(topic).durability == DurabilityPolicy.VOLATILE
+    finally:
+        assert node.stop() == 0, node.output
+        graph.close()
+
+
 def test_lifecycle_and_nothing_is_subscribed_while_nobody_listens(logs):
     """Configured and activated from outside; the images are taken only while somebody takes the packets."""
     namespace = "/managed"

@@ -3,123 +3,122 @@
 
 import threading
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sicm_ros.data.pairing import DROP_REASONS, StereoSync
+from sicm_ros.data.pairing import DROP_REASONS, StereoPairer
 
 MS = 1_000_000
 
 
-def feed(sync, *items):
+def feed(pairer, *items):
     """Add ("l" or "r", milliseconds) items; the stamps of the pairs in milliseconds."""
     pairs = []
     for side, ms in items:
-        match = sync.add({"l": "left", "r": "right"}[side], round(ms * MS), (side, ms))
+        match = pairer.add({"l": "left", "r": "right"}[side], round(ms * MS), (side, ms))
         if match:
             assert match.left == ("l", match.left_stamp_ns / MS) and match.right == ("r", match.right_stamp_ns / MS)
             pairs.append((match.left_stamp_ns / MS, match.right_stamp_ns / MS))
     return pairs
 
 
-def drops(sync):
-    return {key: count for key, count in sync.drops.items() if count}
+def drops(pairer):
+    return {key: count for key, count in pairer.drops.items() if count}
 
 
 def test_exact_pairs_in_any_arrival_order():
-    sync = StereoSync()
-    assert feed(sync, ("l", 0), ("r", 0), ("r", 100), ("l", 100), ("l", 200), ("l", 300), ("r", 200), ("r", 300)) == [
+    pairer = StereoPairer()
+    assert feed(pairer, ("l", 0), ("r", 0), ("r", 100), ("l", 100), ("l", 200), ("l", 300), ("r", 200), ("r", 300)) == [
         (0, 0),
         (100, 100),
         (200, 200),
         (300, 300),
     ]
-    assert drops(sync) == {} and sync.pairs == 4
+    assert drops(pairer) == {} and pairer.pairs == 4
 
 
 def test_exact_refuses_one_nanosecond():
-    sync = StereoSync()
-    assert sync.add("left", 1000, "a") is None and sync.add("right", 1001, "b") is None
-    assert sync.nearest_miss_ns == 1
+    pairer = StereoPairer()
+    assert pairer.add("left", 1000, "a") is None and pairer.add("right", 1001, "b") is None
+    assert pairer.nearest_miss_ns == 1
 
 
 def test_approximate_takes_the_nearest_within_the_tolerance():
-    sync = StereoSync(tolerance_s=0.010)
-    assert feed(sync, ("r", 92), ("r", 104), ("l", 100)) == [(100, 104)]
-    assert drops(sync) == {("right", "unmatched"): 1}
-    sync = StereoSync(tolerance_s=0.010)
-    assert feed(sync, ("l", 100), ("r", 110)) == [(100, 110)]
-    sync = StereoSync(tolerance_s=0.010)
-    assert feed(sync, ("l", 100), ("r", 110.001)) == []
+    pairer = StereoPairer(tolerance_s=0.010)
+    assert feed(pairer, ("r", 92), ("r", 104), ("l", 100)) == [(100, 104)]
+    assert drops(pairer) == {("right", "unmatched"): 1}
+    pairer = StereoPairer(tolerance_s=0.010)
+    assert feed(pairer, ("l", 100), ("r", 110)) == [(100, 110)]
+    pairer = StereoPairer(tolerance_s=0.010)
+    assert feed(pairer, ("l", 100), ("r", 110.001)) == []
 
 
 def test_a_lost_image_is_counted_and_does_not_shift_the_pairs():
-    sync = StereoSync(tolerance_s=0.010)
-    assert feed(sync, ("l", 0), ("r", 1), ("l", 100), ("l", 200), ("r", 201), ("r", 301), ("l", 400), ("r", 401)) == [
+    pairer = StereoPairer(tolerance_s=0.010)
+    assert feed(pairer, ("l", 0), ("r", 1), ("l", 100), ("l", 200), ("r", 201), ("r", 301), ("l", 400), ("r", 401)) == [
         (0, 1),
         (200, 201),
         (400, 401),
     ]
-    assert drops(sync) == {("left", "unmatched"): 1, ("right", "unmatched"): 1}
+    assert drops(pairer) == {("left", "unmatched"): 1, ("right", "unmatched"): 1}
 
 
 def test_a_dead_camera_fills_no_memory():
-    sync = StereoSync(depth=3)
-    assert feed(sync, *(("l", 100 * i) for i in range(10))) == []
-    assert sync.waiting("left") == 3 and drops(sync) == {("left", "overflow"): 7}
-    assert feed(sync, ("r", 900)) == [(900, 900)]
+    pairer = StereoPairer(depth=3)
+    assert feed(pairer, *(("l", 100 * i) for i in range(10))) == []
+    assert pairer.waiting("left") == 3 and drops(pairer) == {("left", "overflow"): 7}
+    assert feed(pairer, ("r", 900)) == [(900, 900)]
 
 
 def test_duplicates_and_stragglers():
-    sync = StereoSync()
-    assert feed(sync, ("l", 0), ("l", 0), ("r", 0), ("r", 0), ("l", 10), ("r", 10), ("l", 5)) == [(0, 0), (10, 10)]
-    assert drops(sync) == {("left", "duplicate"): 1, ("right", "duplicate"): 1, ("left", "late"): 1}
+    pairer = StereoPairer()
+    assert feed(pairer, ("l", 0), ("l", 0), ("r", 0), ("r", 0), ("l", 10), ("r", 10), ("l", 5)) == [(0, 0), (10, 10)]
+    assert drops(pairer) == {("left", "duplicate"): 1, ("right", "duplicate"): 1, ("left", "late"): 1}
 
 
 @pytest.mark.parametrize("order", ["lr", "rl"])
 def test_a_bag_in_a_loop_goes_on(order):
-    sync = StereoSync(tolerance_s=0.010)
+    pairer = StereoPairer(tolerance_s=0.010)
     once = [(side, 100 * i + (1 if side == "r" else 0)) for i in range(5) for side in order]
-    assert len(feed(sync, *once, *once, *once)) == 15
-    assert sync.jumps == 2 and drops(sync) == {}
+    assert len(feed(pairer, *once, *once, *once)) == 15
+    assert pairer.jumps == 2 and drops(pairer) == {}
 
 
 def test_a_jump_back_keeps_what_the_other_side_sent_of_the_new_time():
-    sync = StereoSync()
-    feed(sync, ("l", 5000), ("r", 5000), ("l", 5100))
+    pairer = StereoPairer()
+    feed(pairer, ("l", 5000), ("r", 5000), ("l", 5100))
     # The right view starts over first; one image of the old time is still under way.
-    assert feed(sync, ("r", 0), ("l", 5200), ("l", 0), ("r", 100), ("l", 100)) == [(0, 0), (100, 100)]
-    assert drops(sync) == {("left", "time_jump"): 2}
+    assert feed(pairer, ("r", 0), ("l", 5200), ("l", 0), ("r", 100), ("l", 100)) == [(0, 0), (100, 100)]
+    assert drops(pairer) == {("left", "time_jump"): 2}
 
 
 def test_a_jump_forward_needs_no_reset():
-    sync = StereoSync()
-    assert feed(sync, ("l", 0), ("r", 0), ("l", 10**9), ("r", 10**9)) == [(0, 0), (10**9, 10**9)]
-    assert sync.jumps == 0
+    pairer = StereoPairer()
+    assert feed(pairer, ("l", 0), ("r", 0), ("l", 10**9), ("r", 10**9)) == [(0, 0), (10**9, 10**9)]
+    assert pairer.jumps == 0
 
 
 def test_tolerance_above_half_of_the_period_is_told():
-    sync = StereoSync(tolerance_s=0.020)
-    feed(sync, ("l", 0), ("l", 100))
-    assert not sync.ambiguous
-    feed(sync, ("l", 133))
-    assert sync.ambiguous
+    pairer = StereoPairer(tolerance_s=0.020)
+    feed(pairer, ("l", 0), ("l", 100))
+    assert not pairer.ambiguous
+    feed(pairer, ("l", 133))
+    assert pairer.ambiguous
 
 
 def test_first_arrival_is_that_of_the_earlier_image():
-    sync = StereoSync()
-    sync.add("right", 7, "r", arrival_ns=100)
-    assert sync.add("left", 7, "l", arrival_ns=250).first_arrival_ns == 100
+    pairer = StereoPairer()
+    pairer.add("right", 7, "r", arrival_ns=100)
+    assert pairer.add("left", 7, "l", arrival_ns=250).first_arrival_ns == 100
 
 
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="tolerance_s"):
-        StereoSync(tolerance_s=float("nan"))
+        StereoPairer(tolerance_s=float("nan"))
     with pytest.raises(ValueError, match="depth"):
-        StereoSync(depth=0)
+        StereoPairer(depth=0)
 
 
 stamps = st.integers(0, 400)
@@ -128,27 +127,27 @@ events = st.lists(st.tuples(st.sampled_from(["left", "right"]), stamps), max_siz
 
 @given(events, st.integers(0, 30), st.integers(1, 6))
 def test_invariants_under_any_input(sequence, tolerance, depth):
-    sync = StereoSync(tolerance * 1e-3, depth)
+    pairer = StereoPairer(tolerance * 1e-3, depth)
     used = Counter()
     last = None
     jumps = 0
     for number, (side, ms) in enumerate(sequence):
-        match = sync.add(side, ms * MS, (side, number))
-        assert sync.waiting("left") <= depth and sync.waiting("right") <= depth
+        match = pairer.add(side, ms * MS, (side, number))
+        assert pairer.waiting("left") <= depth and pairer.waiting("right") <= depth
         if match is None:
             continue
         assert abs(match.left_stamp_ns - match.right_stamp_ns) <= tolerance * MS
         used[match.left] += 1
         used[match.right] += 1
         assert match.left[0] == "left" and match.right[0] == "right"
-        if sync.jumps == jumps and last is not None:
+        if pairer.jumps == jumps and last is not None:
             assert match.left_stamp_ns > last[0] and match.right_stamp_ns > last[1]
-        last, jumps = (match.left_stamp_ns, match.right_stamp_ns), sync.jumps
+        last, jumps = (match.left_stamp_ns, match.right_stamp_ns), pairer.jumps
     assert all(count == 1 for count in used.values())
     # Nothing vanishes: every item was paired, dropped under a name, or still waits.
     for side in ("left", "right"):
-        dropped = sum(count for (s, reason), count in sync.drops.items() if s == side and reason in DROP_REASONS)
-        assert sync.received[side] == sync.pairs + dropped + sync.waiting(side)
+        dropped = sum(count for (s, reason), count in pairer.drops.items() if s == side and reason in DROP_REASONS)
+        assert pairer.received[side] == pairer.pairs + dropped + pairer.waiting(side)
 
 
 @given(
@@ -158,24 +157,24 @@ def test_every_complete_pair_is_found_whatever_the_interleaving(frames, jitter, 
     """Streams in order, 33 ms apart, right up to 9 ms off, some right images lost, arbitrary interleaving."""
     left = [("left", 33 * i) for i in range(frames)]
     right = [("right", 33 * i + random.randint(-jitter, jitter)) for i in range(frames) if i not in lost]
-    sync = StereoSync(tolerance_s=0.010, depth=60)
+    pairer = StereoPairer(tolerance_s=0.010, depth=60)
     pairs = []
     while left or right:
         source = random.choice([queue for queue in (left, right) if queue])
         side, ms = source.pop(0)
-        match = sync.add(side, ms * MS, None)
+        match = pairer.add(side, ms * MS, None)
         if match:
             pairs.append(match.left_stamp_ns // MS // 33)
     assert pairs == [i for i in range(frames) if i not in lost]
 
 
 def test_threads_lose_nothing():
-    sync = StereoSync(depth=2000)
+    pairer = StereoPairer(depth=2000)
     pairs = []
 
     def run(side):
         for i in range(1000):
-            match = sync.add(side, i * MS, i)
+            match = pairer.add(side, i * MS, i)
             if match:
                 pairs.append((match.left, match.right))
 
@@ -184,39 +183,5 @@ def test_threads_lose_nothing():
         thread.start()
     for thread in threads:
         thread.join()
-    unpaired = sum(sync.drops.values()) + sync.waiting("left") + sync.waiting("right")
+    unpaired = sum(pairer.drops.values()) + pairer.waiting("left") + pairer.waiting("right")
     assert all(a == b for a, b in pairs) and 2 * len(pairs) + unpaired == 2000
-
-
-@pytest.mark.parametrize("tolerance_s", [0.0, 0.010])
-@given(
-    frames=st.integers(1, 30),
-    jitter=st.integers(0, 9),
-    random=st.randoms(use_true_random=False),
-    lost=st.sets(st.integers(0, 29), max_size=8),
-)
-def test_the_pairs_of_message_filters(tolerance_s, frames, jitter, random, lost):
-    """Where ROS 2 has it: both streams in order, the same pairs as its synchronisers find."""
-    message_filters = pytest.importorskip("message_filters")
-    header = pytest.importorskip("std_msgs.msg").Header
-    time = pytest.importorskip("rclpy.time").Time
-    jitter = jitter if tolerance_s else 0
-    left = [("left", 33 * i) for i in range(1, frames + 1)]
-    right = [("right", 33 * i + random.randint(-jitter, jitter)) for i in range(1, frames + 1) if i not in lost]
-    filters = {side: message_filters.SimpleFilter() for side in ("left", "right")}
-    theirs, ours = [], []
-    synchroniser = (
-        message_filters.ApproximateTimeSynchronizer([*filters.values()], 60, tolerance_s)
-        if tolerance_s
-        else message_filters.TimeSynchronizer([*filters.values()], 60)
-    )
-    synchroniser.registerCallback(lambda *pair: theirs.append(tuple(m.name for m in pair)))
-    sync = StereoSync(tolerance_s=tolerance_s, depth=60)
-    while left or right:
-        side, ms = item = random.choice([queue for queue in (left, right) if queue]).pop(0)
-        message = SimpleNamespace(header=header(stamp=time(nanoseconds=ms * MS).to_msg()), name=item)
-        filters[side].signalMessage(message)
-        match = sync.add(side, ms * MS, item)
-        if match:
-            ours.append((match.left, match.right))
-    assert ours == theirs

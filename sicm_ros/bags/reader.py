@@ -18,7 +18,7 @@ from sicm_ros.conversion.camera_info import CameraInfoError, RigCache
 from sicm_ros.conversion.images import ImageError, rgb_from_compressed, to_rgb
 from sicm_ros.conversion.stamps import nanoseconds
 from sicm_ros.data.kitti import read_calib
-from sicm_ros.data.pairing import StereoSync
+from sicm_ros.data.pairing import StereoPairer
 from sicm_ros.data.source import SIDES, Side, StereoFrame
 from sicm_ros.geometry import StereoRig
 
@@ -131,7 +131,7 @@ class BagStereo:
 
         The first ``start_s`` seconds of the recording are left out.
         """
-        sync: StereoSync[Any] = StereoSync(self.tolerance_s, depth=30)
+        pairer: StereoPairer[Any] = StereoPairer(self.tolerance_s, depth=30)
         sides = {topic: side for side, topic in self.topics.items()}
         with opened(self.path) as reader:
             connections = [c for c in reader.connections if c.topic in sides and c.msgtype in IMAGE_TYPES]
@@ -139,7 +139,7 @@ class BagStereo:
             for connection, recorded_ns, message in _messages(reader, self.path, connections, start_ns):
                 # Some converters leave the header's stamp at zero.
                 stamp_ns = nanoseconds(message.header.stamp) or recorded_ns
-                match = sync.add(sides[connection.topic], stamp_ns, (connection.msgtype, message))
+                match = pairer.add(sides[connection.topic], stamp_ns, (connection.msgtype, message))
                 if match is None:
                     continue
                 left, right = (self._image(*item) for item in (match.left, match.right))
@@ -153,12 +153,12 @@ class BagStereo:
                 rig = self._rig_of(left, stamps)
                 yield (
                     StereoFrame(
-                        f"{sync.pairs - 1:06d}", left, right, rig, match.left_stamp_ns, match.right_stamp_ns, None
+                        f"{pairer.pairs - 1:06d}", left, right, rig, match.left_stamp_ns, match.right_stamp_ns, None
                     ),
                     match.left[1].header.frame_id,
                     recorded_ns,
                 )
-        self.drops = sum(sync.drops.values()) + sum(sync.waiting(side) for side in SIDES)
+        self.drops = sum(pairer.drops.values()) + sum(pairer.waiting(side) for side in SIDES)
 
     def _rig_of(self, image: np.ndarray, stamps_ns: dict[Side, int]) -> StereoRig:
         if self._rig is not None:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pairs left and right images by their stamps, counts what it drops and why, and survives jumps of time.
 
-Pure Python, no ROS. ``message_filters`` does the same job without telling what it threw away, keeps its lock held while
-the user's callback runs, and gets stuck when a bag starts over; this pairer returns a pair instead of calling back.
+No ROS: ``nodes/stereo_sync.py`` makes a filter of ``message_filters`` of it, ``bags/reader.py`` pairs recorded images.
+The synchronisers of ``message_filters`` do not tell what they threw away, keep a lock held while the user's callback
+runs, and get stuck when a bag starts over; this one returns a pair instead of calling back.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Generic, TypeVar
 
 from sicm_ros.data.source import Side
 
-__all__ = ["DROP_REASONS", "StereoMatch", "StereoSync"]
+__all__ = ["DROP_REASONS", "StereoMatch", "StereoPairer"]
 
 T = TypeVar("T")
 
@@ -42,7 +43,7 @@ class StereoMatch(Generic[T]):
     first_arrival_ns: int
 
 
-class StereoSync(Generic[T]):
+class StereoPairer(Generic[T]):
     """Two bounded queues of stamped items, one for each view.
 
     ``add`` returns the pair that the new item completes, or None. A partner is the item of the other side with the

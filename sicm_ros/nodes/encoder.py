@@ -9,10 +9,10 @@ import sys
 import time
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from message_filters import Subscriber
 from rclpy.event_handler import PublisherEventCallbacks
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
@@ -22,11 +22,11 @@ from sicm_ros.conversion.camera_info import CameraInfoError, RigCache
 from sicm_ros.conversion.codec_info import codec_info
 from sicm_ros.conversion.images import ImageError, rgb_from_compressed, to_rgb
 from sicm_ros.conversion.stamps import nanoseconds
-from sicm_ros.data.pairing import StereoMatch, StereoSync
 from sicm_ros.data.source import SIDES, Side
 from sicm_ros.geometry import StereoRig
 from sicm_ros.msg import CodecInfo, StereoBitstream
 from sicm_ros.nodes.encoder_status import encoding_status, input_status
+from sicm_ros.nodes.stereo_sync import StereoSync
 from sicm_ros.ros.diagnostics import ProblemKind, Status, Window
 from sicm_ros.ros.lifecycle import COMMON_PARAMETERS, ManagedNode, is_out_of_memory
 from sicm_ros.ros.parameters import ParameterSpec
@@ -43,8 +43,6 @@ __all__ = ["PARAMETERS", "EncoderNode", "geometry_warning", "main"]
 GEOMETRY_TOLERANCE = 1.25
 # How long a complete pair waits for CameraInfos that may still be under way.
 CAMERA_INFO_WAIT_S = 0.2
-# Both images of a pair arrive one after the other, on a busy machine some time apart.
-UNSTAMPED_TOLERANCE_NS = 50_000_000
 
 PARAMETERS = (
     *COMMON_PARAMETERS,
@@ -100,8 +98,9 @@ PARAMETERS = (
 
 @dataclass(frozen=True)
 class _Pair:
-    match: StereoMatch[Image | CompressedImage]
-    complete_ns: int
+    left: Image | CompressedImage
+    right: Image | CompressedImage
+    sync_ms: float  # from the arrival of the first image until the pair was complete
 
 
 class EncoderNode(ManagedNode):
@@ -110,10 +109,9 @@ class EncoderNode(ManagedNode):
     def __init__(self) -> None:
         self._encoder: Any = None
         self._model: StoredModel | None = None  # loaded by configure
-        self._images: list[Any] = []
+        self._subscribers: list[Subscriber] = []
         self._worker: Worker[_Pair] | None = None
-        self._sync: StereoSync[Image | CompressedImage] = StereoSync()
-        self._tolerance_ns = 0
+        self._sync = StereoSync([], queue_size=1)  # activate makes the one in use
         self._rigs = RigCache()
         self._window = Window()
         # It outlives the model: bits sent before a reconfiguration are still on the link.
@@ -122,7 +120,7 @@ class EncoderNode(ManagedNode):
         self._checked_rig: StereoRig | None = None
         self._last_image: dict[Side, float] = {}
         self._demanded_since = 0.0
-        self.packets = self.errors = self.refused = self.unstamped = 0
+        self.packets = self.errors = self.refused = 0
         super().__init__("encoder_node", PARAMETERS, self._on_change)
 
     # ------------------------------------------------------------------------------------------------ lifecycle
@@ -162,8 +160,8 @@ class EncoderNode(ManagedNode):
     def activate(self) -> None:
         """Announce the codec, and subscribe to the images as soon as somebody listens."""
         tolerance = self.value("sync_tolerance") if self.value("sync") == "approximate" else 0.0
-        self._sync = StereoSync(tolerance, self.value("sync_depth"))
-        self._tolerance_ns = self._sync.tolerance_ns
+        self._sync = StereoSync([], self.value("sync_depth"), tolerance, self.get_clock())
+        self._sync.registerCallback(self._on_pair)
         self._rigs = RigCache(self.value("baseline"))
         self._worker = Worker(self._encode, self.value("queue_depth"), self._on_error, "encoder")
         self._publish_codec_info()
@@ -193,32 +191,27 @@ class EncoderNode(ManagedNode):
         if self.state != "active":
             return
         wanted = not self.value("lazy") or self._publisher.get_subscription_count() > 0
-        if wanted and not self._images:
-            reliability, options = self.value("image_reliability"), overridable()
-            self._demanded_since = time.monotonic()
-            self._last_image = {}
-            for side in SIDES:
-                self._images.append(
-                    self.create_subscription(
-                        CameraInfo,
-                        f"{side}/camera_info",
-                        partial(self._on_camera_info, side),
-                        image_qos(reliability),
-                        qos_overriding_options=options,
-                    )
-                )
-            for side in SIDES:
-                self._images.append(
-                    self.create_subscription(
-                        CompressedImage if self.value("image_transport") == "compressed" else Image,
-                        self._image_topic(side),
-                        partial(self._on_image, side),
-                        image_qos(reliability),
-                        qos_overriding_options=options,
-                    )
-                )
-        elif not wanted and self._images:
+        if wanted and not self._subscribers:
+            self._subscribe()
+        elif not wanted and self._subscribers:
             self._unsubscribe()
+
+    def _subscribe(self) -> None:
+        self._demanded_since = time.monotonic()
+        self._last_image = {}
+        compressed = self.value("image_transport") == "compressed"
+        infos = [self._subscriber(CameraInfo, f"{side}/camera_info") for side in SIDES]
+        images = [self._subscriber(CompressedImage if compressed else Image, self._image_topic(side)) for side in SIDES]
+        for side, info, image in zip(SIDES, infos, images, strict=True):
+            info.registerCallback(self._on_camera_info, side)
+            image.registerCallback(self._on_image, side)
+        self._sync.connectInput(images)
+
+    def _subscriber(self, kind: type, topic: str) -> Subscriber:
+        profile = image_qos(self.value("image_reliability"))
+        subscriber = Subscriber(self, kind, topic, qos_profile=profile, qos_overriding_options=overridable())
+        self._subscribers.append(subscriber)
+        return subscriber
 
     def _image_topic(self, side: Side) -> str:
         """Full name. As with image_transport, a compressed topic follows the remapping of the raw one."""
@@ -226,41 +219,36 @@ class EncoderNode(ManagedNode):
         return f"{topic}/compressed" if self.value("image_transport") == "compressed" else topic
 
     def _unsubscribe(self) -> None:
-        for subscription in self._images:
-            self.destroy_subscription(subscription)
-        self._images = []
+        for subscriber in self._subscribers:
+            self.destroy_subscription(subscriber.sub)
+        self._subscribers = []
         self._sync.reset()
 
-    def _on_camera_info(self, side: Side, message: CameraInfo) -> None:
+    def _on_camera_info(self, message: CameraInfo, side: Side) -> None:
         try:
             self._rigs.update(side, message)
         except CameraInfoError as error:
             self.problems.add("camera_info", str(error))
 
-    def _on_image(self, side: Side, message: Image | CompressedImage) -> None:
-        now = time.monotonic_ns()
-        self._last_image[side] = now / 1e9
-        stamp = message.header.stamp
-        self._sync.tolerance_ns = self._tolerance_ns
-        if not nanoseconds(stamp):
-            # Some drivers and converters never set it; such an image is as old as its arrival.
-            message.header.stamp = stamp = self.get_clock().now().to_msg()
-            self.unstamped += 1
-            self._sync.tolerance_ns = max(self._tolerance_ns, UNSTAMPED_TOLERANCE_NS)
-        match = self._sync.add(side, nanoseconds(stamp), message, now)
-        if match is not None and self._worker is not None:
-            self._worker.submit(_Pair(match, time.monotonic_ns()))
+    def _on_image(self, message: Image | CompressedImage, side: Side) -> None:
+        self._last_image[side] = time.monotonic()
+
+    def _on_pair(self, left: Image | CompressedImage, right: Image | CompressedImage) -> None:
+        if self._worker is not None:
+            waited_ns = time.monotonic_ns() - self._sync.first_arrival_ns
+            self._worker.submit(_Pair(left, right, waited_ns / 1e6))
 
     # ----------------------------------------------------------------------------------- in the worker's thread
 
     def _encode(self, pairs: list[_Pair]) -> None:
         (pair,) = pairs
         started = time.perf_counter()
-        left, right = pair.match.left, pair.match.right
+        left, right = pair.left, pair.right
         try:
             images = self._convert(left, right)
             sizes = {side: (image.shape[1], image.shape[0]) for side, image in images.items()}
-            stamps_ns: dict[Side, int] = {"left": pair.match.left_stamp_ns, "right": pair.match.right_stamp_ns}
+            messages: dict[Side, Image | CompressedImage] = {"left": left, "right": right}
+            stamps_ns = {side: nanoseconds(message.header.stamp) for side, message in messages.items()}
             rig = self._rigs.rig(sizes, stamps_ns, CAMERA_INFO_WAIT_S)
             self._check_geometry(rig, *sizes["left"])
             converted_ms = 1e3 * (time.perf_counter() - started)
@@ -275,7 +263,7 @@ class EncoderNode(ManagedNode):
             self.refused += 1
             self.problems.add("max_bitrate", f"pair dropped to keep within max_bitrate: {decision.refusal}")
             return
-        stages = {"sync": (pair.complete_ns - pair.match.first_arrival_ns) / 1e6, **encoded.stage_ms}
+        stages = {"sync": pair.sync_ms, **encoded.stage_ms}
         stages["preprocess"] += converted_ms
         message = StereoBitstream(
             header=left.header,
@@ -360,23 +348,24 @@ class EncoderNode(ManagedNode):
     def collect(self) -> list[Status]:
         """Diagnostics: what comes in, and what is made of it."""
         self._follow_demand()
-        sync, worker = self._sync, self._worker
+        pairer, worker = self._sync.pairer, self._worker
         totals: dict[Hashable, int] = {
-            "left": sync.received["left"],
-            "right": sync.received["right"],
-            "pairs": sync.pairs,
+            "left": pairer.received["left"],
+            "right": pairer.received["right"],
+            "pairs": pairer.pairs,
             "packets": self.packets,
-            "unstamped": self.unstamped,
+            "unstamped": self._sync.unstamped,
             "late": worker.dropped.total() if worker else 0,
-            **{drop: count for drop, count in sync.drops.items()},
+            **{drop: count for drop, count in pairer.drops.items()},
         }
         new, samples, seconds = self._window.tick(totals)
         recent = self.problems.recent()
         return [self._input_status(new, recent, seconds), self._encoding_status(new, recent, samples, seconds)]
 
     def _input_status(self, new: Mapping[Hashable, int], recent: Mapping[ProblemKind, int], seconds: float) -> Status:
-        if not self._images:
-            return input_status(new, seconds, sync=self._sync, idle_topic=self._publisher.topic_name)
+        pairer = self._sync.pairer
+        if not self._subscribers:
+            return input_status(new, seconds, pairer=pairer, idle_topic=self._publisher.topic_name)
         now = time.monotonic()
         silent = {self._image_topic(side): now - self._last_image.get(side, self._demanded_since) for side in SIDES}
         infos = {side: self.resolve_topic_name(f"{side}/camera_info") for side in self._rigs.missing()}
@@ -387,7 +376,7 @@ class EncoderNode(ManagedNode):
         # What is wrong with an input has an error of its own, and a camera info is refused as it comes.
         kinds = (kind for kind in recent if kind == "camera_info" or isinstance(kind, type))
         refused = sorted(self.problems.latest[kind] for kind in kinds)
-        return input_status(new, seconds, sync=self._sync, silent=silent, missing=missing, refused=refused)
+        return input_status(new, seconds, pairer=pairer, silent=silent, missing=missing, refused=refused)
 
     def _encoding_status(
         self,

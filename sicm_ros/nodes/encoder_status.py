@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from sicm_ros.data.pairing import StereoSync
+from sicm_ros.data.pairing import StereoPairer
 from sicm_ros.ros.diagnostics import ProblemKind, Status
 
 __all__ = ["encoding_status", "input_status"]
@@ -15,7 +15,7 @@ __all__ = ["encoding_status", "input_status"]
 def input_status(
     new: Mapping[Hashable, int],
     seconds: float,
-    sync: StereoSync[Any],
+    pairer: StereoPairer[Any],
     idle_topic: str = "",
     silent: Mapping[str, float] | None = None,
     missing: Sequence[str] = (),
@@ -31,10 +31,10 @@ def input_status(
     status.set(
         left_hz=new["left"] / seconds,
         right_hz=new["right"] / seconds,
-        pairs=sync.pairs,
-        time_jumps=sync.jumps,
+        pairs=pairer.pairs,
+        time_jumps=pairer.jumps,
     )
-    for (side, reason), count in sorted(sync.drops.items()):
+    for (side, reason), count in sorted(pairer.drops.items()):
         if count:
             status.set(**{f"dropped_{side}_{reason}": count})
     if idle_topic:
@@ -52,7 +52,7 @@ def input_status(
     for words in missing:
         status.report("ERROR", words)
     if new["left"] and new["right"] and not new["pairs"]:
-        miss = sync.nearest_miss_ns
+        miss = pairer.nearest_miss_ns
         nearest = "" if miss is None else f" (nearest stamps: {miss / 1e6:.1f} ms apart)"
         status.report(
             "ERROR",
@@ -60,7 +60,7 @@ def input_status(
         )
     for words in refused:
         status.report("ERROR", words)
-    lost = [f"{new[side, reason]} {side} {reason}" for side, reason in sync.drops if new.get((side, reason))]
+    lost = [f"{new[side, reason]} {side} {reason}" for side, reason in pairer.drops if new.get((side, reason))]
     if lost:
         status.report("WARN", "images dropped in the last second: " + ", ".join(lost))
     if new["unstamped"]:
@@ -68,7 +68,7 @@ def input_status(
             "WARN",
             "images without a stamp: the time of their arrival is used, which pairs and dates them roughly only",
         )
-    if sync.ambiguous:
+    if pairer.ambiguous:
         status.report("WARN", "sync_tolerance is more than half of the frame period: frames may be paired wrongly")
     return status
 

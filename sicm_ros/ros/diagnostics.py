@@ -87,6 +87,8 @@ class Window:
         now = time.monotonic()
         seconds, self._since = now - self._since, now
         increase = {name: value - self._totals.get(name, 0) for name, value in totals.items()}
+        # A total that fell began anew: the node was activated again.
+        increase = {name: change if change >= 0 else totals[name] for name, change in increase.items()}
         self._totals = {name: value for name, value in totals.items()}
         samples, self._samples = self._samples, {}
         return increase, samples, max(seconds, 1e-3)
