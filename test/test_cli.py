@@ -98,6 +98,12 @@ def test_every_command_explains_itself_with_an_example(sicm):
             assert f"sicm {name}" in " ".join(out.split("Examples")[1].split()), name
 
 
+def test_help_tells_a_newcomer_what_to_do_next(sicm):
+    out = " ".join(sicm("--help")[1].split())
+    steps = [out.index(step) for step in ("sicm demo", "sicm encode", "sicm decode", "docs/ros.md")]
+    assert steps == sorted(steps)
+
+
 def test_version(sicm):
     assert sicm("--version")[:2] == (0, "sicm 0.1.0\n")
 
