@@ -296,6 +296,8 @@ def test_run_explains_itself_without_making_anything(project):
     plain, asked = start(project), start(project, "--help")
     assert plain.returncode == asked.returncode == 0
     assert plain.stdout == asked.stdout and "./run demo" in plain.stdout and "./run test" in plain.stdout
+    steps = [plain.stdout.index(step) for step in ("./run demo", "./run encode", "./run decode", "docs/ros.md")]
+    assert steps == sorted(steps)
     assert not (project / ".venv").exists()
 
 
