@@ -30,7 +30,7 @@ def resize_view(image: np.ndarray, transform: InputTransform) -> np.ndarray:
 
 
 def normalise(image: np.ndarray) -> np.ndarray:
-    """(h, w, 3) uint8 RGB -> (3, h, w) float32 with ImageNet's mean and deviation taken out."""
+    """(h, w, 3) uint8 RGB -> (3, h, w) float32, less ImageNet's mean and over its standard deviation."""
     return np.ascontiguousarray(((image.astype(np.float32) / 255 - MEAN) / STD).transpose(2, 0, 1))
 
 
@@ -39,7 +39,7 @@ class InputError(ValueError):
 
 
 def check_pair(left: np.ndarray, right: np.ndarray) -> None:
-    """Raise InputError unless both are RGB images of one size."""
+    """Raise InputError unless both are (H, W, 3) uint8 RGB images of one size."""
     for side, image in (("left", left), ("right", right)):
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
@@ -57,9 +57,10 @@ def prepare(
     transform_of: Callable[[int, int], InputTransform],
     device: torch.device,
 ) -> tuple[Tensor, Tensor, InputTransform]:
-    """The network's input (1, 3, H, W) of both views on ``device``. Raises InputError.
+    """The network's input, (1, 3, H, W) float32 on ``device`` for each view, and how the images became it.
 
-    ``transform_of`` is a model's ``transform``: it takes the width and the height of the images.
+    ``left`` and ``right`` are (h, w, 3) uint8 RGB. ``transform_of`` is a model's ``transform``: it takes the width and
+    the height of the images. Raises InputError.
     """
     check_pair(left, right)
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Detection on features: on reconstructed ones, and, as the uncompressed reference, on those of the backbone."""
+"""Detection on features: on reconstructed ones and, as the uncompressed reference, on those of the backbone."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ def analyse(
     cameras: Sequence[tuple[InputTransform, StereoRig]],
     score_threshold: float,
 ) -> list[list[Object3D]]:
-    """Boxes found in the features of B pairs, best first. ``cameras``: for each, the rig of the camera images, and how
-    these became the network's input."""
+    """Boxes found in the features (B, C, h, w) of B pairs, best first.
+
+    ``cameras`` holds, for each pair, how the camera images became the network's input, and the rig of the camera
+    images.
+    """
     analysis, config = model.net.analysis, model.config
     rigs = rig_tensor([transform.rig(rig) for transform, rig in cameras], model.device)
     found = analysis.decode(analysis(features), rigs, score_threshold, config.analysis.nms_iou)
@@ -34,7 +37,7 @@ def analyse(
 
 
 class StereoDetector:
-    """The detector without the codec: what compression is compared with. Raises ModelError and InputError."""
+    """The detector without the codec, as the reference for compression. Raises ModelError and InputError."""
 
     def __init__(
         self, model: str | Path | StoredModel, device: str | torch.device = "cpu", score_threshold: float | None = None

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pairs left and right images by their stamps, counts what it drops and why, and survives jumps of time.
 
-Pure Python, no ROS. ``message_filters`` does the same job without telling what it threw away, keeps its lock held while
-the user's callback runs, and gets stuck when a bag starts over; this pairer returns a pair instead of calling back.
+Pure Python, no ROS. ``message_filters`` does not report what it drops, holds its lock while the user's callback runs,
+and gets stuck when a bag starts over. This pairer returns a pair instead of calling back.
 """
 
 from __future__ import annotations
