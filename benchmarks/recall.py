@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Cars found on rendered frames that training never saw, by the uncompressed detector and through real packets.
+"""Recall of cars on rendered frames outside the training data, with uncompressed features and through packets.
 
 Frames are rendered at 1242x375 for layouts of a KITTI label folder, or for random layouts, with a seed of their own:
 
     python benchmarks/recall.py --layouts KITTI --split KITTI/ImageSets/val.txt --count 200 --seed 2024 --rates 3
 
-``KITTI/training`` holds ``label_2`` and ``calib``. Prints, for each way, the share of unoccluded cars within 30 m that
-a detection overlaps on the ground (IoU 0.5), false cars a frame, mean packet bytes, and KITTI's AP (R40, moderate) of
-every class.
+``KITTI/training`` holds ``label_2`` and ``calib``. Prints for each of them the recall of unoccluded cars within 30 m (a
+detection overlaps the ground truth in bird's-eye view with IoU 0.5 or more), the false positives per frame, the mean
+packet size in bytes, and KITTI's AP (R40, moderate) of every class.
 """
 
 from __future__ import annotations
@@ -147,10 +147,11 @@ def main() -> None:
         return
     print(f"{options.model}, {len(ids)} rendered frames, seed {options.seed}, threshold {threshold:g}")
     for way, row in table.items():
-        size = f", {row['bytes']:.0f} bytes a packet" if row["bytes"] else ""
+        size = f", {row['bytes']:.0f} bytes per packet" if row["bytes"] else ""
         print(
             f"{way}: found {row['found']} of {row['wanted']} unoccluded cars within 30 m "
-            f"({100 * row['recall']:.1f} %), {row['false_per_frame']:.2f} false cars a frame{size}; R40 moderate: "
+            f"({100 * row['recall']:.1f} %), {row['false_per_frame']:.2f} false positives per frame{size}; "
+            "R40 moderate: "
             + "; ".join(f"{c} " + ", ".join(f"{m} {row[f'{c} {m}']:.1f}" for m in METRICS) for c in config.classes)
         )
 

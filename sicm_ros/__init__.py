@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Split 3D perception from stereo images: joint feature compression (SMFC) over ROS 2."""
+"""Split 3D object detection from stereo images: joint feature compression (SMFC) over ROS 2."""
 
 import pkgutil
 

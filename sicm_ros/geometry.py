@@ -46,8 +46,8 @@ class GeometryError(ValueError):
 class StereoRig:
     """Intrinsics (pixels) of both rectified views, and the fourth columns of both projection matrices.
 
-    ``left_translation`` and ``right_translation`` are ``P[:, 3]``. KITTI's left P has a non-zero one, so the baseline
-    is the difference of both, not ``-P_right[0, 3] / fx``.
+    ``left_translation`` and ``right_translation`` are ``P[:, 3]``: two values in pixel metres and one in metres.
+    KITTI's left P has a non-zero one, so the baseline is the difference of both, not ``-P_right[0, 3] / fx``.
     """
 
     fx: float
@@ -71,7 +71,7 @@ class StereoRig:
 
     @classmethod
     def from_projections(cls, p_left: np.ndarray, p_right: np.ndarray) -> StereoRig:
-        """The rig of two 3x4 projection matrices. Raises GeometryError if they do not belong to one rectified rig."""
+        """The rig of two (3, 4) projection matrices. Raises GeometryError if they are not of one rectified rig."""
         p_left, p_right = np.asarray(p_left, np.float64), np.asarray(p_right, np.float64)
         for side, p in (("left", p_left), ("right", p_right)):
             if p.shape != (3, 4):
@@ -104,12 +104,12 @@ class StereoRig:
 
     @property
     def p_left(self) -> np.ndarray:
-        """3x4 projection matrix of the left view."""
+        """(3, 4) float64 projection matrix of the left view: metres to homogeneous pixels."""
         return self._projection(self.left_translation)
 
     @property
     def p_right(self) -> np.ndarray:
-        """3x4 projection matrix of the right view."""
+        """(3, 4) float64 projection matrix of the right view: metres to homogeneous pixels."""
         return self._projection(self.right_translation)
 
     @property
@@ -127,15 +127,15 @@ class StereoRig:
         return self.fx * self.baseline
 
     def disparity(self, z: float | np.ndarray) -> float | np.ndarray:
-        """Disparity in pixels, u_left - u_right, of a point at depth ``z`` metres in front of the left camera."""
+        """Disparity u_left - u_right, pixels, of points at depth ``z``, metres (a number, or an array of any shape)."""
         return self.focal_baseline / (z + self.left_translation[2])
 
     def cropped(self, left: float, top: float) -> StereoRig:
-        """The rig of images from which ``left`` columns and ``top`` rows were cut off."""
+        """The rig of images from which ``left`` columns and ``top`` rows of pixels were cut off."""
         return self._moved(1.0, 1.0, self.cx - left, self.cy - top)
 
     def scaled(self, sx: float, sy: float) -> StereoRig:
-        """The rig of images resized by ``sx`` horizontally and ``sy`` vertically."""
+        """The rig of images resized by the factors ``sx`` horizontally and ``sy`` vertically."""
         return self._moved(sx, sy, (self.cx + 0.5) * sx - 0.5, (self.cy + 0.5) * sy - 0.5)
 
     def _moved(self, sx: float, sy: float, cx: float, cy: float) -> StereoRig:
@@ -178,7 +178,7 @@ class InputTransform:
 
     @property
     def scaled_width(self) -> int:
-        """Columns of the scaled image before it is cropped or padded to ``width``."""
+        """Columns, in pixels, of the scaled image before it is cropped or padded to ``width``."""
         return max(1, round(self.source_width * self.scale))
 
     def rig(self, rig: StereoRig) -> StereoRig:
@@ -248,34 +248,34 @@ class Object3D:
     score: float | None = None
 
     def corners(self) -> np.ndarray:
-        """The eight corners, (8, 3), metres; see ``box_corners``."""
+        """The eight corners, (8, 3) float64, metres; see ``box_corners``."""
         return box_corners(
             np.array([self.height, self.width, self.length]), np.array([self.x, self.y, self.z]), self.rotation_y
         )
 
 
 def wrap_angle(angle: float | np.ndarray) -> float | np.ndarray:
-    """``angle`` in radians, brought into [-pi, pi)."""
+    """``angle`` in radians (a number, or an array of any shape), wrapped into [-pi, pi)."""
     return (angle + math.pi) % (2 * math.pi) - math.pi
 
 
 def alpha_to_rotation_y(alpha: float | np.ndarray, x: float | np.ndarray, z: float | np.ndarray) -> float | np.ndarray:
-    """Heading from observation angle, for an object at (x, z) metres."""
+    """Heading from observation angle, radians, of objects at (x, z) metres: numbers, or arrays of one shape."""
     return wrap_angle(alpha + np.arctan2(x, z))
 
 
 def rotation_y_to_alpha(
     rotation_y: float | np.ndarray, x: float | np.ndarray, z: float | np.ndarray
 ) -> float | np.ndarray:
-    """Observation angle from heading, for an object at (x, z) metres."""
+    """Observation angle from heading, radians, of objects at (x, z) metres: numbers, or arrays of one shape."""
     return wrap_angle(rotation_y - np.arctan2(x, z))
 
 
 def box_corners(hwl: np.ndarray, location: np.ndarray, rotation_y: float | np.ndarray) -> np.ndarray:
     """Corners of boxes: ``hwl`` (..., 3), ``location`` (..., 3) bottom centre, ``rotation_y`` (...) -> (..., 8, 3).
 
-    Corners 0-3 are the bottom face (front-left, front-right, rear-right, rear-left as the object sees it), 4-7 the top
-    face in the same order.
+    Metres and radians; the columns of ``hwl`` are height, width and length. Corners 0-3 are the bottom face
+    (front-left, front-right, rear-right, rear-left as the object sees it), 4-7 the top face in the same order.
     """
     hwl, location, ry = (
         np.asarray(hwl, np.float64),
@@ -292,7 +292,7 @@ def box_corners(hwl: np.ndarray, location: np.ndarray, rotation_y: float | np.nd
 
 
 def project(p: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Project ``points`` (..., 3) by the 3x4 matrix ``p``: pixel coordinates (..., 2) and depths (...).
+    """Project ``points`` (..., 3), metres, by the matrix ``p`` (3, 4): pixels (..., 2) and depths (...) in metres.
 
     Points at or behind the camera have a depth <= 0 and meaningless coordinates; callers check the depth.
     """

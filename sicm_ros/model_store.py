@@ -89,7 +89,7 @@ class StoredModel:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """What the model detects."""
+        """The classes that the model detects, in the order of its outputs."""
         return self.config.classes
 
     @property
@@ -106,7 +106,7 @@ class StoredModel:
 
 
 def _search_path() -> Iterator[Path]:
-    """Folders that hold models, first come first served."""
+    """Folders with models, in order of precedence."""
     for entry in os.environ.get("SICM_MODEL_PATH", "").split(os.pathsep):
         if entry:
             yield Path(entry)
@@ -274,7 +274,7 @@ def load_model(
 
 
 def open_model(model: str | Path | StoredModel, half: Half, device: str | torch.device) -> StoredModel:
-    """A model by name or folder; or one that is loaded, moved to ``device``. Raises ModelError if it lacks the half."""
+    """A model by name or folder, or a loaded one, moved to ``device``. Raises ModelError if it lacks the half."""
     if not isinstance(model, StoredModel):
         return load_model(model, half, device)
     if model.half not in (half, "both"):
@@ -286,7 +286,7 @@ def open_model(model: str | Path | StoredModel, half: Half, device: str | torch.
 def save_model(folder: str | Path, config: MvsfcConfig, state_dict: Mapping[str, Tensor]) -> int:
     """Write a trained network, with the coder's tables made from it; returns the fingerprint.
 
-    A ``config.yaml`` that already says the same stays as it is, comments and all.
+    A ``config.yaml`` with the same content is kept, with its comments.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -304,7 +304,7 @@ def save_model(folder: str | Path, config: MvsfcConfig, state_dict: Mapping[str,
 
 
 def _replace(path: Path, write: typing.Callable[[Path], object]) -> None:
-    """Write a file so that nobody ever sees half of it."""
+    """Write a file atomically."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(temporary)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of detections: 3D boxes on the left image, the same boxes from above, and both together.
+"""Pictures of detections: 3D boxes on the left image, the same boxes in bird's-eye view, and both together.
 
 Every picture is an (H, W, 3) uint8 RGB array. Labels (ground truth) are drawn as thin boxes of one colour under the
 detections, which have their class's colour, a filled front face, and a tag with class, score and distance.
@@ -57,7 +57,7 @@ EDGES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4),
 
 
 def class_colour(label: str) -> Colour:
-    """The colour that a class has in every picture."""
+    """The colour (red, green, blue) that a class has in every picture."""
     return CLASS_COLOURS.get(label, OTHER_COLOUR)
 
 
@@ -83,7 +83,7 @@ def _fixed(points: np.ndarray) -> np.ndarray:
 
 
 def _fill(image: np.ndarray, points: np.ndarray, colour: Colour, opacity: float) -> None:
-    """Blend a filled convex polygon (N, 2) into ``image``."""
+    """Blend a filled convex polygon (N, 2), pixels, into ``image`` (H, W, 3), in place."""
     low = np.clip(np.floor(points.min(0)) - 1, 0, [image.shape[1], image.shape[0]]).astype(int)
     high = np.clip(np.ceil(points.max(0)) + 2, 0, [image.shape[1], image.shape[0]]).astype(int)
     if (high <= low).any():
@@ -103,10 +103,10 @@ def _line(image: np.ndarray, ends: np.ndarray, colour: Colour, thickness: int) -
 
 
 def _clip(points: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Homogeneous pixels (N, 3) of a convex polygon or a segment, cut to what is before the camera and near the image.
+    """Homogeneous pixels (N, 3) of a convex polygon or a segment, cut to the part before the camera near the image.
 
-    Cutting in homogeneous coordinates comes before the division, so that a box which is partly behind the camera keeps
-    exactly its visible part. Returns pixels (M, 2), M = 0 where nothing is left.
+    It is cut in homogeneous coordinates, before the division, so that exactly the visible part stays of a box which is
+    partly behind the camera. Returns pixels (M, 2), M = 0 where nothing is left.
     """
     margin = 50.0
     planes = np.array(
@@ -174,13 +174,13 @@ def _draw_box(image: np.ndarray, o: Object3D, p: np.ndarray, colour: Colour, thi
 
 
 def box_tag(o: Object3D) -> str:
-    """What is written beside a box: class, score and distance."""
+    """The text beside a box: class, score and distance in metres."""
     score = "" if o.score is None else f" {o.score:.2f}"
     return f"{o.label}{score} · {math.hypot(o.x, o.z):.1f} m"
 
 
 def _draw_tags(image: np.ndarray, objects: Sequence[Object3D], p: np.ndarray, size: int) -> None:
-    """A tag above each box, near ones first; a tag that finds no free place is left out."""
+    """Draw a tag above each box, near ones first. A tag without a free place is left out. ``p``: (3, 4) projection."""
     height, width = image.shape[:2]
     font = _font(size)
     placed: list[tuple[int, int, int, int]] = []
@@ -222,7 +222,7 @@ def _draw_tags(image: np.ndarray, objects: Sequence[Object3D], p: np.ndarray, si
 def draw_boxes(
     image: np.ndarray, objects: Sequence[Object3D], rig: StereoRig, labels: Sequence[Object3D] | None = None
 ) -> np.ndarray:
-    """A copy of the left ``image`` (H, W, 3) RGB with the 3D boxes of ``objects`` and, thin, of ``labels``.
+    """A copy of the left ``image`` (H, W, 3) uint8 RGB with the 3D boxes of ``objects`` and, in thin lines, ``labels``.
 
     ``rig`` is that of this image. DontCare regions and boxes without a volume are not drawn; boxes partly behind the
     camera are cut at its plane.
@@ -251,10 +251,11 @@ def birds_eye(
     size: tuple[int, int] = (520, 560),
     reach: float | None = None,
 ) -> np.ndarray:
-    """Boxes from above, forward up, the camera at the middle of the bottom edge, with a ring every 10 m.
+    """Bird's-eye view of boxes, (height, width, 3) uint8 RGB: forward is up, rings are 10 m apart.
 
-    With ``rig`` and ``image_width`` the left camera's field of view is drawn too. ``size`` is (width, height) in
-    pixels; ``reach`` is how many metres ahead the panel shows (default: what the objects need, 50 to 90).
+    The camera is at the middle of the bottom edge. With ``rig`` and ``image_width`` the left camera's field of view is
+    drawn too. ``size`` is (width, height) in pixels; ``reach`` is how many metres ahead the panel shows (default: what
+    the objects need, 50 to 90).
     """
     width, height = size
     drawn, truth = _drawable(objects), _drawable(labels)
@@ -308,7 +309,7 @@ def birds_eye(
 
 
 def _draw_outline(panel: np.ndarray, base: np.ndarray, colour: Colour, thickness: int, filled: bool) -> None:
-    """A box's ground outline (4, 2) in pixels, with a tick from its middle out over its front."""
+    """Draw a box's outline on the ground (4, 2), pixels, with a tick from its middle out over its front."""
     if filled:
         _fill(panel, base, colour, 0.38)
     cv2.polylines(panel, [_fixed(base)], True, colour, thickness, cv2.LINE_AA, SUBPIXEL_BITS)
@@ -326,7 +327,7 @@ def detection_figure(
     labels: Sequence[Object3D] | None = None,
     title: str = "",
 ) -> np.ndarray:
-    """The left image with 3D boxes, beside it the view from above, over both a line with ``title`` and a legend."""
+    """The left image (H, W, 3) uint8 RGB with 3D boxes beside the bird's-eye view, below a title and a legend."""
     factor = FIGURE_HEIGHT / image.shape[0]
     width = round(image.shape[1] * factor)
     large = cv2.resize(np.ascontiguousarray(image, np.uint8), (width, FIGURE_HEIGHT), interpolation=cv2.INTER_CUBIC)
@@ -352,7 +353,7 @@ def detection_figure(
 
 
 def write_picture(path: str | Path, picture: np.ndarray) -> None:
-    """Write an RGB picture as PNG or JPEG, whichever the suffix says. Raises ValueError on another suffix."""
+    """Write an (H, W, 3) uint8 RGB picture as PNG or JPEG, by the suffix. Raises ValueError on another suffix."""
     path = Path(path)
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise ValueError(f"{path}: suffix: expected .png or .jpg, got {path.suffix or 'none'}")

@@ -30,7 +30,7 @@ def resize_view(image: np.ndarray, transform: InputTransform) -> np.ndarray:
 
 
 def normalise(images: np.ndarray) -> np.ndarray:
-    """(..., h, w, 3) uint8 RGB -> (..., 3, h, w) float32 with ImageNet's mean and deviation taken out.
+    """(..., h, w, 3) uint8 RGB -> (..., 3, h, w) float32, less ImageNet's mean and over its standard deviation.
 
     The memory keeps the order of a camera image, colours innermost, which PyTorch calls channels_last: the network
     takes it as it is.
@@ -47,7 +47,7 @@ class InputError(ValueError):
 
 
 def check_pair(left: np.ndarray, right: np.ndarray) -> None:
-    """Raise InputError unless both are RGB images of one size."""
+    """Raise InputError unless both are (H, W, 3) uint8 RGB images of one size."""
     for side, image in (("left", left), ("right", right)):
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
@@ -65,9 +65,10 @@ def prepare(
     transform_of: Callable[[int, int], InputTransform],
     device: torch.device,
 ) -> tuple[Tensor, Tensor, InputTransform]:
-    """The network's input (1, 3, H, W), channels_last, of both views on ``device``. Raises InputError.
+    """The network's input of each view, (1, 3, H, W) float32 on ``device``, and how the images became it.
 
-    ``transform_of`` is a model's ``transform``: it takes the width and the height of the images.
+    ``left`` and ``right`` are (h, w, 3) uint8 RGB. ``transform_of`` is a model's ``transform``: it takes the width and
+    the height of the images. Raises InputError.
     """
     check_pair(left, right)
     try:

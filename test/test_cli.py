@@ -98,6 +98,12 @@ def test_every_command_explains_itself_with_an_example(sicm):
             assert f"sicm {name}" in " ".join(out.split("Examples")[1].split()), name
 
 
+def test_help_tells_a_newcomer_what_to_do_next(sicm):
+    out = " ".join(sicm("--help")[1].split())
+    steps = [out.index(step) for step in ("sicm demo", "sicm encode", "sicm decode", "docs/ros.md")]
+    assert steps == sorted(steps)
+
+
 def test_version(sicm):
     assert sicm("--version")[:2] == (0, "sicm 0.1.0\n")
 
@@ -327,6 +333,7 @@ def test_a_traceback_is_there_for_those_who_ask(monkeypatch, pair, tmp_path):
 # ---------------------------------------------------------------------------------------------------------- data, score
 
 
+@pytest.mark.slow
 def test_render_writes_a_kitti_folder_that_scores_itself(sicm, tmp_path):
     status, out, _ = sicm("render", tmp_path / "kitti", "--count", "1", "--seed", "3")
     assert status == 0 and out.startswith("1 frames in ")
@@ -398,6 +405,7 @@ def test_score_prints_the_official_figures(sicm, tmp_path):
 # ----------------------------------------------------------------------------------------------------------- the others
 
 
+@pytest.mark.slow
 def test_bench(sicm):
     report = json.loads(sicm("bench", "-m", TINY, "--pairs", "4", "--device", "cpu", "--json")[1])
     assert report["pairs"] == 4 and report["image_size"] == [1242, 375] and report["machine"]["torch"]

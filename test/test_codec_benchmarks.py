@@ -120,6 +120,7 @@ def test_bits_counted_in_each_way(kind: str) -> None:
     assert flat["estimate"] == bits["estimate"] and flat["float, same values"] == bits["float, same values"]
 
 
+@pytest.mark.slow
 def test_both_range_coders_code_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         ans = coders.import_ans()

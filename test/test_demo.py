@@ -52,6 +52,7 @@ def demo(tmp_path_factory):
     return out, result.stdout
 
 
+@pytest.mark.slow
 def test_every_pair_comes_back_and_is_drawn(demo):
     out, printed = demo
     assert "3 pairs sent, 3 box arrays received, 0 lost" in printed
@@ -68,6 +69,7 @@ def test_every_pair_comes_back_and_is_drawn(demo):
     assert nodes_running(out) == []
 
 
+@pytest.mark.slow
 def test_the_bag_holds_packets_and_boxes_and_a_decoder_can_use_it(demo, tmp_path):
     out, _ = demo
     store, decoder = typestore(), StereoDecoder(TINY_MODEL)
@@ -92,6 +94,7 @@ def test_the_bag_holds_packets_and_boxes_and_a_decoder_can_use_it(demo, tmp_path
         assert len(boxes) == len(decoder.decode(packet.data.tobytes()).objects) > 0
 
 
+@pytest.mark.slow
 def test_the_bag_can_be_played_to_a_decoder(demo, tmp_path):
     """Packets alone, without images: what a recorder at the far end of a link would keep."""
     out, _ = demo
@@ -108,6 +111,7 @@ def test_the_bag_can_be_played_to_a_decoder(demo, tmp_path):
         assert decoder.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_node_that_dies_is_named_with_its_last_words(tmp_path, monkeypatch):
     monkeypatch.setenv(MARK, str(tmp_path))
     with pytest.raises(DemoError, match=r"(?s)the (en|de)coder ended with status 2; its last words.*device 'quantum'"):

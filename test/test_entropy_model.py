@@ -77,6 +77,7 @@ def test_every_parameter_learns_also_in_mixed_precision(context: str) -> None:
     assert bits[1] == pytest.approx(bits[0], rel=0.02)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_rate() -> None:
     torch.manual_seed(0)
     net = StereoEntropyModel(4, 4, "checkerboard").train()

@@ -49,6 +49,9 @@ from sicm_ros.conversion.images import rgb_to_message_fields  # noqa: E402
 from sicm_ros.render.layouts import KITTI_RIG, KITTI_SIZE, random_layout  # noqa: E402
 from sicm_ros.render.pair import render_pair  # noqa: E402
 
+# Each test starts node processes; the quick tests have the nodes of test_nodes.py.
+pytestmark = pytest.mark.slow
+
 NAMESPACE = "/faulty"
 
 

@@ -93,6 +93,7 @@ def await_service(graph, *vehicles):
         graph.wait(lambda v=vehicle: graph.received[f"{v}/label_info"], what=f"label_info of {vehicle}")
 
 
+@pytest.mark.slow
 def test_each_vehicle_gets_its_own_boxes_whatever_another_one_sends(graph, pairs, tmp_path):
     (_, packet, boxes), (_, other_packet, other_boxes) = pairs
     parameters = {
@@ -176,6 +177,7 @@ def test_names_that_are_no_vehicles(names, words):
     assert vehicle_names(["", "car1", "/fleet/car2/"]) == ["", "car1", "/fleet/car2"]
 
 
+@pytest.mark.slow
 def test_waiting_packets_of_several_vehicles_are_decoded_together(graph, pairs, tmp_path):
     packet = pairs[0][1]
     vehicles = [f"car{i}" for i in range(6)]
@@ -226,6 +228,7 @@ def test_waiting_packets_of_several_vehicles_are_decoded_together(graph, pairs, 
         node.stop()
 
 
+@pytest.mark.slow
 def test_compressed_images_of_a_remapped_camera(graph, pairs, tmp_path):
     pair, packet, _ = pairs[0]
     node = NodeProcess(
@@ -362,6 +365,7 @@ def test_a_gpu_without_memory_is_given_up_and_told(side, pairs):
 POLICY = Path(__file__).resolve().parents[1] / "config" / "security" / "policy.xml"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "parameters", "namespace", "enclave"),
     [

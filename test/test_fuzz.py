@@ -42,6 +42,7 @@ def target():
 # ---------------------------------------------------------------------------------------------------- the fuzzer
 
 
+@pytest.mark.slow
 def test_some_thousand_cases(target):
     outcomes, kinds = set(), set()
     for number in range(4000):

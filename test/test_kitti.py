@@ -141,6 +141,7 @@ def test_written_labels_read_back(tmp_path, objects):
         np.testing.assert_allclose(second, first, atol=5.1e-5)
 
 
+@pytest.mark.slow
 @needs_kitti
 def test_all_training_labels_read(tmp_path):
     counts, scored = Counter(), 0
@@ -245,6 +246,7 @@ def test_any_text_is_a_calibration_or_one_clear_error(tmp_path, text):
         assert rig.baseline > 0
 
 
+@pytest.mark.slow
 @needs_kitti
 def test_all_training_calibrations_read(tmp_path):
     path = tmp_path / "calib.txt"

@@ -33,6 +33,7 @@ def parsed(tmp_path, texts):
         yield read_labels(path)
 
 
+@pytest.mark.slow
 @needs_kitti
 def test_every_figure_equals_the_official_evaluators(tmp_path):
     folder = ROOT / "ap_reference"
@@ -57,6 +58,7 @@ def test_every_figure_equals_the_official_evaluators(tmp_path):
         assert (np.array(table["R40"]["3D loose"][name]) > np.array(table["R40"]["3D"][name])).all()
 
 
+@pytest.mark.slow
 @needs_kitti
 def test_a_whole_validation_split(tmp_path):
     """A real stereo detector's boxes for 3769 frames."""

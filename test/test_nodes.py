@@ -218,6 +218,7 @@ def test_end_to_end_is_more_than_all_stages_of_both_ends(ready, rendered_root, l
         assert times.end_to_end_ms >= times.total_ms + encoder_ms - 0.01
 
 
+@pytest.mark.slow
 def test_lockstep_play_of_a_real_sequence(ready, kitti_root, codec, logs):
     status, output = play(kitti_root / "sequence_02", logs, lockstep=True, count=6)
     assert status == 0, output
@@ -225,6 +226,7 @@ def test_lockstep_play_of_a_real_sequence(ready, kitti_root, codec, logs):
     check_against_codec(ready, [source[i] for i in range(6)], codec)
 
 
+@pytest.mark.slow
 def test_lockstep_play_of_the_object_benchmark(ready, kitti_root, codec, logs):
     status, output = play(kitti_root / "object", logs, lockstep=True)
     assert status == 0, output
@@ -232,6 +234,7 @@ def test_lockstep_play_of_the_object_benchmark(ready, kitti_root, codec, logs):
     check_against_codec(ready, [source[i] for i in range(2)], codec)
 
 
+@pytest.mark.slow
 def test_free_play_keeps_its_frequency_and_loops_with_increasing_stamps(ready, rendered_root, logs):
     status, output = play(rendered_root, logs, frequency=4.0, loop=True, count=6)
     assert status == 0 and "sent 6 pairs" in output, output
@@ -239,6 +242,7 @@ def test_free_play_keeps_its_frequency_and_loops_with_increasing_stamps(ready, r
     assert [stamp_ns(m) // 10**6 for m in ready.received["detections"]] == [1000, 1100, 1200, 1300, 1400, 1500]
 
 
+@pytest.mark.slow
 def test_play_from_a_start_and_paused(ready, rendered_root, logs):
     """Four pairs of 10 Hz: the last two of them, once the pause is over, and the clock with them."""
     ready.listen(Clock, "/clock")
@@ -264,6 +268,7 @@ def test_play_from_a_start_and_paused(ready, rendered_root, logs):
     assert late.wait() == 2 and "expected at least one pair after a start of 9 s, there is none" in late.output
 
 
+@pytest.mark.slow
 def test_a_bag_of_packets_from_a_start(logs, tmp_path):
     """An hour of packets: the last ones at once, before them the model information from the bag's beginning."""
     with BagWriter(tmp_path / "bag") as bag:
@@ -381,6 +386,7 @@ def test_mono_images_are_as_good_as_colour_ones(ready, rendered):
     ready.wait(lambda: len(ready.received["detections"]) == 1)
 
 
+@pytest.mark.slow
 def test_images_without_a_stamp_are_dated_by_their_arrival(ready, rendered):
     pair = rendered[0]
     before = time.time_ns()
@@ -584,6 +590,7 @@ def test_classes_are_chosen_while_running(ready, rendered):
         ready.set_parameter("decoder_node", "classes", [""])
 
 
+@pytest.mark.slow
 def test_max_bitrate_lowers_the_rate_and_drops_what_cannot_be_sent(ready, rendered):
     pair = rendered[0]
     assert ready.set_parameter("encoder_node", "rate", 5.0)[0]
@@ -614,6 +621,7 @@ def test_max_bitrate_lowers_the_rate_and_drops_what_cannot_be_sent(ready, render
     assert len(ready.received["detections"]) > before
 
 
+@pytest.mark.slow
 def test_silence_clears_the_boxes_once_and_is_told(ready, rendered):
     expect_answer(ready, time.time_ns(), rendered[0])
     ready.set_parameter("decoder_node", "timeout", 0.4)
@@ -646,6 +654,7 @@ def test_silence_clears_the_boxes_once_and_is_told(ready, rendered):
     assert [bool(m.detections) for m in ready.received["detections"]] == [True, False, True]
 
 
+@pytest.mark.slow
 def test_dead_cameras_are_told(ready):
     words = [f"no image on /car/{side}/image_rect for" for side in ("left", "right")]
     ready.wait_for_status(
@@ -667,6 +676,7 @@ def state(graph, node):
     return graph.call(client, GetState.Request()).current_state.label
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("history", "kept"), [("keep_last", 3), ("keep_all", 5)])
 def test_every_policy_can_be_overridden(logs, history, kept):
     """Of a publisher, and of a subscription, of a node that has none of these by itself.
@@ -780,6 +790,7 @@ def test_the_policies_of_the_image_subscriptions_can_be_overridden(logs):
         graph.close()
 
 
+@pytest.mark.slow
 def test_lifecycle_and_nothing_is_subscribed_while_nobody_listens(logs):
     """Configured and activated from outside; the images are taken only while somebody takes the packets."""
     namespace = "/managed"
@@ -812,6 +823,7 @@ def test_lifecycle_and_nothing_is_subscribed_while_nobody_listens(logs):
         graph.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "parameters", "words"),
     [
@@ -836,6 +848,7 @@ def test_bad_configuration_is_one_line_and_status_2(logs, module, parameters, wo
     assert words in line and "Traceback" not in node.output
 
 
+@pytest.mark.slow
 def test_lockstep_without_nodes_gives_up_with_words(logs, rendered_root):
     player = NodeProcess("kitti_player", {"path": rendered_root, "lockstep": True, "wait_timeout": 0.5}, "/alone", logs)
     try:

@@ -137,11 +137,22 @@ def test_every_source_file_names_its_licence():
 
 def test_links_in_the_documentation_resolve():
     broken = []
-    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "models").rglob("*.md")]:
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "models").rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
             if "://" not in target and not target.startswith("mailto:") and not (page.parent / target).exists():
                 broken.append(f"{page.relative_to(ROOT)}: {target}")
     assert broken == []
+
+
+def test_the_changelog_has_the_form_of_rep_132():
+    title, body = (ROOT / "CHANGELOG.rst").read_text().split("\n\n", 1)
+    assert title.splitlines() == ["^" * 30, f"Changelog for package {sicm_ros.__name__}", "^" * 30]
+    headings = re.findall(r"^(.+)\n-+$", body, re.MULTILINE)
+    assert headings and "Forthcoming" not in headings[1:]
+    for heading in headings:
+        assert re.fullmatch(r"Forthcoming|\d+\.\d+\.\d+ \(\d{4}-\d\d-\d\d\)", heading)
+    text = re.sub(r"^.+\n-+$", "", body, flags=re.MULTILINE)
+    assert [line for line in text.splitlines() if line and not line.startswith(("* ", "  "))] == []
 
 
 # ------------------------------------------------------------------------------------------------------------- messages
@@ -297,6 +308,8 @@ def test_run_explains_itself_without_making_anything(project):
     plain, asked = start(project), start(project, "--help")
     assert plain.returncode == asked.returncode == 0
     assert plain.stdout == asked.stdout and "./run demo" in plain.stdout and "./run test" in plain.stdout
+    steps = [plain.stdout.index(step) for step in ("./run demo", "./run encode", "./run decode", "docs/ros.md")]
+    assert steps == sorted(steps)
     assert not (project / ".venv").exists()
 
 

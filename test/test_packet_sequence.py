@@ -35,6 +35,7 @@ def test_what_packet_numbers_say(numbers, expected, lost):
     assert arrivals(numbers) == (expected.split(), lost)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.integers(2, 300), st.data())
 def test_a_shuffled_lossy_link_is_accounted_to_the_packet(count, data):

@@ -30,6 +30,7 @@ def test_weights_are_small_enough_to_travel_and_the_card_names_them(model: Store
     assert f"{model.fingerprint:016x}" in (model.path / "MODEL_CARD.md").read_text()
 
 
+@pytest.mark.slow
 def test_packets_of_real_pairs_average_at_most_six_kilobytes(model: StoredModel, kitti_root: Path) -> None:
     encoder, decoder = StereoEncoder(model), StereoDecoder(model)
     frames = [*KittiObject(kitti_root / "object"), *(f for f in KittiOdometry(kitti_root / "sequence_02"))]
@@ -52,6 +53,7 @@ def test_bytes_rise_with_the_rate(model: StoredModel) -> None:
     assert sizes == sorted(sizes) and sizes[-1] > 8 * sizes[0]
 
 
+@pytest.mark.slow
 def test_cars_are_found_on_rendered_frames_before_and_after_compression(model: StoredModel) -> None:
     detector, encoder, decoder = StereoDetector(model), StereoEncoder(model), StereoDecoder(model)
     labels, plain, coded = [], [], []

@@ -216,6 +216,7 @@ def test_a_large_channel_does_not_hide_what_is_lost_in_the_others() -> None:
     assert float(feature_error(lost, features)) == pytest.approx(0.75, rel=0.01)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_one_batch_can_be_learnt(store: SampleStore) -> None:
     """Every term falls far when the network sees the same two pairs again and again."""
     config = replace(SMALL, **SIZES)
@@ -288,6 +289,7 @@ def losses(out: Path) -> list[tuple[str, str, str]]:
         return [(row["step"], row["stage"], row["loss"]) for row in csv.DictReader(file)]
 
 
+@pytest.mark.slow
 def test_three_stages_resume_with_the_same_losses_and_leave_a_model(tmp_path: Path) -> None:
     folder = small_model(tmp_path / "model", [2, 4, 2], checkpoint_minutes=0.0)
     said: list[str] = []
@@ -392,6 +394,7 @@ def test_the_last_stage_trains_the_entropy_model_alone(tmp_path: Path) -> None:
     assert [row[1] for row in rows] == ["entropy"] * 3 and float(rows[-1][2]) < float(rows[0][2])
 
 
+@pytest.mark.slow
 def test_mixed_precision_trains_and_validates_at_intervals(tmp_path: Path) -> None:
     folder = small_model(
         tmp_path / "model", [1, 1, 0], precision="bf16-mixed", validation_minutes=0.0, batch_size=10, samples=5
@@ -428,7 +431,7 @@ def test_missing_labels_and_unknown_stages_are_said(tmp_path: Path) -> None:
         run(folder, None, tmp_path / "out", device="cpu", stages="codec,heads")
 
 
-def test_found_and_false_cars_are_counted() -> None:
+def test_true_and_false_positives_are_counted() -> None:
     car = Object3D("Car", (0, 0, 9, 9), 1.5, 1.6, 4.0, 0.0, 1.6, 20.0, 0.0, 0.0, 0.0, 0)
     labels = [[car, replace(car, x=5.0, occluded=1), replace(car, x=-5.0, z=40.0), replace(car, label="Van", x=10.0)]]
     hit = replace(car, x=0.3, score=0.9)

@@ -96,6 +96,7 @@ def test_packets_become_boxes_and_stay(bag, tmp_path):
         assert array.header.frame_id == "camera_0_optical"
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_gives_the_same_bag(bag, tmp_path):
     whole = tmp_path / "whole"
     transcode(bag, whole, "detections", TINY)
@@ -124,6 +125,7 @@ def test_unfinished_work_of_another_command_is_not_mixed_in(bag, tmp_path):
         transcode(bag, tmp_path / "out", model=TINY, namespace="other")
 
 
+@pytest.mark.slow
 def test_processes_share_the_work_and_keep_the_order(bag, tmp_path):
     transcode(bag, tmp_path / "one", model=TINY)
     transcode(bag, tmp_path / "two", model=TINY, workers=2)

@@ -78,6 +78,7 @@ def graph():
     graph.close()
 
 
+@pytest.mark.slow
 def test_the_recording_holds_what_was_on_the_topics(graph, tmp_path):
     width, height = KITTI_SIZE
     path = tmp_path / "live.rrd"
@@ -183,6 +184,7 @@ def sicm(*arguments, **environment):
     return result.returncode, result.stdout, result.stderr
 
 
+@pytest.mark.slow
 def test_a_bag_of_packets_is_played_with_the_boxes_in_it(tmp_path):
     """A vehicle's packets and boxes, recorded under its namespace, without images and without a decoder."""
     bag, path = tmp_path / "bag", tmp_path / "bag.rrd"

@@ -32,7 +32,7 @@ def from_kitti(
 
     ``topics`` is one of ``TOPIC_SCHEMES``: by default those of the encoder node, at the root. Stamps are the source's
     own (the object benchmark's frames get 10 Hz). ``frames`` limits their number; ``progress`` is called with frames
-    done and in all. The number of pairs. Raises KittiError or BagError.
+    done and in all. Returns the number of pairs. Raises KittiError or BagError.
     """
     if topics not in TOPIC_SCHEMES:
         raise BagError(f"topics: expected one of {', '.join(TOPIC_SCHEMES)}, got {topics!r}")

@@ -69,8 +69,8 @@ class BagStereo:
     """The stereo pairs of a bag, in order: ``for frame, frame_id in BagStereo(path)``.
 
     Topics are found by their names unless given. The rig comes from the camera infos, or from ``calib`` (a KITTI
-    calibration file) where the bag has none. Images are RGB; ``frame_id`` is the left image's. ``drops`` counts the
-    images that found no partner in the last pass.
+    calibration file) where the bag has none. Images are (H, W, 3) uint8 RGB; ``frame_id`` is the left image's.
+    ``drops`` counts the images that found no partner in the last pass.
     """
 
     def __init__(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The message types that bags hold, and what all of bags/ shares."""
+"""The message types in bags, and definitions that all of bags/ shares."""
 
 from __future__ import annotations
 

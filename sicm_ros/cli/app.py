@@ -22,9 +22,15 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    help="Split 3D perception from stereo images: a vehicle sends a few kilobytes for each stereo pair, and 3D boxes "
-    "are found somewhere else.\n\nStart with [bold]sicm demo[/bold], which shows the whole way and writes "
-    "pictures. Every command explains itself: [bold]sicm COMMAND --help[/bold].",
+    help="Split 3D object detection from stereo images: the vehicle sends a packet of a few kilobytes for each stereo "
+    "pair, and a remote node finds the 3D boxes.\n\n"
+    "[bold]1. See it work:[/bold] [cyan]sicm demo[/cyan] sends rendered pairs through both ROS 2 nodes and writes "
+    "pictures to out/demo.\n\n"
+    "[bold]2. Your own images:[/bold] [cyan]sicm encode[/cyan] makes a packet of a rectified pair, "
+    "[cyan]sicm decode[/cyan] makes 3D boxes of the packet.\n\n"
+    "[bold]3. ROS 2:[/bold] [cyan]sicm bag[/cyan] makes and plays rosbag2 files; README.md and docs/ros.md show how to "
+    "start the nodes.\n\n"
+    "[bold]sicm COMMAND --help[/bold] explains a command, with examples.",
 )
 for group in (demo, codec, data, train, measure):
     app.add_typer(group.commands)

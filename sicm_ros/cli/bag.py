@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bag: rosbag2 files from KITTI, played, and transcoded to packets."""
+"""bag: write rosbag2 files from KITTI, play them, transcode their images to packets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import typer
 from .options import DEFAULT_MODEL, Json, Model, Rate, Threshold, View, examples, help_alone
 from .output import check_range, print_json, progress_bar
 
-commands = typer.Typer(rich_markup_mode="rich", help="rosbag2 files: make one from KITTI, play one.")
+commands = typer.Typer(
+    rich_markup_mode="rich", help="rosbag2 files: make one from KITTI, play one, replace images by packets."
+)
 commands.callback(invoke_without_command=True)(help_alone)
 
 
@@ -35,7 +37,7 @@ def bag_from_kitti(
     frames: Annotated[
         int | None,
         typer.Option(
-            "--frames", "-n", min=1, metavar="N", show_default=False, help="At most so many pairs. Default: all."
+            "--frames", "-n", min=1, metavar="N", show_default=False, help="Maximum number of pairs. Default: all."
         ),
     ] = None,
     storage: Annotated[str, typer.Option("--storage", metavar="KIND", help="sqlite3 or mcap.")] = "sqlite3",
@@ -44,7 +46,7 @@ def bag_from_kitti(
         typer.Option(
             "--topics",
             metavar="SCHEME",
-            help="Topic names as a converter writes them: sicm, kitti2bag, kitti_to_ros2bag, kitti2rosbag2 or "
+            help="Topic names of the usual converters: sicm, kitti2bag, kitti_to_ros2bag, kitti2rosbag2 or "
             "ros2_dataset_bridge.",
         ),
     ] = "sicm",
@@ -76,12 +78,12 @@ def bag_play(
             metavar="HZ",
             min=0.01,
             show_default=False,
-            help="Pairs a second. Default: the bag's own times.",
+            help="Pairs per second. Default: the bag's own times.",
         ),
     ] = None,
     loop: Annotated[bool, typer.Option("--loop", help="Begin again at the end.")] = False,
     start: Annotated[
-        float, typer.Option("--start", metavar="SECONDS", min=0.0, help="Seconds to leave out at the beginning.")
+        float, typer.Option("--start", metavar="SECONDS", min=0.0, help="Seconds to skip at the beginning.")
     ] = 0.0,
     paused: Annotated[bool, typer.Option("--paused", help="Wait for the space key before the first pair.")] = False,
     clock: Annotated[
@@ -89,10 +91,10 @@ def bag_play(
     ] = False,
     view: View = None,
 ) -> None:
-    """Play a bag's stereo pairs on ROS topics, where there is no ros2 command. Needs rclpy.
+    """Publish the stereo pairs of a bag on ROS topics, also where there is no ros2 command. Needs rclpy.
 
-    A bag of packets, such as that of the demo, is played as packets. With --view, recorded boxes are played, too.
-    In a terminal the space key pauses and goes on; elsewhere the node's parameter paused does.
+    A bag of packets, such as the demo's, is played as packets. With --view, its recorded boxes are played as well.
+    In a terminal the space key pauses and resumes. Elsewhere, set the node's parameter paused.
     """
     from ..jobs.play import play
 
@@ -137,9 +139,9 @@ def bag_transcode(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Replace a bag's stereo images by packets, a few hundred times smaller, and packets by boxes.
+    """Replace the stereo images of a bag by packets, which are a few hundred times smaller, or packets by boxes.
 
-    Uses all cores. If it is killed, the same command goes on where it was.
+    Uses all cores. After a crash, run the same command again: it continues where it stopped.
     """
     if to not in ("packets", "detections"):
         raise ValueError(f"--to: expected packets or detections, got {to!r}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""encode, decode, inspect, detect: one stereo pair or packet at a time."""
+"""encode, decode, inspect, detect: a single stereo pair or packet."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def encode(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Encode one stereo pair to one packet: what a vehicle sends."""
+    """Encode a stereo pair to a packet, as the vehicle does."""
     check_writable(output)
     from ..data.kitti import read_pair
 
@@ -123,7 +123,7 @@ def decode(
     labels: Labels = None,
     as_json: Json = False,
 ) -> None:
-    """Decode a packet to 3D boxes: what the other end of the link does."""
+    """Decode a packet to 3D boxes, as the remote node does."""
     check_writable(output, picture)
     check_picture_name(picture)
     check_range("--threshold", threshold, 0, 1)
@@ -297,7 +297,7 @@ def detect(
     labels: Labels = None,
     as_json: Json = False,
 ) -> None:
-    """Detect 3D boxes without any compression: what the codec is compared with."""
+    """Detect 3D boxes without compression: the reference that the codec is compared with."""
     check_writable(output, picture)
     check_picture_name(picture)
     check_range("--threshold", threshold, 0, 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""render, score: folders of labelled pairs."""
+"""render, score: make labelled stereo pairs, and evaluate detections on labels."""
 
 from __future__ import annotations
 
@@ -46,10 +46,13 @@ def render(
     split: Annotated[
         Path | None,
         typer.Option(
-            "--split", metavar="FILE", show_default=False, help="Frame ids to render, one a line. Default: all."
+            "--split",
+            metavar="FILE",
+            show_default=False,
+            help="File with frame ids to render, one per line. Default: all.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Same seed, same pixels.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="The same seed gives the same pixels.")] = 0,
     count: Annotated[
         int | None,
         typer.Option(
@@ -58,12 +61,12 @@ def render(
             min=1,
             metavar="N",
             show_default=False,
-            help="At most so many frames. Default: all; 100 without --layouts.",
+            help="Maximum number of frames. Default: all; 100 without --layouts.",
         ),
     ] = None,
     workers: Annotated[int, typer.Option("--workers", "-j", min=1, metavar="N", help="Processes.")] = 1,
 ) -> None:
-    """Render a KITTI folder: stereo pairs with exact labels, calibration and disparity. A killed run continues."""
+    """Render a KITTI folder: stereo pairs with exact labels, calibration and disparity. Can be resumed."""
     for option, folder in (("--layouts", layouts), ("--calib", calib)):
         if folder is not None and not folder.is_dir():
             raise ValueError(f"{option}: expected a folder, got {folder}")
@@ -95,7 +98,7 @@ def score(
             "--split",
             metavar="FILE",
             show_default=False,
-            help="Frame ids to score, one a line. Default: all in RESULT_DIR.",
+            help="File with the frame ids to score, one per line. Default: all in RESULT_DIR.",
         ),
     ] = None,
     as_json: Json = False,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""demo: the whole way of a pair over ROS 2 topics."""
+"""demo: the whole pipeline over ROS 2 topics."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ def demo(
             "--kitti",
             metavar="ROOT",
             show_default=False,
-            help="Object folder, raw drive or odometry sequence. Default: a few rendered pairs.",
+            help="KITTI object folder, raw drive or odometry sequence. Default: a few rendered pairs.",
         ),
     ] = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="DIR", help="Where pictures, a bag, logs and summary.json go.")
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for pictures, bag, logs and summary.json.")
     ] = Path("out/demo"),
     model: Model = DEFAULT_MODEL,
     frames: Annotated[
         int | None,
-        typer.Option("--frames", "-n", min=1, metavar="N", show_default=False, help="At most so many pairs."),
+        typer.Option("--frames", "-n", min=1, metavar="N", show_default=False, help="Maximum number of pairs."),
     ] = None,
     rate: Rate = None,
     device: Device = "auto",
     threshold: Threshold = None,
     view: View = None,
 ) -> None:
-    """Show the whole way over real ROS 2 topics: player, encoder node and decoder node as three processes.
+    """Run the whole pipeline over ROS 2 topics: player, encoder node and decoder node as three processes.
 
     Writes a picture of each pair with its boxes, an overview, a bag and a summary of bytes and times.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bench: how long a model takes, and how much it sends."""
+"""bench: latency, throughput, memory and packet size of a model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def bench(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure stage by stage: latency, throughput, memory and bytes, as medians with 5th and 95th percentile."""
+    """Measure latency, throughput, memory and packet size, stage by stage (median, 5th and 95th percentile)."""
     import torch
 
     from ..data.kitti import open_source

@@ -23,10 +23,12 @@ Calib = Annotated[
         help="Calibration: KITTI object (P2, P3), odometry calib.txt, or calib_cam_to_cam.txt of a raw drive.",
     ),
 ]
-Model = Annotated[str, typer.Option("--model", "-m", metavar="NAME", help="Model name, or the folder of one.")]
+Model = Annotated[
+    str, typer.Option("--model", "-m", metavar="NAME", help="Name of a model, or the path of its folder.")
+]
 Device = Annotated[
     str,
-    typer.Option("--device", "-d", metavar="DEVICE", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."),
+    typer.Option("--device", "-d", metavar="DEVICE", help="cpu, cuda, cuda:1, ...; auto uses a GPU if there is one."),
 ]
 Rate = Annotated[
     float | None,
@@ -35,7 +37,7 @@ Rate = Annotated[
         "-r",
         metavar="R",
         show_default=False,
-        help="0 for the fewest bits, up to the model's highest rate; fractions lie in between. Default: the model's.",
+        help="From 0 (fewest bits) to the model's highest rate; fractions are allowed. Default: the model's.",
     ),
 ]
 Threshold = Annotated[
@@ -45,7 +47,7 @@ Threshold = Annotated[
         "-t",
         metavar="SCORE",
         show_default=False,
-        help="Least score of a detection, 0 to 1. Default: the model's.",
+        help="Minimum score of a detection, 0 to 1. Default: the model's.",
     ),
 ]
 View = Annotated[
@@ -54,13 +56,13 @@ View = Annotated[
         "--view",
         metavar="WHERE",
         show_default=False,
-        help="Show images, boxes, packet sizes and times in Rerun: window, or a file to write that ends in .rrd.",
+        help="Show images, boxes, packet sizes and times in Rerun: window, or the name of an .rrd file to write.",
     ),
 ]
 Picture = Annotated[
     Path | None,
     typer.Option(
-        "--picture", "-p", metavar="FILE", show_default=False, help="Also draw the boxes: a PNG or JPEG to write."
+        "--picture", "-p", metavar="FILE", show_default=False, help="Also write a picture of the boxes, PNG or JPEG."
     ),
 ]
 Labels = Annotated[
@@ -72,7 +74,7 @@ Labels = Annotated[
         help="KITTI label file whose boxes the picture shows as ground truth.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object in place of tables.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 
 def examples(*lines: str) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""train: a model from pairs and their labels."""
+"""train: a model from stereo pairs and their labels."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def train(
     out: Annotated[
         Path,
         typer.Option(
-            "--out", metavar="DIR", show_default=False, help="Where samples, checkpoint, log and the trained model go."
+            "--out", metavar="DIR", show_default=False, help="Folder for samples, checkpoint, logs and trained model."
         ),
     ],
     data: Annotated[
@@ -67,27 +67,27 @@ def train(
             metavar="M",
             min=0,
             show_default=False,
-            help="Shortens every stage so that the run ends in time.",
+            help="Time limit in minutes: every stage is shortened to fit.",
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in --out.")] = False,
     device: Device = "auto",
     seed: Annotated[
-        int | None, typer.Option("--seed", metavar="N", show_default=False, help="Default: that of train.yaml.")
+        int | None, typer.Option("--seed", metavar="N", show_default=False, help="Default: from train.yaml.")
     ] = None,
     processes: Annotated[
-        int, typer.Option("--processes", min=1, metavar="N", help="Data-parallel processes; torchrun works too.")
+        int, typer.Option("--processes", min=1, metavar="N", help="Data-parallel processes; torchrun works as well.")
     ] = 1,
     workers: Annotated[
         int, typer.Option("--workers", "-j", min=1, metavar="N", help="Processes that render samples.")
     ] = 1,
     stages: Annotated[
         str | None,
-        typer.Option("--stages", metavar="A,B", show_default=False, help="Some of detector,codec,joint,entropy."),
+        typer.Option("--stages", metavar="A,B", show_default=False, help="Only these of detector,codec,joint,entropy."),
     ] = None,
     start_from: Annotated[
         Path | None,
-        typer.Option("--start-from", metavar="FILE", show_default=False, help="Weights (safetensors) to begin with."),
+        typer.Option("--start-from", metavar="FILE", show_default=False, help="Initial weights (safetensors)."),
     ] = None,
     samples: Annotated[
         int | None,
@@ -96,7 +96,7 @@ def train(
             min=1,
             metavar="N",
             show_default=False,
-            help="Pairs to render, or at most to take of --data. Default: that of train.yaml.",
+            help="Number of pairs to render, or maximum number to use of --data. Default: from train.yaml.",
         ),
     ] = None,
 ) -> None:

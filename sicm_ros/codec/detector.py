@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Detection on features: on reconstructed ones, and, as the uncompressed reference, on those of the backbone."""
+"""Detection on features: on reconstructed ones and, as the uncompressed reference, on those of the backbone."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ def analyse(
     geometries: Sequence[InputGeometry],
     score_threshold: float,
 ) -> list[Boxes]:
-    """Visual analysis: the boxes found in the features of B pairs, best first; ``geometries`` has that of each pair."""
+    """Visual analysis: the boxes found in the features (B, C, h, w) of B pairs, best first.
+
+    ``geometries`` has, for each pair, how the camera images became the network's input, and the rigs of both.
+    """
     analysis, config = model.net.analysis, model.config
     rigs = rig_tensor([geometry.rig for geometry in geometries], model.device)
     transforms = [geometry.transform for geometry in geometries]
@@ -45,7 +48,7 @@ def analyse(
 
 
 class StereoDetector:
-    """The detector without the codec: what compression is compared with. Raises ModelError and InputError."""
+    """The detector without the codec, as the reference for compression. Raises ModelError and InputError."""
 
     def __init__(
         self, model: str | Path | StoredModel, device: str | torch.device = "cpu", score_threshold: float | None = None

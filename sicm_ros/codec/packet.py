@@ -49,7 +49,7 @@ class PacketError(ValueError):
 
 
 class NotAPacketError(PacketError):
-    """The bytes do not start as a packet does."""
+    """The bytes do not start like a packet."""
 
 
 class TruncatedPacketError(PacketError):
@@ -65,7 +65,7 @@ class WrongVersionError(PacketError):
 
 
 class WrongModelError(PacketError):
-    """A packet that other weights wrote."""
+    """A packet that was coded with other weights."""
 
 
 class ImplausiblePacketError(PacketError):
@@ -73,7 +73,7 @@ class ImplausiblePacketError(PacketError):
 
 
 class SymbolMismatchError(PacketError):
-    """The symbols decoded are not those that were coded: the two sides computed different probabilities."""
+    """The decoded symbols differ from the coded ones: the two sides computed different probabilities."""
 
 
 def rate_index(rate: float) -> int:
@@ -122,7 +122,7 @@ def pack(
 
 
 def read_header(data: bytes) -> PacketHeader:
-    """The header of a packet of sound length, CRC and fields. Raises a PacketError; copies nothing of the packet."""
+    """The header of a packet whose length, CRC and fields are valid. Raises a PacketError; does not copy the packet."""
     view = memoryview(data).cast("B")
     start = bytes(view[: len(MAGIC)])
     if start != MAGIC[: len(start)] or not start:

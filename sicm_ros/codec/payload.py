@@ -24,7 +24,8 @@ __all__ = ["DecodedLatents", "compress", "decompress", "decompress_batch", "symb
 
 @dataclass(frozen=True)
 class DecodedLatents:
-    """Latents (1, C, h, w) before the inverse gain, the hash of their symbols, and whether the payload ended there."""
+    """Latents (1, C, h, w) float32 before the inverse gain, the hash of their symbols, and whether the payload ended
+    with the last symbol."""
 
     left: Tensor
     right: Tensor
@@ -43,13 +44,13 @@ class _SymbolHash:
 
 
 def symbol_count(channels: int, hyper_channels: int, size: tuple[int, int]) -> int:
-    """Symbols of one pair with latents of ``size``."""
+    """Number of symbols of one pair with latents of ``size`` (h, w)."""
     rows, columns = hyper_size(*size)
     return 2 * (channels * size[0] * size[1] + hyper_channels * rows * columns)
 
 
 def compress(coded: QuantisedLatents, coder: RangeCoder, item: int = 0) -> tuple[bytes, int, float]:
-    """Payload, symbol hash, and information content in bits under the tables, of one item of a batch."""
+    """Payload, symbol hash and information content (bits under the tables) of one item of a batch."""
     encoder, symbol_hash = SymbolEncoder(coder), _SymbolHash()
     for view in (0, 1):
         symbols = coded.hyper[view][item].cpu().numpy().astype(np.int32)
@@ -63,7 +64,7 @@ def compress(coded: QuantisedLatents, coder: RangeCoder, item: int = 0) -> tuple
 
 
 def decompress(payload: bytes, coder: RangeCoder, prior: IntegerPrior, size: tuple[int, int]) -> DecodedLatents:
-    """Decode one pair. Whatever the bytes are, this ends, and its memory depends on ``size`` alone."""
+    """Decode one pair with latents of ``size`` (h, w). Ends for any bytes; memory depends on ``size`` alone."""
     return decompress_batch([payload], coder, prior, size)[0]
 
 

@@ -36,7 +36,7 @@ class RangeCoder:
 
 
 def _grouped(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Order in which symbols with these scale indices are coded (by index, then as they come), and the groups' ends."""
+    """Coding order (n,) of symbols with scale indices (n,): by index, then as they come; and the ends of the groups."""
     return np.argsort(indices, kind="stable"), np.cumsum(np.bincount(indices, minlength=SCALE_LEVELS))
 
 
@@ -53,13 +53,13 @@ class SymbolEncoder:
         self.bits = 0.0
 
     def hyper(self, view: int, symbols: np.ndarray) -> None:
-        """Append a hyper-latent (Z, hz, wz) with symbols in [-63, 63]."""
+        """Append a hyper-latent (Z, hz, wz) of integers in [-63, 63]; ``view`` 0 is left, 1 is right."""
         rows = symbols.reshape(len(symbols), -1).astype(np.int32) + HYPER_SYMBOL_LIMIT
         self._runs += zip(rows, self._coder.hyper_models[view], strict=True)
         self.bits += float(np.take_along_axis(self._coder.tables.hyper_bits[view], rows, 1).sum())
 
     def latents(self, symbols: np.ndarray, indices: np.ndarray) -> None:
-        """Append the symbols of one step, any shape, with their scale indices."""
+        """Append the symbols of one step with their scale indices: integer arrays of one shape."""
         indices, symbols = indices.reshape(-1).astype(np.uint8), symbols.reshape(-1).astype(np.int32)
         order, ends = _grouped(indices)
         shifted = (symbols + _LIMITS[indices])[order]
@@ -79,7 +79,7 @@ class SymbolEncoder:
 
 
 class SymbolDecoder:
-    """Gives back symbols in the order in which they went into a ``SymbolEncoder``.
+    """Returns symbols in the order in which they were given to a ``SymbolEncoder``.
 
     Damaged bytes give wrong symbols, but always symbols within the tables.
     """

@@ -2,7 +2,7 @@
 """Rate control (equation 1, sum of R_i <= R_max): the rate of each frame, so that no second holds too many bits.
 
 Pure Python: no ROS, no torch. ``BitWindow`` alone gives the guarantee; ``RateController`` chooses rates such that
-quality changes smoothly and the window seldom has to refuse anything.
+quality changes smoothly and the window rarely has to refuse a packet.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ T = TypeVar("T", bound=Coded)
 
 @dataclass(frozen=True)
 class RateDecision(Generic[T]):
-    """What becomes of one frame: ``sent`` is to be sent now, or is None with the reason in ``refusal``.
+    """The result for one frame: ``sent`` is to be sent now, or is None with the reason in ``refusal``.
 
     ``tries`` has all that was coded for it, in order; ``rate`` is the rate that was asked for of what was sent, or of
     the last try.
@@ -130,10 +130,11 @@ class RateDecision(Generic[T]):
 class RateController:
     """Chooses the rate of each frame.
 
-    The logarithm of a packet's bits is taken for linear in the rate, with an offset for each frame. The plan is the
+    The logarithm of a packet's bits is modelled as linear in the rate, with an offset for each frame. The plan is the
     highest constant rate at which this frame, and the frames to come if they are as those of the last second, stay
-    within the budget, given what is still in the window. So no burst follows a pause, and a single hard frame is paid
-    for by the whole second after it. A frame that comes out larger than planned is coded again at lower rates.
+    within the budget, given what is still in the window. So no burst follows a pause, and the cost of a single hard
+    frame is spread over the whole second after it. A frame that comes out larger than planned is coded again at lower
+    rates.
     """
 
     def __init__(self, highest_rate: float, window: BitWindow | None = None) -> None:

@@ -65,9 +65,10 @@ def box_pose(box: Object3D) -> Pose:
 
 
 def detection_array(header: Header, boxes: Sequence[Object3D], prefix: str) -> Detection3DArray:
-    """Boxes in the frame of ``header``. Each has exactly one hypothesis; ids are ``prefix`` and the index, unique
-    over time
-    if the prefix is: nothing is tracked, and the same id twice would say that it is the same object.
+    """Boxes in the frame of ``header``, metres; each has exactly one hypothesis.
+
+    An id is ``prefix`` and the index. Let ``prefix`` be unique over time: nothing is tracked, and the same id in two
+    messages would mean the same object.
     """
     detections = []
     for index, box in enumerate(boxes):
@@ -88,7 +89,7 @@ def detection_array(header: Header, boxes: Sequence[Object3D], prefix: str) -> D
 def boxes_of(message: Detection3DArray, class_names: Sequence[str]) -> list[Object3D]:
     """The boxes of an array as KITTI's objects: the inverse of ``detection_array``.
 
-    ``class_names`` gives class ids their spelling back. A message holds no 2D boxes; they are zero.
+    ``class_names`` restores the spelling of class ids. A message has no 2D boxes; they are zero.
     """
     names = {class_id(name): name for name in class_names}
     boxes = []

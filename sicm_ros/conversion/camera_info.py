@@ -49,7 +49,7 @@ def check_camera_info(side: Side, message: Any) -> None:
 
 
 def left_rig(message: Any) -> StereoRig:
-    """The rig of the left camera alone, with a baseline of one metre, for whoever needs the left view only.
+    """The rig of the left camera alone, with a baseline of one metre, where only the left view is needed.
 
     Raises CameraInfoError.
     """
@@ -65,7 +65,7 @@ def left_rig(message: Any) -> StereoRig:
 
 @dataclass(frozen=True)
 class _Camera:
-    """What matters of a checked CameraInfo."""
+    """The fields of a checked CameraInfo that are used."""
 
     p: tuple[float, ...]
     width: int
@@ -96,7 +96,7 @@ class RigCache:
         self._made: tuple[_Camera, _Camera, StereoRig] | None = None
 
     def update(self, side: Side, message: Any) -> None:
-        """Take a message of one side. Raises CameraInfoError, and keeps the previous ones, if it is no good."""
+        """Take a message of one side. Raises CameraInfoError, and keeps the previous ones, if it is invalid."""
         try:
             camera = self._camera(side, message)
         except CameraInfoError as error:
@@ -180,7 +180,7 @@ class RigCache:
 
 
 def camera_info_fields(rig: StereoRig, side: Side, width: int, height: int) -> dict[str, Any]:
-    """The fields of a CameraInfo, but for its header, of one rectified view of ``rig``."""
+    """The fields of a CameraInfo, without its header, of one rectified view of ``rig``; sizes in pixels."""
     k = [rig.fx, 0.0, rig.cx, 0.0, rig.fy, rig.cy, 0.0, 0.0, 1.0]
     p = rig.p_left if side == "left" else rig.p_right
     return {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``CodecInfo``: what a receiver must know of the model that coded the packets."""
+"""``CodecInfo``: the description of the model that coded the packets."""
 
 from __future__ import annotations
 

@@ -94,9 +94,9 @@ def to_rgb(message: Any) -> np.ndarray:
 
 
 def rgb_from_compressed(message: Any) -> np.ndarray:
-    """A ``sensor_msgs/CompressedImage`` (JPEG, PNG, or what else OpenCV reads) as (height, width, 3) uint8 RGB.
+    """A ``sensor_msgs/CompressedImage`` (JPEG, PNG, or another format of OpenCV) as (height, width, 3) uint8 RGB.
 
-    Raises ImageError for what is no image, and before decoding for one with a side beyond MAX_SIDE.
+    Raises ImageError if it is no image or, before decoding, if a side is longer than MAX_SIDE pixels.
     """
     data = np.frombuffer(message.data, np.uint8)
     what = f"compressed image ({message.format!r}, {len(data)} bytes)"
@@ -118,7 +118,7 @@ def rgb_from_compressed(message: Any) -> np.ndarray:
 
 
 def rgb_to_message_fields(image: np.ndarray) -> dict[str, Any]:
-    """The fields of an ``rgb8`` image message, but for its header, of an (H, W, 3) uint8 array.
+    """The fields of an ``rgb8`` image message, without its header, from an (H, W, 3) uint8 RGB array.
 
     ``data`` is of the type that rclpy's messages hold.
     """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Readers and writers of KITTI's files: object benchmark, raw drives, odometry sequences.
 
-Everything that can be wrong with a file is one ``KittiError`` whose text names the file, the line where there is one,
-the field and what was expected.
+Any error in a file raises a ``KittiError`` of one line that names the file, the line number where there is one, the
+field and what was expected.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _read_text(path: Path) -> str:
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """Lines that hold something, with their numbers from 1."""
+    """Lines that are not blank, with their numbers from 1."""
     for number, line in enumerate(text.split("\n"), 1):
         line = line.strip()
         if line:

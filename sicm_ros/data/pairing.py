@@ -2,8 +2,8 @@
 """Pairs left and right images by their stamps, counts what it drops and why, and survives jumps of time.
 
 No ROS: ``nodes/stereo_sync.py`` makes a filter of ``message_filters`` of it, ``bags/reader.py`` pairs recorded images.
-The synchronisers of ``message_filters`` do not tell what they threw away, keep a lock held while the user's callback
-runs, and get stuck when a bag starts over; this one returns a pair instead of calling back.
+The synchronisers of ``message_filters`` do not report what they drop, hold a lock while the user's callback runs, and
+get stuck when a bag starts over. This pairer returns a pair instead of calling back.
 """
 
 from __future__ import annotations

@@ -71,11 +71,12 @@ def render_dataset(
     count: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
-    """Write a KITTI object folder: ``training/{image_2,image_3,label_2,calib,disp_occ_0}`` (uint16, 256 per pixel).
+    """Write a KITTI object folder: ``training/{image_2,image_3,label_2,calib,disp_occ_0}``.
 
     Layouts come from ``layouts_dir`` (KITTI labels; the frames of ``split_file``, or all of them) with the calibrations
     of ``calib_dir``; without ``layouts_dir``, ``count`` frames of built-in layouts. Finished frames are skipped, so a
-    killed run continues. ``progress(done, total)`` is called after each frame. Returns the frames' names.
+    killed run continues. Disparity maps are uint16 PNG files, 256 times the pixels. ``progress(done, total)`` is called
+    after each frame. Returns the frames' names.
     """
     from sicm_ros.data import kitti
 
@@ -120,5 +121,5 @@ def rendered_frame(i: int, seed: int = 0) -> StereoFrame:
 
 
 def rendered_frames(count: int, seed: int = 0) -> list[StereoFrame]:
-    """Rendered pairs in KITTI's geometry, for machines without KITTI."""
+    """Rendered pairs of random layouts in KITTI's geometry, for machines without KITTI."""
     return [rendered_frame(i, seed) for i in range(count)]

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores, and how long the codec takes."""
+"""Evaluation: KITTI's AP, recall, latency."""

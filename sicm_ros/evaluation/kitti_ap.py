@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """KITTI's object evaluation: AP of 2D, bird's-eye-view and 3D boxes, and orientation similarity (AOS).
 
-The rules are those of the official development kit. Of the ground truth, only objects of the class that are tall,
-visible and whole enough for a difficulty count; those of a neighbouring class, or too hard ones, neither reward nor
-punish a detection on them. Detections that are too small, or lie in a DontCare region (2D only), are not punished
-either. Precision is taken at up to 41 scores, chosen where recall passes multiples of 1/40, and made monotonic; R40
-averages it at 1/40, 2/40, ..., 1 and R11 at 0, 0.1, ..., 1.
+The rules are those of the official development kit. The ground truth of a difficulty are the objects of the class that
+are tall, visible and complete enough for it. Detections of other objects of the class, or of a neighbouring class,
+count neither as true nor as false positives. Detections that are too small, or lie in a DontCare region (2D only), are
+no false positives. Precision is taken at up to 41 scores, chosen where recall passes multiples of 1/40, and made
+monotonic; R40 averages it at recall 1/40, 2/40, ..., 1 and R11 at 0, 0.1, ..., 1.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ COUNTS, IGNORED, ABSENT = 0, 1, -1
 
 @njit(cache=True)
 def _bev_intersection(ax, az, al, aw, ar, bx, bz, bl, bw, br):  # type: ignore[no-untyped-def]
-    """Area that two rotated rectangles share: b, in a's own axes, is clipped by a's four edges."""
+    """Area, in square metres, that two rotated rectangles share: b, in a's own axes, is clipped by a's four edges."""
     dx, dz = bx - ax, bz - az
     reach = 0.5 * (math.hypot(al, aw) + math.hypot(bl, bw))
     if dx * dx + dz * dz > reach * reach:
@@ -122,7 +122,7 @@ def _boxes(array: np.ndarray, columns: int, fields: str) -> np.ndarray:
 
 
 def bev_iou(boxes_a: np.ndarray, boxes_b: np.ndarray) -> np.ndarray:
-    """Intersection over union on the ground: (N, 5) and (M, 5) of x, z, length, width, rotation_y -> (N, M)."""
+    """IoU in bird's-eye view: (N, 5) and (M, 5) of x, z, length, width (metres), rotation_y (radians) -> (N, M)."""
     a, b = (_boxes(x, 5, "x, z, length, width, rotation_y") for x in (boxes_a, boxes_b))
     out = np.zeros((len(a), len(b)))
     _bev_iou(a, b, out)
@@ -130,9 +130,9 @@ def bev_iou(boxes_a: np.ndarray, boxes_b: np.ndarray) -> np.ndarray:
 
 
 def box3d_iou(boxes_a: np.ndarray, boxes_b: np.ndarray) -> np.ndarray:
-    """Intersection over union of volumes: (N, 7) and (M, 7) of x, y, z, height, width, length, rotation_y -> (N, M).
+    """IoU of volumes: (N, 7) and (M, 7) of x, y, z, height, width, length, rotation_y -> (N, M).
 
-    (x, y, z) is the middle of the bottom face, as in KITTI.
+    Metres and radians; (x, y, z) is the middle of the bottom face, as in KITTI.
     """
     a, b = (_boxes(x, 7, "x, y, z, height, width, length, rotation_y") for x in (boxes_a, boxes_b))
     out = np.zeros((len(a), len(b)))
@@ -141,7 +141,7 @@ def box3d_iou(boxes_a: np.ndarray, boxes_b: np.ndarray) -> np.ndarray:
 
 
 def _image_overlap(a: np.ndarray, b: np.ndarray, of_a: bool = False) -> np.ndarray:
-    """Overlap of 2D boxes (N, 4) and (M, 4): over the union, or over the area of ``a``."""
+    """Overlap (N, M) of 2D boxes (N, 4) and (M, 4), pixels: over the union, or over the area of ``a``."""
     low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
     sides = np.maximum(high - low, 0)
     shared = sides[..., 0] * sides[..., 1]
@@ -156,7 +156,7 @@ def _image_overlap(a: np.ndarray, b: np.ndarray, of_a: bool = False) -> np.ndarr
 
 @dataclass(frozen=True)
 class _Boxes:
-    """Boxes of all frames end to end; those of frame i are [start[i], start[i + 1])."""
+    """Boxes of all frames, concatenated; those of frame i are [start[i], start[i + 1])."""
 
     start: np.ndarray
     names: np.ndarray
@@ -194,7 +194,7 @@ class _Boxes:
 
 @dataclass(frozen=True)
 class _Overlaps:
-    """Per frame a (detections, ground truth) matrix, end to end; that of frame i begins at start[i]."""
+    """A (detections, ground truth) matrix for each frame, flattened and concatenated; frame i begins at start[i]."""
 
     start: np.ndarray
     values: np.ndarray
@@ -230,7 +230,7 @@ def _detection_flags(found: _Boxes, name: str, difficulty: int) -> np.ndarray:
 
 @njit(cache=True)
 def _matched_scores(truth_start, truth_flags, found_start, found_flags, scores, overlap_start, overlaps, least):  # type: ignore[no-untyped-def]
-    """Scores of the true positives when every detection may match: each object takes its best-scored detection."""
+    """Scores (n,) of the true positives if every detection may match: each object takes the one of highest score."""
     matched = np.empty(truth_flags.shape[0])
     count = 0
     taken = np.zeros(scores.shape[0], np.bool_)
@@ -318,7 +318,7 @@ def _count(
 
 
 def _thresholds(matched: np.ndarray, objects: int) -> np.ndarray:
-    """Scores at which recall comes nearest to 0, 1/40, 2/40, ... of ``objects``."""
+    """Scores (at most 41,) at which recall comes nearest to 0, 1/40, 2/40, ...; ``matched`` are scores (n,)."""
     scores = np.sort(matched)[::-1]
     chosen: list[float] = []
     recall = 0.0
@@ -334,7 +334,7 @@ def _thresholds(matched: np.ndarray, objects: int) -> np.ndarray:
 
 
 def _averages(values: np.ndarray) -> tuple[float, float]:
-    """R11 and R40 in percent of precisions (or similarities) at the thresholds, in order of rising recall."""
+    """R11 and R40, percent, from precisions (or similarities) (n,) at the thresholds, in order of rising recall."""
     curve = np.zeros(RECALL_STEPS + 1)
     # Rounding in the thresholds' recall can give one more than the curve has points for.
     curve[: min(len(values), len(curve))] = values[: len(curve)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long each stage of the codec takes, how much memory and how many bytes: medians with their spread."""
+"""Times of each stage of the codec, memory and packet sizes: medians with their spread."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """Stages are milliseconds of one pair, by side and stage, each side with its "total".
+    """Stages are in milliseconds for one pair, by side and stage; each side has a "total".
 
     ``entropy_share`` is the part of a pair's CPU time, of both sides together, that the entropy stages of both sides
     take. ``pairs_per_second`` is what the median total of each side allows when it does nothing else.
@@ -63,7 +63,7 @@ class BenchReport:
 
 
 def describe_machine(device: torch.device) -> dict[str, str | int | float]:
-    """What the times were measured on, and how busy it was just before."""
+    """The machine on which the times were measured, and its load just before."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -94,7 +94,7 @@ def bench(
     rate: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> BenchReport:
-    """Encode and decode ``pairs`` pairs, going round ``frames``; the first few more, to warm up, are not counted.
+    """Encode and decode ``pairs`` pairs, cycling through ``frames``, after a few more that warm up and do not count.
 
     ``progress`` is called with pairs done and in all. Raises ModelError and InputError.
     """

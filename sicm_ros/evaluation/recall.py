@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many of the cars that matter are found, at the threshold that a user runs with; beside average precision."""
+"""Recall, false positives and depth errors at one score threshold, as complements of average precision."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEPTH_RANGES = ((5, 15), (15, 25), (25, 35), (35, 50))  # metres
 
 
 class Found(NamedTuple):
-    """Counts over frames; ``false`` are detections of the class that no labelled object justifies."""
+    """Counts over frames: true positives, ground truth, false positives, frames."""
 
     found: int
     wanted: int
@@ -45,9 +45,13 @@ def count_found(
     max_depth: float = 30.0,
     threshold: float = 0.0,
 ) -> Found:
-    """Count the unoccluded (occluded 0, truncated below 0.15) objects within ``max_depth`` metres that a detection
-    overlaps on the ground by ``iou``, and the detections that overlap no object of the class (for cars, no van either)
-    by that much. Detections below ``threshold`` do not count."""
+    """Count true positives and false positives among the detections with a score of at least ``threshold``.
+
+    The ground truth are the unoccluded objects (occluded 0, truncated below 0.15) of class ``name`` within
+    ``max_depth`` metres. An object is found if a detection overlaps it in bird's-eye view by ``iou``. A detection is a
+    false positive if it overlaps no object of the class, at any depth and occlusion, by that much (for cars, no van
+    either).
+    """
     accepted = (name, "Van") if name == "Car" else (name,)
     found = wanted = false = 0
     for truth, result in zip(labels, results, strict=True):
@@ -70,10 +74,10 @@ def depth_errors(
     name: str = "Car",
     threshold: float = 0.0,
 ) -> dict[tuple[int, int], list[float]]:
-    """Detected less labelled depth of the box's centre, metres, of the objects in each of ``DEPTH_RANGES``.
+    """Depth errors (detected minus labelled depth of the box's centre, metres) for each of ``DEPTH_RANGES``.
 
-    Objects with occlusion 0 or 1 that a detection at or above ``threshold`` overlaps in the image by IoU 0.5; the one
-    that overlaps most counts.
+    Counted are objects with occlusion 0 or 1 that a detection at or above ``threshold`` overlaps in the image with IoU
+    0.5 or more; of several detections the one that overlaps most.
     """
     errors: dict[tuple[int, int], list[float]] = {r: [] for r in DEPTH_RANGES}
     for truth, result in zip(labels, results, strict=True):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Anchors of the detection head, what they know in advance, and how boxes are written relative to them.
+"""Anchors of the detection head, their priors, and boxes relative to them.
 
 YOLOStereo3D: 2D anchors of several sizes and ratios, each with the mean and the standard deviation of depth and
 observation angle that objects of its size had in the training labels.
@@ -34,7 +34,7 @@ def rig_tensor(rigs: list[StereoRig], device: torch.device | str = "cpu") -> Ten
 
 
 class Anchors(nn.Module):
-    """All anchors of one image, with their priors for each class as buffers that travel with the weights."""
+    """All N anchors of one image, with their priors for each class as buffers that are stored with the weights."""
 
     boxes: Tensor
     shape_index: Tensor
@@ -69,12 +69,15 @@ class Anchors(nn.Module):
         self.register_buffer("_divisors", torch.tensor(DIVISORS), persistent=False)
 
     def priors(self, class_index: Tensor, anchor_index: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and deviations (M, 6) for M pairs of a class and an anchor."""
+        """Prior means and standard deviations, (M, 6) each, for M pairs of a class and an anchor, indices (M,) int64.
+
+        Columns: z in metres, sin(2 alpha), cos(2 alpha), width, height, length in metres.
+        """
         shape = self.shape_index[anchor_index]
         return self.prior_mean[class_index, shape], self.prior_std[class_index, shape]
 
     def near_road(self, rigs: Tensor) -> Tensor:
-        """(B, N) bool: anchors whose prior depth puts them where objects of some class are. ``rigs`` (B, 8)."""
+        """(B, N) bool: whether the prior depth puts an anchor where objects of some class are. ``rigs`` (B, 8)."""
         fx, fy, cx, cy, tx, ty, tz, fb = rigs.float()[:, :, None, None].unbind(1)
         z = self.prior_mean[:, self.shape_index, 0] * (fb / self.reference_focal_baseline.float().clamp(min=1e-6))
         u, v = self.boxes[:, 0], self.boxes[:, 1]
@@ -83,10 +86,11 @@ class Anchors(nn.Module):
         return ((y > Y_RANGE[0]) & (y < Y_RANGE[1]) & (x.abs() < X_RANGE)).any(1)
 
     def encode(self, objects: Tensor, class_index: Tensor, anchor_index: Tensor, rig: Tensor) -> Tensor:
-        """Regression targets (M, 12) of M objects at M anchors.
+        """Regression targets (M, 12), without units, of M objects at M anchors.
 
-        ``objects`` (M, 11): 2D box (left, top, right, bottom), projected centre (u, v), z, alpha, w, h, l.
-        ``rig`` (8,).
+        ``objects`` (M, 11): 2D box (left, top, right, bottom) and projected centre (u, v) in pixels of the network's
+        input, z in metres, alpha in radians, w, h, l in metres. ``class_index``, ``anchor_index`` (M,) int64.
+        ``rig`` (8,), see ``rig_tensor``.
         """
         box = self.boxes[anchor_index]
         mean, std = self.priors(class_index, anchor_index)
@@ -113,9 +117,9 @@ class Anchors(nn.Module):
     ) -> Tensor:
         """Inverse of ``encode``: (M, 12), and whether sin(alpha) > 0 (M,) -> (M, 14).
 
-        Columns: 2D box (left, top, right, bottom) in network pixels; h, w, l; x, y (bottom), z in metres; rotation_y;
-        alpha; projected centre (u, v). Depth and sizes are as the network gives them, negative ones included; what can
-        be no box is for the caller to refuse.
+        Columns: 2D box (left, top, right, bottom) in pixels of the network's input; h, w, l and x, y (bottom), z in
+        metres; rotation_y and alpha in radians; projected centre (u, v) in pixels. ``rig`` (8,), see ``rig_tensor``.
+        Depth and sizes are as the network gives them, negative ones included: the caller refuses impossible boxes.
         """
         targets = targets.float() * self._divisors
         mean, std = self.priors(class_index, anchor_index)

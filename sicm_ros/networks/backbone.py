@@ -17,7 +17,7 @@ StereoFeatures = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[Tenso
 def conv_bn(
     in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1, groups: int = 1, relu: bool = True
 ) -> nn.Sequential:
-    """Convolution that keeps the size (over the stride), batch norm and, by default, ReLU."""
+    """Convolution, batch norm and, by default, ReLU: (B, C, H, W) -> (B, C', ceil(H/stride), ceil(W/stride))."""
     layers: list[nn.Module] = [
         nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(out_channels),
@@ -73,7 +73,7 @@ class Backbone(nn.Module):
             nn.init.zeros_(self.strided[1].weight)  # type: ignore[arg-type]
 
     def forward(self, left: Tensor, right: Tensor) -> StereoFeatures:
-        """Views (B, 3, H, W), normalised -> f0, f1, f2 of both, at strides 4, 8, 16."""
+        """Normalised views (B, 3, H, W) -> f0, f1, f2 of both views, (B, C, H/s, W/s) at strides s = 4, 8, 16."""
         x = self.stem(torch.cat([left, right]))
         x = self.pool(x) if self.strided is None else self.pool(x) + self.strided(x)
         scales = []

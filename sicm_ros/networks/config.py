@@ -72,7 +72,7 @@ class MvsfcConfig:
 
     @property
     def rate_count(self) -> int:
-        """How many rates the model's gains cover; 1 where a model is trained for a single rate."""
+        """Number of rates that the model's gains cover; 1 for a model that is trained for a single rate."""
         return len(self.lambdas) if self.variable_rate else 1
 
     @property

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bi-directional contextual transform (Bi-CTM): removes what the two views' representations have in common.
+"""Bi-directional contextual transform (Bi-CTM): removes the redundancy between the representations of both views.
 
 Section III-B of the paper names it, after Lei et al. (CVPR 2022): each view's map is corrected by a context that is
 gathered from the other view by attention, and gated.
@@ -17,7 +17,7 @@ SLOPE = 0.01  # of every leaky ReLU here
 
 
 class _ResidualBlock(nn.Module):
-    """x + two 3x3 convolutions, each with a leaky ReLU."""
+    """x + two 3x3 convolutions, each with a leaky ReLU; (B, C, h, w) -> the same shape."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class _ResidualBlock(nn.Module):
 
 
 class _CrossViewAttention(nn.Module):
-    """Attention of one view's map (queries) to the other's (keys, values), plus the identity.
+    """Attention of one view's map (queries) to the other's (keys, values), plus the identity; all (B, C, h, w).
 
     ``efficient``: softmax over all positions for the keys and over channels for the queries, so that the context is a
     small matrix for each head (Shen et al. 2021). ``epipolar``: every pixel attends to its own row of the other view,
@@ -83,7 +83,7 @@ class _ViewTransform(nn.Module):
         self.gate, self.fuse = two_convolutions(), two_convolutions()
 
     def correction(self, base: Tensor, other_base: Tensor) -> Tensor:
-        """What is taken from this view's map, given both views' base features (B, C, h, w)."""
+        """The correction (B, C, h, w) of this view's map, from both views' base features (B, C, h, w)."""
         attended = self.attention(base, other_base)
         gated = torch.sigmoid(self.gate(torch.cat([attended, base], 1))) * attended
         return self.fuse(torch.cat([base, gated], 1))

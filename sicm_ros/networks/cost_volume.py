@@ -22,8 +22,8 @@ def correlation_volume(left: Tensor, right: Tensor, bins: int, per_pixel: int = 
     """Mean over the channels of left(x) * right(x - i / per_pixel), for i = 0 .. bins - 1.
 
     Two maps (B, C, H, W) -> (B, bins, H, W); zero where the shift leaves the image. Shifts by parts of a pixel
-    interpolate the right map linearly. One matrix product for each stretch of a row with the window of the right row
-    that it can meet, of which the band is kept: faster than a loop over the shifts, or than whole rows.
+    interpolate the right map linearly. Each stretch of a left row is multiplied with the window of the right row that
+    it can match, and only the band of valid shifts is kept: faster than a loop over the shifts, or than whole rows.
     """
     b, c, h, w = left.shape
     if per_pixel > 1:
@@ -44,7 +44,7 @@ def correlation_volume(left: Tensor, right: Tensor, bins: int, per_pixel: int = 
 
 
 class ConcatenationVolume(nn.Module):
-    """Both maps, reduced and shifted against each other, through two 3D convolutions."""
+    """Both maps, with fewer channels and shifted against each other, through two 3D convolutions."""
 
     def __init__(self, in_channels: int, channels: int, bins: int) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class ConcatenationVolume(nn.Module):
 
 
 class GhostExpansion(nn.Module):
-    """Appends to a map cheap further channels of it (GhostNet): a thin convolution, then depthwise ones of that."""
+    """Appends cheap channels to a map (GhostNet): a thin convolution of it, then depthwise convolutions of that."""
 
     RATIO = 3
 
@@ -110,7 +110,7 @@ class CostVolumePyramid(nn.Module):
             self.fused_channels = self.out_channels = 2 * g8 + f1
 
     def forward(self, features: StereoFeatures) -> tuple[Tensor, Tensor, Tensor]:
-        """Features at strides 4, 8, 16 -> the head's input, the disparity head's input (both at the head's stride) and
+        """Features at strides 4, 8, 16 -> the head's input, the disparity head's (both (B, C, h, w) at its stride) and
         the expanded stride 4 volume."""
         (l0, r0), (l1, r1), (l2, r2) = features
         x4 = self.expand4(correlation_volume(l0, r0, self.bins[0], self.per_pixel))
@@ -127,7 +127,7 @@ class CostVolumePyramid(nn.Module):
 
 
 def _halve(x: Tensor, size: torch.Size) -> Tensor:
-    """Average pool by 2; an odd last row or column is kept."""
+    """Average pool by 2, (B, C, H, W) -> (B, C, *size); an odd last row or column is kept."""
     out = F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
     assert out.shape[2:] == size
     return out

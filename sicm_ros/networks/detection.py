@@ -60,7 +60,7 @@ class Detections:
 
 
 def expected_disparity(logits: Tensor) -> Tensor:
-    """Mean of the distribution that logits (B, bins, h, w) stand for: (B, h, w) float32, in bins."""
+    """Mean of the distributions with these logits, (B, bins, h, w) -> (B, h, w) float32, in bins."""
     bins = torch.arange(logits.shape[1], device=logits.device, dtype=torch.float32)
     # Not a matrix product, which autocast would round to bfloat16.
     return (logits.float().softmax(1) * bins[:, None, None]).sum(1)
@@ -81,7 +81,7 @@ class DisparityHead(nn.Module):
         self.logits = nn.Conv2d(widths[-1], bins, 1)
 
     def forward(self, x: Tensor, stride4: Tensor) -> Tensor:
-        """The fused volume, and the expanded volume at stride 4 -> (B, bins, H/4, W/4)."""
+        """The fused volume (B, C, h, w), the expanded one at stride 4 (B, C', H/4, W/4) -> (B, bins, H/4, W/4)."""
         size = stride4.shape[2:]
         for step in self.steps:  # the convolution comes first, a quarter of the work at the same size
             x = F.interpolate(step(x), scale_factor=2.0, mode="bilinear", align_corners=False)
@@ -92,10 +92,11 @@ class DisparityHead(nn.Module):
 
 
 class DisparityRefinement(nn.Module):
-    """Residual of a disparity from how the left map differs from the right one, warped by it.
+    """Correction of a disparity, from the difference between the left map and the right map warped by that disparity.
 
-    Warped by half a cell more and less as well, so that the minimum of the squared difference can be read off to a
-    fraction of a cell, which the correlation volume tells badly. Its place under a parabola is given, too.
+    The right map is also warped by half a cell more and less, so that the layers can locate the minimum of the squared
+    difference to a fraction of a cell; the correlation volume is too coarse for that. The minimum of a parabola through
+    the three differences is an input as well.
     """
 
     OFFSETS = (-0.5, 0.0, 0.5)  # cells of stride 4, beside the estimate
@@ -156,7 +157,7 @@ class DetectionHead(nn.Module):
             self.class_output.bias.view(anchors_per_cell, self.outputs)[:, :-1] = -math.log(99.0)
 
     def forward(self, x: Tensor, depth: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The fused map (B, C, h, w), and depth as ``_depth`` gives it (B, D, h, w) -> (B, N, K + 1), (B, N, 12)."""
+        """The fused map (B, C, h, w), and depth as in ``_depth`` (B, D, h, w) -> (B, N, K + 1), (B, N, 12)."""
         b = x.shape[0]
         classes = self.class_output(self.classification(x))
         boxes = self.regression(x if depth is None else torch.cat([x, depth], 1))
@@ -280,7 +281,7 @@ def can_exist(boxes: np.ndarray, focal: tuple[float, float], visible: tuple[floa
 
 
 def non_maximum_suppression(boxes: np.ndarray, scores: np.ndarray, iou: float) -> np.ndarray:
-    """Indices of the 2D boxes (M, 4) that are kept, best first."""
+    """Indices, int64, of the 2D boxes (M, 4), pixels, with scores (M,) that are kept, best first."""
     order = np.argsort(-scores, kind="stable")
     left, top, right, bottom = boxes[order].T
     area = np.maximum(right - left, 0) * np.maximum(bottom - top, 0)

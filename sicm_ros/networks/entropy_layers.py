@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layers of the entropy model, and what their floating-point and their integer evaluation agree on.
+"""The layers of the entropy model, and the constants that its floating-point and integer evaluations share.
 
 ``entropy_model`` evaluates them in floating point, for training; ``integer_prior`` in exact integers, for the codec.
 """
@@ -41,7 +41,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 def scale_table(device: torch.device | str = "cpu") -> Tensor:
-    """The standard deviations that an index stands for, (SCALE_LEVELS,) float64."""
+    """The standard deviation of each scale index, in quantisation steps, (SCALE_LEVELS,) float64."""
     steps = torch.arange(SCALE_LEVELS, dtype=torch.float64, device=device)
     return torch.exp2(steps / SCALES_PER_OCTAVE + SCALE_LOG2_MIN)
 
@@ -61,7 +61,8 @@ def checkerboard_anchors(height: int, width: int, device: torch.device | str = "
 def gaussian_bits(residual: Tensor, log2_scale: Tensor) -> Tensor:
     """Bits of the unit interval around ``residual`` under a normal density of standard deviation 2 ** log2_scale.
 
-    Computed from logarithms of tails, so that outliers keep a gradient instead of underflowing.
+    Elementwise, for tensors of one shape. Computed from logarithms of tails, so that outliers keep a gradient instead
+    of underflowing.
     """
     inverse = torch.exp2(-log2_scale)
     distance = residual.abs()
@@ -72,7 +73,10 @@ def gaussian_bits(residual: Tensor, log2_scale: Tensor) -> Tensor:
 
 
 class MaskedConv2d(nn.Conv2d):
-    """A convolution that sees only cells before the current one in raster order (type A), or that one as well (B)."""
+    """A convolution over the cells before the current one in raster order (type A), or including it (type B).
+
+    (B, C, h, w) -> (B, C', h, w).
+    """
 
     mask: Tensor
 
@@ -100,7 +104,7 @@ class HyperEncoder(nn.Sequential):
 
 
 class HyperDecoder(nn.Module):
-    """Hyper-latent to features (B, F, h, w); what a transposed convolution adds beyond that size is cut off."""
+    """Hyper-latent (B, Z, ceil(h / 4), ceil(w / 4)) to features (B, F, h, w), cropped to ``size`` (h, w)."""
 
     def __init__(self, hyper_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -130,7 +134,7 @@ class HyperDensity(nn.Module):
         self.log_scales = nn.Parameter(torch.zeros(hyper_channels, _MIXTURE))
 
     def bits(self, z: Tensor) -> Tensor:
-        """Bits of the unit interval around each element of ``z`` (B, Z, h, w)."""
+        """Bits, (B, Z, h, w), of the unit interval around each element of ``z`` (B, Z, h, w)."""
         shape = (1, -1, 1, 1, _MIXTURE)
         inverse = torch.exp(-self.log_scales).view(shape)
         centred = z.unsqueeze(-1) - self.means.view(shape)
@@ -141,7 +145,7 @@ class HyperDensity(nn.Module):
 
 
 def _pointwise(*channels: int) -> nn.Sequential:
-    """1x1 convolutions with leaky units between them."""
+    """1x1 convolutions with leaky units between them, (B, C, h, w) -> (B, C', h, w)."""
     layers: list[nn.Module] = []
     for i, (a, b) in enumerate(zip(channels[:-1], channels[1:], strict=True)):
         layers += [nn.LeakyReLU(LEAK)] if i else []
@@ -150,15 +154,15 @@ def _pointwise(*channels: int) -> nn.Sequential:
 
 
 def gate(x: Tensor) -> Tensor:
-    """Piecewise linear sigmoid, x / 4 + 1 / 2 in [0, 1]."""
+    """Piecewise linear sigmoid, x / 4 + 1 / 2 clamped to [0, 1], elementwise."""
     return (x / 4 + 0.5).clamp(0, 1)
 
 
 class EntropyLayers(nn.Module):
-    """The layers of both views, each a list with the left view's at 0 and the right view's at 1.
+    """The layers of both views: each is a list with the left view's layer at 0 and the right view's at 1.
 
-    ``channels`` C are those of one view's latent, ``hyper_channels`` those of its hyper-latent. All features that the
-    prediction goes through have ``context_channels`` F, by default 2 C.
+    ``channels`` C are those of one view's latent, ``hyper_channels`` those of its hyper-latent. All features of the
+    prediction have ``context_channels`` F, by default 2 C.
     """
 
     def __init__(

@@ -43,7 +43,7 @@ _GAIN_SPREAD = 3.0  # log2 of the gain at the highest rate over that at the lowe
 
 
 class EntropyOutput(NamedTuple):
-    """What comes out at the decoder, and what it costs.
+    """The decoded latents and their size in bits.
 
     ``left`` and ``right`` (B, C, h, w) are the decoded latents after the inverse gain; ``bits_left`` and ``bits_right``
     (B,) include the hyper-latents.
@@ -56,7 +56,7 @@ class EntropyOutput(NamedTuple):
 
 
 class _Clamp(torch.autograd.Function):
-    """Clamp whose gradient vanishes only where a step along it would leave the range further."""
+    """Clamp whose gradient vanishes only where a step would move the value further out of the range."""
 
     @staticmethod
     def forward(ctx, x: Tensor, low: float, high: float) -> Tensor:  # noqa: ANN001
@@ -82,7 +82,7 @@ def _noisy(x: Tensor) -> Tensor:
 
 
 def _float32(x: Tensor) -> torch.autocast:
-    """Leave mixed precision: positions of symbols and logarithms of small likelihoods need 24 bits."""
+    """Turn autocast off: positions of symbols and logarithms of small likelihoods need 24 bits."""
     return torch.autocast(x.device.type, enabled=False)
 
 
@@ -130,14 +130,14 @@ class StereoEntropyModel(EntropyLayers):
         return torch.exp(table[:, below] * (1 - part) + table[:, below + 1] * part)[..., None, None]
 
     def gain(self, left: Tensor, right: Tensor, rate: float | Tensor = 0.0) -> Pair:
-        """Scale both latents for ``rate``, a number or (B,), in [0, rate_count - 1]; 0 gives the fewest bits."""
+        """Scale both latents (B, C, h, w) for ``rate``, a number or (B,), from 0 (fewest bits) to rate_count - 1."""
         if self.rate_count == 1:
             return left.float(), right.float()
         gains = self._gains(self.log_gain, rate)
         return left.float() * gains[0], right.float() * gains[1]
 
     def inverse_gain(self, left: Tensor, right: Tensor, rate: float | Tensor = 0.0) -> Pair:
-        """Undo ``gain`` after decoding."""
+        """Undo ``gain`` on decoded latents (B, C, h, w), at the same ``rate``."""
         if self.rate_count == 1:
             return left, right
         gains = self._gains(self.log_inverse_gain, rate)
@@ -146,7 +146,7 @@ class StereoEntropyModel(EntropyLayers):
     # ------------------------------------------------------------------------------------------------ prediction
 
     def _predict(self, hyper: Pair, context: Pair) -> tuple[Pair, Pair]:
-        """Log2 of the standard deviations, and means, of both views, from features (B, F, h, w) of each."""
+        """Log2 of the standard deviations, and means, (B, C, h, w) of each view, from features (B, F, h, w) of each."""
         both = [torch.cat([h, c], 1) for h, c in zip(hyper, context, strict=True)]
         features = [net(x) for net, x in zip(self.view_features, both, strict=True)]
         log2_scales, means = [], []
@@ -191,10 +191,10 @@ class StereoEntropyModel(EntropyLayers):
     # ------------------------------------------------------------------------------------------------ both ways
 
     def forward(self, left: Tensor, right: Tensor, rate: float | Tensor = 0.0) -> EntropyOutput:
-        """Quantise both latents, and say what they cost.
+        """Quantise both latents (B, C, h, w), and estimate their bits.
 
-        In training the bits come from additive uniform noise, the latents from rounding with a straight-through
-        gradient. In evaluation both are those of the real bitstream (of its integer arithmetic; bits are estimates).
+        ``rate`` as for ``gain``. In training, the bits come from additive uniform noise, and the latents from rounding
+        with a straight-through gradient. In evaluation, both come from the integer arithmetic of the real bitstream.
         """
         if not self.training:
             return self._forward_exact(left, right, rate)
@@ -217,7 +217,7 @@ class StereoEntropyModel(EntropyLayers):
         return EntropyOutput(out_left, out_right, bits[0], bits[1])
 
     def integer_prior(self) -> IntegerPrior:
-        """The exact integer evaluation of the present weights, built again only where they have changed."""
+        """The exact integer evaluation of the current weights, rebuilt only if they have changed."""
         key = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.parameters())
         if self._integer is None or self._integer[0] != key:
             self._integer = (key, IntegerPrior(self))
@@ -225,7 +225,7 @@ class StereoEntropyModel(EntropyLayers):
 
     @torch.no_grad()
     def quantise(self, left: Tensor, right: Tensor, rate: float | Tensor = 0.0) -> QuantisedLatents:
-        """All symbols of both latents, and the indices of their scales, in the order in which they are coded."""
+        """Symbols and scale indices of both latents (B, C, h, w), in coding order. ``rate`` as for ``gain``."""
         with _float32(left):
             y = self.gain(left, right, rate)
             # What is no number is coded as something: a bad frame must not stop the stream.

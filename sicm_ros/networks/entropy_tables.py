@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Integer probability tables: what the entropy coder expects of each symbol.
+"""Integer probability tables of the entropy coder.
 
 They are made once, when a model is saved, and stored with its weights: two machines' ``erf`` may differ in the last
 bit, and one different count breaks a stream.
@@ -31,7 +31,7 @@ class TableError(ValueError):
 
 
 def _counts(probabilities: np.ndarray) -> np.ndarray:
-    """Integer counts (n,) that sum to TOTAL, none of them zero."""
+    """Integer counts (n,), none zero and with the sum TOTAL, from probabilities (n,)."""
     shares = probabilities / probabilities.sum() * (TOTAL - len(probabilities))
     counts = np.floor(shares).astype(np.int64) + 1
     counts[np.argmax(probabilities)] += TOTAL - counts.sum()
@@ -40,7 +40,7 @@ def _counts(probabilities: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class EntropyTables:
-    """How often, of 65536 times, each symbol is expected.
+    """The count of each symbol, out of 65536.
 
     ``latent``: counts of the symbols -limit .. limit of scale index 0, then of index 1, ...; 1-D int32, limits from
     ``symbol_limits``. ``hyper``: (2 views, Z, 127), int32, the symbols -63 .. 63 of each hyper-latent channel.
@@ -63,7 +63,7 @@ class EntropyTables:
 
     @classmethod
     def build(cls, model: StereoEntropyModel) -> EntropyTables:
-        """The tables of a trained model: normal densities for its latents, its learned ones for the hyper-latents."""
+        """The tables of a trained model: normal densities for the latents, learned ones for the hyper-latents."""
         latent = []
         log2_scales = torch.log2(scale_table())
         for i, limit in enumerate(symbol_limits().tolist()):
@@ -80,27 +80,27 @@ class EntropyTables:
 
     @cached_property
     def latent_rows(self) -> list[np.ndarray]:
-        """Counts of each scale index."""
+        """Counts of each scale index i, (2 limit_i + 1,) int32 each."""
         ends = np.cumsum((2 * symbol_limits() + 1).numpy())
         return np.split(self.latent, ends[:-1])
 
     @cached_property
     def latent_bits(self) -> np.ndarray:
-        """Information content of each entry of ``latent``, float64."""
+        """Information content of each entry of ``latent``, in bits, float64, of the same shape."""
         return TABLE_BITS - np.log2(self.latent)
 
     @cached_property
     def hyper_bits(self) -> np.ndarray:
-        """Information content of each entry of ``hyper``, float64."""
+        """Information content of each entry of ``hyper``, in bits, float64, of the same shape."""
         return TABLE_BITS - np.log2(self.hyper)
 
     def tensors(self) -> dict[str, Tensor]:
-        """For the weights file."""
+        """The tables as int32 tensors by name, for the weights file."""
         return {"tables.latent": torch.from_numpy(self.latent), "tables.hyper": torch.from_numpy(self.hyper)}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> EntropyTables:
-        """From the weights file. Raises TableError."""
+        """The tables in the tensors of a weights file. Raises TableError."""
         try:
             latent, hyper = tensors["tables.latent"], tensors["tables.hyper"]
         except KeyError as e:

@@ -44,7 +44,7 @@ _INPUT_LIMIT = float(1 << 22)  # no input of a layer is larger: decoded latents 
 
 
 def symbol_limits() -> Tensor:
-    """Symbols coded with scale index i are in [-limits[i], limits[i]], (SCALE_LEVELS,) int64."""
+    """Limits, (SCALE_LEVELS,) int64: symbols coded with scale index i are in [-limits[i], limits[i]]."""
     return torch.ceil(6 * scale_table()).long().clamp(min=16)
 
 
@@ -132,17 +132,17 @@ class _Linear:
         self.kind = kind
 
     def sums(self, x: Tensor) -> Tensor:
-        """What is rounded, (B, n, outputs), of x (B, n, k); inputs from the k-th on are taken as zero."""
+        """The sums before rounding, (B, n, outputs), of x (B, n, k); inputs from the k-th on count as zero."""
         rows = torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight[: x.shape[-1]])
         return rows.view(*x.shape[:-1], len(self.bias))
 
     def add(self, sums: Tensor, x: Tensor, start: int) -> Tensor:
-        """Add to ``sums``, in place, what x (B, n, k), the inputs from ``start`` on, contributes."""
+        """Add the contribution of x (B, n, k), the inputs from ``start`` on, to ``sums``, in place."""
         sums.view(-1, sums.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]), self.weight[start : start + x.shape[-1]])
         return sums
 
     def rounded(self, sums: Tensor) -> Tensor:
-        """Round, saturate, and apply the activation; ``sums`` is spent."""
+        """Round, saturate, and apply the activation, in place: ``sums`` (B, n, outputs) is overwritten."""
         if self.kind == "gate":
             return sums.floor_().clamp_(0, ONE)
         sums.clamp_(-_LIMIT, _LIMIT)
@@ -242,7 +242,7 @@ class _Plan:
 
 
 class IntegerPrior:
-    """Integer copy of the decoder's half of the layers of an entropy model, on their device."""
+    """Integer copy of those layers of an entropy model that a decoder needs, on their device."""
 
     def __init__(self, model: EntropyLayers) -> None:
         self.device = next(model.parameters()).device
@@ -314,7 +314,7 @@ class IntegerPrior:
 
     @torch.no_grad()
     def run(self, hyper: tuple[Tensor, Tensor], size: tuple[int, int], code: Coder) -> tuple[Tensor, Tensor]:
-        """Walk through the steps, asking ``code`` for the symbols of each; both latents (B, h * w, C) in fixed point.
+        """Go through the steps, asking ``code`` for the symbols of each; both latents (B, h * w, C) in fixed point.
 
         ``hyper``: symbols of the hyper-latents (B, Z, hz, wz) of each view, any dtype.
         """

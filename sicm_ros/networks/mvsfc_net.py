@@ -42,7 +42,7 @@ class MvsfcNet(nn.Module):
             self.analysis = VisualAnalysis(config)
 
     def features(self, left: Tensor, right: Tensor) -> StereoFeatures:
-        """Normalised views (B, 3, H, W) -> features of both at strides 4, 8, 16."""
+        """Normalised views (B, 3, H, W) -> features of both views, (B, C, H/s, W/s) at strides s = 4, 8, 16."""
         return self.backbone(left, right)
 
     def latents(self, features: StereoFeatures) -> tuple[Tensor, Tensor]:
@@ -58,7 +58,7 @@ class MvsfcNet(nn.Module):
         return self.analysis(features)
 
     def compress(self, features: StereoFeatures, rate: Tensor | float) -> tuple[StereoFeatures, Tensor, Tensor]:
-        """Features through quantised latents: the reconstruction, and the bits of each view (B,)."""
+        """Features through quantised latents: the reconstruction, of equal shapes, and the bits of each view (B,)."""
         coded = self.entropy_model(*self.latents(features), rate)
         return self.reconstruct(coded.left, coded.right), coded.bits_left, coded.bits_right
 

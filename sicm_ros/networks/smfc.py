@@ -120,7 +120,7 @@ class SmfcEncoder(nn.Module):
         )
 
     def forward(self, features: StereoFeatures) -> tuple[Tensor, Tensor]:
-        """Features at strides 4, 8, 16 -> latents of both views (B, latent_channels, *latent_size), not quantised."""
+        """Features at strides 4, 8, 16 -> latents (B, latent_channels, *latent_size) of both views, not quantised."""
         (l0, r0), (l1, r1), (l2, r2) = [
             (_fit(left, s), _fit(right, s)) for (left, right), s in zip(features, self.sizes, strict=True)
         ]
@@ -152,7 +152,7 @@ class SmfcDecoder(nn.Module):
         self.unit0 = StereoDecoderUnit(c0, f1 if feedback else 0, f0, config.attention, normalize=False)
 
     def forward(self, left: Tensor, right: Tensor) -> StereoFeatures:
-        """Dequantised latents (B, C, *latent_size) -> features at strides 4, 8, 16, as the backbone gives them."""
+        """Dequantised latents (B, C, *latent_size) -> features at strides 4, 8, 16, of the backbone's shapes."""
 
         def unit(
             module: StereoDecoderUnit, left: Tensor, right: Tensor, decoded: tuple[Tensor, Tensor] | None, level: int

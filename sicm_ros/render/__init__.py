@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The renderer: layouts, the scene around them, its surfaces, and both pictures of it."""
+"""The renderer: layouts, the scene around them, its surfaces, and both views of it."""

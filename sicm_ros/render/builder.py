@@ -15,7 +15,7 @@ __all__ = ["Builder"]
 
 
 class Builder:
-    """Meshes placed in the world so far. ``surface`` takes a row of a material and gives its number."""
+    """The meshes placed so far. ``surface`` takes the row of a material and returns its number."""
 
     def __init__(self) -> None:
         self.vertices: list[np.ndarray] = []
@@ -45,7 +45,10 @@ class Builder:
         cutout: Mapping[int, float] | float = 0.0,
         casts: bool = True,
     ) -> np.ndarray:
-        """Place a mesh: its x axis along ``heading`` (KITTI's rotation_y). Returns the world vertices."""
+        """Place a mesh at ``origin`` (x, y, z), metres, its x axis along ``heading`` (KITTI's rotation_y, radians).
+
+        ``surfaces`` and ``cutout`` are for all parts, or by part number. Returns the world vertices (N, 3), metres.
+        """
         c, s = math.cos(heading), math.sin(heading)
         axes = np.array([[c, 0.0, -s], [s, 0.0, c], [0.0, -1.0, 0.0]])
         place = np.asarray(origin, np.float64)

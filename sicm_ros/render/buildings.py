@@ -54,7 +54,7 @@ def add_building(
     wall: float,
     ground: float,
 ) -> None:
-    """A house: ``corner`` (x, z) of the front wall's start, the wall runs along ``heading``, ``depth`` to its left."""
+    """A house: the front wall starts at ``corner`` (x, z) along ``heading``; the house is ``depth`` to its left."""
     row = _facade_row(rng)
     row[10] = wall - 0.3
     side_row = list(row)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The camera: one view of a scene, and what lens, sensor and noise make of it."""
+"""The camera: one view of a scene, and the effects of lens, sensor and noise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["draw_view", "photograph"]
 
 
 def _camera(rig: StereoRig, translation: tuple[float, float, float]) -> np.ndarray:
-    """Position of a camera in the label frame."""
+    """Position (3,) of a camera in the label frame, metres; ``translation`` is the fourth column of its P."""
     tz = translation[2]
     return -np.array([(translation[0] - rig.cx * tz) / rig.fx, (translation[1] - rig.cy * tz) / rig.fy, tz])
 
@@ -98,7 +98,11 @@ def photograph(
     noise: float,
     blur: float,
 ) -> np.ndarray:
-    """A linear image as a camera would take it, uint8: blur, exposure, noise, black level, gamma."""
+    """The (H, W, 3) uint8 image that a camera makes of linear RGB (H, W, 3): blur, exposure, noise, black level, gamma.
+
+    ``exposure`` is a factor for each channel (3,), ``blur`` a standard deviation in pixels; ``noise`` and ``black`` are
+    fractions of full scale.
+    """
     image = np.asarray(_blur(image, blur) * exposure, np.float32)
     grain = rng.standard_normal(image.shape, dtype=np.float32)
     grain *= np.sqrt(np.float32(noise * noise) * (np.float32(0.08) + np.minimum(image, 1)))

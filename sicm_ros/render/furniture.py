@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signs, lamps, fences, and unlabelled things of a person's size."""
+"""Street furniture: signs, lamps, fences, and unlabelled objects of a person's size."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def add_sign(b: Builder, rng: np.random.Generator, x: float, z: float, y: float,
 def _add_scaled(
     b: Builder, mesh: Mesh, at: Sequence[float], heading: float, size: float | tuple[float, float], row: int
 ) -> None:
-    """Place a flat plate whose local coordinates stay in [-1, 1] while it is ``size`` metres large."""
+    """Place a flat plate that is ``size`` metres large and whose local coordinates are in [-1, 1]."""
     sx, sz = (size, size) if isinstance(size, float) else size
     b.add(mesh.stretched((sx, 1, sz)), at, heading, row)
     rows = b.instances[-1].reshape(3, 4)
@@ -57,7 +57,7 @@ def _add_scaled(
 
 
 def add_clutter(b: Builder, rng: np.random.Generator, x: float, z: float, y: float, heading: float) -> None:
-    """Something of a person's size, or thinner, that is not a labelled object."""
+    """An unlabelled object of a person's size, or thinner."""
     kind = int(rng.integers(8))
     turn = heading + rng.normal(0, 0.3)
     if kind == 0:
@@ -129,7 +129,7 @@ def add_clutter(b: Builder, rng: np.random.Generator, x: float, z: float, y: flo
 
 
 def add_pole(b: Builder, rng: np.random.Generator, x: float, z: float, y: float, side: float, heading: float) -> None:
-    """A lamp post, or a bare one."""
+    """A post, with or without a lamp."""
     steel = b.surface(
         generic_surface(
             pick(rng, np.array([[0.35, 0.36, 0.37], [0.08, 0.09, 0.09], [0.12, 0.2, 0.16]])),

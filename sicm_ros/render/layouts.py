@@ -29,7 +29,7 @@ _SIZES = {
 def random_layout(rng: np.random.Generator, rig: StereoRig, width: int, height: int) -> list[Object3D]:
     """Objects as they stand around a car in KITTI: traffic, parked cars, pedestrians, cyclists; no boxes overlap.
 
-    ``rig`` and the image size decide what lies in view. The 2D boxes are the projections of the 3D ones.
+    ``rig`` and the image size in pixels decide what is in view. The 2D boxes are the projections of the 3D ones.
     """
     objects: list[Object3D] = []
     heading = float(np.clip(rng.normal(0, 0.06), -0.25, 0.25))
@@ -130,7 +130,10 @@ def random_layout(rng: np.random.Generator, rig: StereoRig, width: int, height: 
 
 
 def _footprints_meet(centre: np.ndarray, hwl: np.ndarray, ry: float, other: Object3D) -> bool:
-    """Whether two boxes overlap seen from above (separating axes), with a hand's breadth between them."""
+    """Whether two boxes, with a small margin, overlap in bird's-eye view (separating axes).
+
+    ``centre`` and ``hwl`` (3,) in metres, ``ry`` in radians.
+    """
 
     def rectangle(c: np.ndarray, width: float, length: float, angle: float) -> tuple[np.ndarray, np.ndarray]:
         axes = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])

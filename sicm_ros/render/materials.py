@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What surfaces are made of: rows of numbers that surfaces.py paints by. The first entry is the kind."""
+"""Materials: rows of numbers for the functions of surfaces.py. The first entry is the kind."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ PAINT_WEIGHTS = np.array([18, 14, 12, 19, 12, 6, 5, 3.5, 3, 2, 2, 1, 1, 1.5])
 def pick(
     rng: np.random.Generator, table: np.ndarray, weights: np.ndarray | None = None, jitter: float = 0.2
 ) -> np.ndarray:
-    """One row of a palette, a little varied."""
+    """A random row (C,) of ``table`` (N, C), slightly varied."""
     p = None if weights is None else weights / weights.sum()
     tint = rng.uniform(1 - jitter, 1 + jitter) * rng.uniform(0.96, 1.04, 3)
     return np.clip(table[rng.choice(len(table), p=p)] * tint, 0.008, 0.85)

@@ -33,7 +33,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Mesh:
-    """``vertices`` (N, 3), unit ``normals`` (N, 3), ``triangles`` (M, 3) and ``part`` (M,) numbers."""
+    """``vertices`` (N, 3) metres, unit ``normals`` (N, 3), ``triangles`` (M, 3) vertex numbers, ``part`` (M,)."""
 
     vertices: np.ndarray
     normals: np.ndarray
@@ -52,7 +52,7 @@ class Mesh:
         return Mesh(self.vertices * s + np.asarray(shift), normals, self.triangles, self.part)
 
     def turned(self, angle: float) -> Mesh:
-        """Turned about the z axis (x towards y)."""
+        """Turned by ``angle`` radians about the z axis (x towards y)."""
         c, s = math.cos(angle), math.sin(angle)
         r = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
         return Mesh(self.vertices @ r.T, self.normals @ r.T, self.triangles, self.part)
@@ -85,7 +85,7 @@ def _grid_triangles(rows: int, columns: int) -> np.ndarray:
 
 
 def grid_surface(points: np.ndarray, part: int = 0) -> Mesh:
-    """A smooth surface through a grid of points (rows, columns, 3)."""
+    """A smooth surface through a grid of points (rows, columns, 3), metres."""
     rows, columns = points.shape[:2]
     du = np.gradient(points, axis=1)
     dv = np.gradient(points, axis=0)
@@ -113,7 +113,7 @@ def box(low: Sequence[float], high: Sequence[float], part: int = 0) -> Mesh:
 
 
 def quad(points: Sequence[Sequence[float]], part: int = 0) -> Mesh:
-    """A flat four-sided face."""
+    """A flat face with four corners, (4, 3), metres."""
     p = np.asarray(points, np.float64)
     (ax, ay, az), (bx, by, bz) = p[1] - p[0], p[3] - p[0]
     n = np.array([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx])
@@ -123,7 +123,7 @@ def quad(points: Sequence[Sequence[float]], part: int = 0) -> Mesh:
 
 @lru_cache(maxsize=8)
 def ball(rows: int = 8, columns: int = 12) -> Mesh:
-    """The unit sphere."""
+    """The sphere of radius 1."""
     a = np.linspace(0, math.pi, rows + 1)[:, None]
     b = np.linspace(0, 2 * math.pi, columns + 1)[None]
     p = np.stack(np.broadcast_arrays(np.sin(a) * np.cos(b), np.sin(a) * np.sin(b), np.cos(a)), -1).reshape(-1, 3)
@@ -144,7 +144,7 @@ def _tube_parts(sides: int, caps: bool) -> tuple[np.ndarray, np.ndarray, np.ndar
 def tube(
     start: Sequence[float], end: Sequence[float], r0: float, r1: float, part: int = 0, sides: int = 8, caps: bool = True
 ) -> Mesh:
-    """A round rod from ``start`` to ``end``; ``caps`` closes it with rounded ends."""
+    """A round rod from ``start`` to ``end`` with radii ``r0`` and ``r1``, metres; ``caps`` adds rounded ends."""
     ring, rows, triangles = _tube_parts(sides, caps)
     ax, ay, az = end[0] - start[0], end[1] - start[1], end[2] - start[2]
     length = math.sqrt(ax * ax + ay * ay + az * az) + 1e-9
@@ -392,7 +392,7 @@ _END_REACH, _END_SIDES, _END_ABOVE, _END_BELOW = 0.2, 0.05, (0.045, 0.03), 0.02
 
 
 def _end_pull(p: np.ndarray) -> np.ndarray:
-    """How far points (N, 3) of the unit car are drawn towards its middle along x (N,)."""
+    """The distance (N,) by which points (N, 3) of the unit car are moved towards its middle along x."""
     x, y, z = p.T
     near = np.clip((np.abs(x) - 0.5 + _END_REACH) / _END_REACH, 0, 1) ** 1.5
     above = np.where(x > 0, *_END_ABOVE) * np.clip((z - 0.36) / 0.3, 0, 1)
@@ -401,7 +401,7 @@ def _end_pull(p: np.ndarray) -> np.ndarray:
 
 
 def _rounded_ends(car: Mesh) -> Mesh:
-    """Nose and tail that bulge in the middle of the bumpers alone: seen from an end, a real car fills its box badly."""
+    """Rounded nose and tail: a real car reaches the ends of its box in the middle of the bumpers only."""
     p, step = car.vertices, 1e-4
     pull = _end_pull(p)
     slope = np.stack([(_end_pull(p + step * axis) - pull) / step for axis in np.eye(3)], 1)
@@ -419,7 +419,7 @@ def wheel_radius(body: BodyType, length: float, height: float) -> float:
 
 
 def car(name: str, length: float, width: float, height: float) -> Mesh:
-    """A car without its wheels that exactly fills (length, width, height) but for its mirrors; parts BODY .. DARK."""
+    """A car without wheels that fills (length, width, height), metres, except for its mirrors; parts BODY .. DARK."""
     b = BODY_TYPES[name]
     parts = [_unit_car(name).stretched((length, width, height))]
     if name in ("estate", "suv") and width * 10 % 2 < 1:
@@ -454,7 +454,7 @@ def _ellipsoid(centre: Sequence[float], radii: Sequence[float], part: int) -> Me
 
 
 def pedestrian(rng: np.random.Generator, length: float, width: float, height: float, sitting: bool = False) -> Mesh:
-    """A walking or standing person that fills the box."""
+    """A walking or standing person that fills the box, metres."""
     h = height if not sitting else height * 1.35
     # A long box is a long stride, a wide one arms that stand off, rather than a stretched body.
     stride = float(np.clip(math.asin(np.clip((length - 0.30) / (0.92 * h), 0.02, 0.6)), 0.04, 0.62))
@@ -534,7 +534,7 @@ def bicycle(part_frame: int = FRAME, part_tyre: int = RUBBER) -> list[Mesh]:
 
 
 def cyclist(rng: np.random.Generator, length: float, width: float, height: float) -> Mesh:
-    """A person on a bicycle that fills the box."""
+    """A person on a bicycle that fills the box, metres."""
     parts = list(bicycle())
     lean = rng.uniform(0.1, 0.35)
     hip = (-0.2, 0.0, 1.0)
@@ -563,7 +563,10 @@ def cyclist(rng: np.random.Generator, length: float, width: float, height: float
 def cards(
     rng: np.random.Generator, centres: np.ndarray, sizes: np.ndarray, origin: Sequence[float] | np.ndarray, part: int
 ) -> Mesh:
-    """Leafy faces: one randomly turned quad at each of ``centres`` (N, 3), normals away from ``origin``."""
+    """Leafy faces: a randomly turned quad at each of ``centres`` (N, 3) with side ``sizes`` (N,), metres.
+
+    Normals point away from ``origin``.
+    """
     n = len(centres)
     a = rng.standard_normal((n, 3))
     a /= np.linalg.norm(a, axis=1, keepdims=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The labelled objects: cars, trucks, people, trams, exactly where their labels say."""
+"""The labelled objects (cars, trucks, people, trams), exactly at the places of their labels."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _CLOTHES = np.array(
 def car_material(
     rng: np.random.Generator, body: meshes.BodyType, length: float, width: float, height: float, rgb: Vector
 ) -> list[float]:
-    """The numbers that ``surfaces`` paints a car by."""
+    """The material row of a car, for ``surfaces.paint_car_body``; sizes in metres."""
     tall = body.rear[0] > 0.8
     vertical_lamps = tall and rng.uniform() < 0.5
     lamp_low = body.nose - 0.10
@@ -310,7 +310,7 @@ _BODY_SHARES = ((0.89, 1.0), (0.93, 1.0), (0.95, 1.0))
 
 
 def _body_in_box(rng: np.random.Generator, o: Object3D) -> tuple[tuple[float, float, float], Sequence[float]]:
-    """Length, width and height of a car's body, and where it stands, somewhere inside the labelled box."""
+    """Length, width and height of a car's body, and its place (x, y, z), metres, inside the labelled box."""
     length, width, height = (
         size * rng.uniform(*share) for size, share in zip((o.length, o.width, o.height), _BODY_SHARES, strict=True)
     )
@@ -320,7 +320,7 @@ def _body_in_box(rng: np.random.Generator, o: Object3D) -> tuple[tuple[float, fl
 
 
 def add_object(b: Builder, rng: np.random.Generator, o: Object3D) -> list[np.ndarray]:
-    """Place one labelled object; the world vertices of its parts."""
+    """Place one labelled object; returns the world vertices (N, 3), metres, of each part."""
     at: Sequence[float] = (o.x, o.y, o.z)
     size = (o.length, o.width, o.height)
     if o.label in ("Car", "Van"):

@@ -44,7 +44,7 @@ def _foliage_row(rng: np.random.Generator) -> list[float]:
 def add_tree(
     b: Builder, rng: np.random.Generator, x: float, z: float, y: float, height: float, radius: float, near: float
 ) -> None:
-    """A tree: trunk, branches, and a crown of clumps of leaves."""
+    """A tree at (x, z) on the ground ``y``, metres: trunk, branches, and a crown of clumps of leaves."""
     trunk_height = height * rng.uniform(0.25, 0.45)
     bark = b.surface(
         generic_surface(
@@ -110,7 +110,7 @@ def add_wood(
     height: float,
     towards: tuple[float, float],
 ) -> None:
-    """The edge of a wood along the points (x, z) on the ground y: a bulging wall of leaves with a ragged top."""
+    """The edge of a wood along points x, z on the ground y, (N,) each, metres: an uneven wall of leaves."""
     n = len(x)
     rows = 7
     share = np.linspace(0, 1, rows)[:, None]
@@ -167,7 +167,7 @@ def add_hedge(
     width: float,
     height: float,
 ) -> None:
-    """A cut hedge."""
+    """A trimmed hedge; metres, ``heading`` in radians."""
     leaves = b.surface(_foliage_row(rng))
     n = int(np.clip(length * height * 14, 40, 400))
     p = rng.uniform([-length / 2, -width / 2, 0.05], [length / 2, width / 2, height], (n, 3))
@@ -187,7 +187,7 @@ def add_hedge(
 
 
 def add_bush(b: Builder, rng: np.random.Generator, x: float, z: float, y: float, radius: float) -> None:
-    """A round bush."""
+    """A round bush; metres."""
     leaves = b.surface(_foliage_row(rng))
     n = int(np.clip(60 * radius * radius, 40, 200))
     d = rng.standard_normal((n, 3))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which surface each sample of a picture shows, what the sun sees, and what follows from that. Compiled by numba.
+"""Rasterisation: the surface at each sample of an image, the shadow map, silhouettes, disparity. Compiled by numba.
 
 Everything is single-threaded.
 """
@@ -123,35 +123,36 @@ def rasterise(v, world, tris, cutout, tex, q_buffer, id_buffer):
 
 @njit(cache=True, fastmath=True, error_model="numpy")
 def leaf_u(px, py, pz, scale):
-    """Texture coordinate of a point on a leafy surface."""
+    """First texture coordinate, texels, of a point in metres on a leafy surface; ``scale`` in texels per metre."""
     return (px * 0.83 + pz * 0.55 + py * 0.27) * scale
 
 
 @njit(cache=True, fastmath=True, error_model="numpy")
 def leaf_v(px, py, pz, scale):
-    """The other texture coordinate."""
+    """Second texture coordinate, texels, of a point in metres on a leafy surface."""
     return (py * 0.9 + pz * 0.35 - px * 0.25) * scale
 
 
 @njit(cache=True, fastmath=True, error_model="numpy")
 def leaf_hole(tex, u, v, hole):
-    """Whether a leafy surface has a hole at (u, v) texels."""
+    """Whether a leafy surface, of which the fraction ``hole`` is missing, has a hole at (u, v) texels."""
     # The offset makes both positive, so that truncation rounds down.
     return tex[HOLES, (int(v + 1048576.0) & 255) * 256 + (int(u + 1048576.0) & 255)] < hole
 
 
 @njit(cache=True, fastmath=True, error_model="numpy")
 def leaf_scale(z):
-    """Leaves are drawn no finer than can be seen at a distance; the same in both views."""
+    """Texels per metre of leaves at depth ``z`` metres: coarser far away, and the same in both views."""
     return 160.0 if z < 10 else (90.0 if z < 20 else (50.0 if z < 40 else 26.0))
 
 
 @njit(cache=True, fastmath=True, error_model="numpy")
 def light_height_map(vertices, tris, casts, cutout, tex, sun, x0, z0, cell, height_map):
-    """What the sun sees: for each cell of the plane y = 0, along the sun's direction, the smallest y (highest point).
+    """Shadow map: for each cell of the plane y = 0, along the sun's direction, the smallest y (highest point).
 
-    ``sun`` points to the sun (y negative). A point P belongs to the cell of P - sun * P.y / sun.y.
-    ``height_map`` (rows along z, columns along x) starts at a large y.
+    ``sun`` (3,) points to the sun (y negative). A point P belongs to the cell of P - sun * P.y / sun.y. ``vertices``
+    (N, 3) metres, ``tris`` (M, 3), ``casts`` (M,) bool, ``cutout`` (M,) as in ``rasterise``. ``height_map`` (rows along
+    z, columns along x) float32 metres starts at a large y. Its cells are ``cell`` metres wide, from ``x0``, ``z0`` on.
     """
     rows, columns = height_map.shape
     kx, kz = -sun[0] / sun[1], -sun[2] / sun[1]
@@ -218,7 +219,10 @@ def light_height_map(vertices, tris, casts, cutout, tex, sun, x0, z0, cell, heig
 
 @njit(cache=True, fastmath=True, error_model="numpy")
 def darken_under_box(ambient, x0, z0, cell, x, z, ry, half_length, half_width, strength, reach):
-    """Multiply the ground's ambient light by the occlusion of a box that stands on it (contact shadow)."""
+    """Multiply the ground's ambient light by the occlusion of a box that stands on it (contact shadow).
+
+    ``ambient`` (rows along z, columns along x) float32, in place; lengths in metres, ``ry`` in radians.
+    """
     rows, columns = ambient.shape
     c, s = math.cos(ry), math.sin(ry)
     radius = math.hypot(half_length, half_width) + 3 * reach
@@ -238,9 +242,10 @@ def darken_under_box(ambient, x0, z0, cell, x, z, ry, half_length, half_width, s
 
 @njit(cache=True, fastmath=True, error_model="numpy")
 def count_silhouettes(v, tris, first, last, stamp, counts):
-    """Samples that each labelled object would cover if nothing stood in front of it.
+    """Count the samples that each labelled object would cover if nothing stood in front of it, into ``counts`` (K,).
 
-    Triangles ``first[k]:last[k]`` belong to object k; ``stamp`` (H, W) int32 starts at -1.
+    ``v`` (N, 3) as in ``rasterise``, ``tris`` (M, 3). Triangles ``first[k]:last[k]`` belong to object k; ``stamp``
+    (H, W) int32 starts at -1.
     """
     height, width = stamp.shape
     for k in range(first.shape[0]):
@@ -273,7 +278,7 @@ def count_silhouettes(v, tris, first, last, stamp, counts):
 
 @njit(cache=True, fastmath=True, error_model="numpy")
 def disparity_at_centres(q_buffer, fx, cx, left_t, right_t, disparity):
-    """Disparity u_left - u_right at the sample nearest above-left of each pixel's centre line; 0 for the sky.
+    """Disparity u_left - u_right, pixels, at each pixel's centre, into ``disparity`` (H, W) float32; 0 for the sky.
 
     ``q_buffer`` holds inverse depths in the left view at SUPER_X x SUPER_Y samples per pixel. The samples of a pixel
     are symmetric about its centre, so the inverse depth there is the mean of the two central columns and both rows

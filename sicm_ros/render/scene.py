@@ -27,7 +27,10 @@ MAP_X0, MAP_Z0, MAP_CELL, MAP_COLUMNS, MAP_ROWS = -28.0, 2.0, 0.08, 700, 800
 
 @dataclass(frozen=True)
 class Light:
-    """Sun, sky and air. Colours are linear RGB; an albedo of 1 under a light of 1 looks like 1."""
+    """Sun, sky and air. Colours are linear RGB (3,); an albedo of 1 under a light of 1 gives a radiance of 1.
+
+    ``sun`` (3,) is the direction to the sun; for ``environment`` see ``shading.shade_view``.
+    """
 
     sun: np.ndarray
     sun_colour: np.ndarray
@@ -39,7 +42,13 @@ class Light:
 
 @dataclass
 class Scene:
-    """Everything to be drawn. ``object_triangles[k]`` is the range of object k's triangles (labelled objects first)."""
+    """Everything to be drawn, in the label frame, metres.
+
+    ``vertices``, ``normals`` (N, 3); ``triangles`` (M, 3) vertex numbers. For each triangle (M,): ``instance`` and
+    ``material``, rows of ``instances`` (world to object axes, 12 numbers each) and ``materials``; ``cutout``, the
+    fraction that is missing (leaves); ``casts``, whether it casts a shadow. ``object_triangles[k]`` is the range of
+    object k's triangles (labelled objects first), ``object_vertices[k]`` (n, 3) its points.
+    """
 
     vertices: np.ndarray
     normals: np.ndarray

@@ -23,7 +23,7 @@ CAMERA_HEIGHT = 1.65
 
 
 class Street:
-    """Road coordinates, the height of the ground, and which places are free."""
+    """Road coordinates, the height of the ground, and free places. All lengths are in metres."""
 
     def __init__(self, rng: np.random.Generator, objects: Sequence[Object3D]) -> None:
         self.objects = objects
@@ -57,12 +57,12 @@ class Street:
             self.spot_rise = np.array([o.y for o in standing]) - self._base(self.spots[:, 0], self.spots[:, 1])
 
     def road(self, x: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Lateral and along coordinates of points."""
+        """Coordinates of points across and along the road, from x and z: arrays of one shape."""
         along = self.s * x + self.c * z
         return self.c * x - self.s * z - self.offset - 0.5 * self.bend * along**2, along
 
     def world(self, lateral: np.ndarray | float, along: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
-        """x and z of road coordinates."""
+        """x and z from road coordinates: arrays of one shape, float64."""
         lateral, along = np.asarray(lateral, np.float64), np.asarray(along, np.float64)
         across = lateral + self.offset + 0.5 * self.bend * along**2
         return self.c * across + self.s * along, -self.s * across + self.c * along
@@ -78,7 +78,7 @@ class Street:
         )
 
     def height(self, x: np.ndarray, z: np.ndarray) -> np.ndarray:
-        """y of the ground at points."""
+        """y of the ground at points x, z: arrays of one shape."""
         x, z = np.asarray(x, np.float64), np.asarray(z, np.float64)
         y = self._base(x, z)
         if len(self.spots):
@@ -98,7 +98,7 @@ class Street:
         return float(x), float(z)
 
     def free(self, x: float, z: float, radius: float, hide: bool = False) -> bool:
-        """Whether something round fits at (x, z): clear of every object and, unless ``hide``, not in front of one."""
+        """Whether a disc fits at (x, z): apart from every object and, unless ``hide``, not in front of one."""
         for o in self.objects:
             reach = 0.5 * math.hypot(o.length, o.width)
             if math.hypot(o.x - x, o.z - z) < reach + radius + 0.3:
@@ -112,12 +112,12 @@ class Street:
         return True
 
     def wall_free(self, x: np.ndarray, z: np.ndarray, radius: float) -> bool:
-        """Whether a row of points fits (a wall or a hedge)."""
+        """Whether a row of discs at x, z, (N,) each, fits (a wall or a hedge)."""
         return all(self.free(float(a), float(b), radius) for a, b in zip(x, z, strict=True))
 
 
 def ground_parameters(rng: np.random.Generator, street: Street) -> np.ndarray:
-    """The numbers that ``surfaces`` paints the ground by."""
+    """The parameters of the ground for ``surfaces.paint_ground``."""
     g = np.zeros(GROUND_SIZE)
     g[0], g[1], g[2], g[3], g[4], g[5] = street.c, street.s, street.offset, street.bend, street.left, street.right
     g[6] = rng.uniform(0.10, 0.28)
@@ -164,7 +164,7 @@ def ground_parameters(rng: np.random.Generator, street: Street) -> np.ndarray:
 
 
 def ground_mesh(street: Street) -> Mesh:
-    """Vertices in world axes directly (not in an object's)."""
+    """The ground as a mesh whose vertices are in world axes, not in those of an object."""
     edge = 0.02
     side = np.array([0.7, 1.6, 3, 5, 8, 13, 22, 40, 80, 150])
     lateral = np.concatenate(

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Paints the surfaces: the albedo of a point on the ground, on a car, on a house. Compiled by numba."""
+"""The surfaces: the albedo (3,), linear RGB, of a point on the ground, a car or a house. Compiled by numba.
+
+Functions write into ``albedo``. Footprints (names that begin with f) are the sizes of a sample on the surface, along
+its axes.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ __all__ = ["mix", "paint_car_body", "paint_facade", "paint_glasshouse", "paint_g
 
 @njit(cache=True, fastmath=True, error_model="numpy")
 def mix(albedo, r, g, b, a):
-    """Blend a colour into ``albedo``, in place, by the share ``a``."""
+    """Blend a colour into ``albedo``, in place, with weight ``a`` in [0, 1]."""
     albedo[0] += (r - albedo[0]) * a
     albedo[1] += (g - albedo[1]) * a
     albedo[2] += (b - albedo[2]) * a
@@ -33,7 +37,7 @@ def mix(albedo, r, g, b, a):
 
 @njit(cache=True, fastmath=True, error_model="numpy")
 def paint_ground(tex, px, pz, fx, fz, g, albedo):
-    """Road, marks, kerbs, pavement and verge. ``g``: see ``street.ground_parameters``."""
+    """Road, markings, kerbs, pavement and verge at (px, pz), metres. ``g``: see ``street.ground_parameters``."""
     c, s = g[0], g[1]
     along = s * px + c * pz
     lateral = c * px - s * pz - g[2] - 0.5 * g[3] * along * along

@@ -123,7 +123,7 @@ def _texel(tex, kind, level, u, v):
 
 @njit(cache=True, fastmath=True, error_model="numpy")
 def texture(tex, kind, u, v, footprint):
-    """Texture at (u, v) texels, averaged over about ``footprint`` texels."""
+    """Texture number ``kind`` of the pyramids ``tex`` at (u, v) texels, averaged over about ``footprint`` texels."""
     if kind == PLAIN or footprint > 90 or (kind == GRAIN and footprint > 14):
         return 0.0
     # Levels blend linearly in the footprint itself, which spares a logarithm.
@@ -139,7 +139,7 @@ def texture(tex, kind, u, v, footprint):
 
 @njit(cache=True, fastmath=True, error_model="numpy")
 def texture_long(tex, kind, u, v, fu, fv):
-    """The same with different footprints along both axes: up to four look-ups along the longer one."""
+    """``texture`` with different footprints along both axes: up to four look-ups along the longer one."""
     if fv > fu:
         taps = min(4, max(1, int(fv / fu)))
         total = 0.0
