@@ -229,6 +229,7 @@ def test_points_behind_the_camera_have_no_positive_depth():
 # ----------------------------------------------------------------------------------------------------------- real data
 
 
+@pytest.mark.slow
 @needs_kitti
 def test_projected_labels_lie_on_labelled_2d_boxes(tmp_path):
     """Boxes that nothing hides or cuts: their 3D corners must project onto their labelled 2D boxes."""

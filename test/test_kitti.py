@@ -165,6 +165,7 @@ def test_all_training_labels_read(tmp_path):
     }
 
 
+@pytest.mark.slow
 @needs_kitti
 def test_a_real_detectors_results_read(tmp_path):
     """Some of these files end in a line of white space."""

@@ -195,6 +195,7 @@ def test_network_resolution_shows_the_same_geometry(full: RenderedPair) -> None:
         assert np.abs(np.clip(corners, 0, [639, 143] * 2) - np.array(b.bbox)).max() < 1.0
 
 
+@pytest.mark.slow
 def test_front_and_rear_of_a_car_differ(full: RenderedPair) -> None:
     def redness(ry: float) -> float:
         total = 0.0
