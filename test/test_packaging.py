@@ -95,6 +95,17 @@ def test_every_import_is_declared():
     assert undeclared == {}
 
 
+def test_every_core_requirement_is_imported():
+    text = "".join(path.read_text() for path in (ROOT / "sicm_ros").rglob("*.py"))
+    modules = {distribution: module for module, distribution in DISTRIBUTIONS.items()}
+    modules["tensorboard"] = "torch.utils.tensorboard"
+    assert [
+        name
+        for name in sorted(requirements("core.txt"))
+        if not re.search(rf"^\s*(?:import|from) {re.escape(modules.get(name, name))}\b", text, re.MULTILINE)
+    ] == []
+
+
 def test_every_ros_dependency_is_used():
     text = "".join(path.read_text() for folder in ("sicm_ros", "launch") for path in (ROOT / folder).rglob("*.py"))
     # What is needed without being named in Python: the runtime of the messages, and the command `ros2 launch`.
@@ -115,14 +126,14 @@ def test_every_requirement_is_pinned_once():
             if line[:1].isalpha() and "python_version >=" not in line:
                 distribution, _, version = line.split(";")[0].strip().partition("==")
                 pins.setdefault(distribution, []).append(version)
-    # PyTorch's two are named in core.txt and pinned in torch.txt.
+    # PyTorch is named in core.txt and pinned in torch.txt.
     assert {name: versions for name, versions in pins.items() if len(list(filter(None, versions))) != 1} == {}
 
 
 def test_every_source_file_names_its_licence():
     files = [
         path
-        for folder in ("sicm_ros", "test", "launch", "cmake")
+        for folder in ("sicm_ros", "test", "launch", "cmake", "interfaces")
         for path in (ROOT / folder).rglob("*")
         if path.suffix in (".py", ".cmake")
     ]
