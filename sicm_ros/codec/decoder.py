@@ -131,7 +131,7 @@ class StereoDecoder:
 
     @torch.inference_mode()
     def decode_batch(self, packets: Sequence[bytes]) -> list[DecodedPair | PacketError]:
-        """For each packet its boxes or what is wrong with it; sound ones are worked on together.
+        """The boxes of each packet, or its error. Packets without error are decoded as one batch.
 
         Times are the batch's, CPU times the packet's share of it.
         """

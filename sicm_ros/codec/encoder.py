@@ -25,7 +25,7 @@ __all__ = ["EncodedPair", "PairLatents", "StereoEncoder"]
 
 @dataclass(frozen=True)
 class EncodedPair:
-    """A packet, and what it took.
+    """A packet, with its estimated bits and the times of the stages.
 
     ``estimated_bits`` is the information content of the symbols under the coder's tables, ``stage_ms`` has milliseconds
     of "preprocess", "backbone", "smfc" and "entropy", ``cpu_ms`` the CPU time of this process, all threads, in each.

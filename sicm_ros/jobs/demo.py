@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole main job over real ROS 2 topics: player, encoder and decoder as three processes, watched from a fourth."""
+"""The demo: player, encoder and decoder as three processes over real ROS 2 topics, recorded by this process."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the demo shows of its results: pictures, tables, a summary."""
+"""The results of the demo: pictures, tables, a summary."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ENCODER_STAGES, DECODER_STAGES = ("preprocess", "backbone", "smfc", "entropy"), 
 
 @dataclass
 class FrameResult:
-    """What became of one stereo pair. Times in milliseconds; ``total_ms`` from the player's sending to the boxes."""
+    """The result of one stereo pair. Times in milliseconds; ``total_ms`` from the player's sending to the boxes."""
 
     name: str
     stamp_ns: int

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a transcoding has finished, kept in a database so that a kill loses little."""
+"""The finished messages of a transcoding, in a database: a killed run goes on from there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Journal"]
 
 
 class Journal:
-    """Finished messages in a database beside the bag to be: a kill loses the pairs in work and no others."""
+    """Finished messages in a database beside the output bag: a kill loses only the pairs that are being worked on."""
 
     def __init__(self, folder: Path, recipe: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)

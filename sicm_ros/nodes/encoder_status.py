@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The diagnostics of the encoder node: what comes in, what is made of it, and what to do where something is wrong."""
+"""The diagnostics of the encoder node: its inputs, the encoding, and what to do about each problem."""
 
 from __future__ import annotations
 

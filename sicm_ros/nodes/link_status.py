@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the decoder node tells of one vehicle's packets: its diagnostics, and the times of each pair."""
+"""The diagnostics of one vehicle's link and decoding, and the times of each pair."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def link_status(
     problems: Problems,
     recent: Mapping[ProblemKind, int],
 ) -> Status:
-    """What comes over the link. ``new``, ``samples`` and ``recent`` problems: of the last ``seconds``; ``totals`` and
+    """Diagnostics of the link. ``new``, ``samples`` and ``recent`` problems: of the last ``seconds``; ``totals`` and
     ``problems`` since the start.
 
     ``silence``: seconds since the last packet on ``topic``, None before the first; ``mismatch``: words for an encoder
@@ -83,7 +83,7 @@ def decoding_status(
     recent: Mapping[ProblemKind, int],
     idle: bool,
 ) -> Status:
-    """What is made of the packets. ``new``, ``samples`` and ``recent`` problems: of the last ``seconds``. ``figures``
+    """Diagnostics of the decoding. ``new``, ``samples`` and ``recent`` problems: of the last ``seconds``. ``figures``
     are shown as they are."""
     status = Status("decoding")
     status.set(decoded=decoded, decoded_hz=new["decoded"] / seconds, **figures)
@@ -107,7 +107,7 @@ def _with_unit(name: str) -> str:
 
 
 def decode_stats(message: StereoBitstream, times_ms: Mapping[str, float], boxes: int, batch: int) -> DecodeStats:
-    """What became of one packet. ``times_ms``: of the decoder's stages, "total", and "end_to_end" where it is known."""
+    """The result of one packet. ``times_ms``: of the decoder's stages, "total", and "end_to_end" where it is known."""
     return DecodeStats(
         header=message.header,
         session=message.session,

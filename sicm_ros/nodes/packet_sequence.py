@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the numbers of one encoder's packets say: new, lost, repeated, late, or a recording that starts over."""
+"""Sequence numbers of one encoder's packets: new, lost, repeated, late, or of a recording that starts over."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WINDOW = 64  # packets back to which a repeated or late one is told from a recor
 
 
 class Arrival(Enum):
-    """What a packet is, by its number."""
+    """The kind of a packet, by its sequence number."""
 
     NEW = "new"
     DUPLICATE = "duplicate"  # came before
@@ -20,7 +20,7 @@ class Arrival(Enum):
 
 
 class PacketSequence:
-    """Accounts of one session, from its first packet on. ``lost`` is how many of its numbers have not come.
+    """Counters of one session, from its first packet on. ``lost`` is how many of its numbers have not come.
 
     A number that falls back is a recording that starts over where it is the first one again, beyond the window, or the
     second in a row that is known or older than the first. Else it is a packet that was overtaken on its way, or a
@@ -34,7 +34,7 @@ class PacketSequence:
         self._fallen: int | None = None  # the last number, where it may have been the first of such two
 
     def add(self, number: int) -> tuple[Arrival, int]:
-        """What the packet ``number`` is, and how many were skipped before it."""
+        """The kind of the packet ``number``, and how many numbers were skipped before it."""
         fallen, self._fallen = self._fallen, None
         if self._last < 0:
             return self._start(number, Arrival.NEW)

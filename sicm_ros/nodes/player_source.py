@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the player plays: the stereo pairs of a KITTI folder or of a bag, or a bag of packets."""
+"""The sources of the player: the stereo pairs of a KITTI folder or of a bag, or a bag of packets."""
 
 from __future__ import annotations
 

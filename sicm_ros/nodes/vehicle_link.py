@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a decoder keeps for one vehicle: topics in its namespace, accounts of its packets, and its diagnostics."""
+"""One vehicle of a decoder: topics in its namespace, counters of its packets, and its diagnostics."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class VehicleLink:
     def __init__(self, node: LifecycleNode, vehicle: str) -> None:
         self.vehicle = vehicle
         self._node = node
-        # One log line for each vehicle, and accounts that another vehicle's trouble does not touch.
+        # One log line for each vehicle, and counters that another vehicle's trouble does not touch.
         prefix = f"{vehicle}: " if vehicle else ""
         self.problems = Problems(lambda text: node.get_logger().warning(prefix + text))
         self.received = self.decoded = self.lost = self.skipped = self.errors = self.timeouts = 0
@@ -99,7 +99,7 @@ class VehicleLink:
     def listen(
         self, on_packet: Callable[[VehicleLink, StereoBitstream], None], model: Any, reliability: str, depth: int
     ) -> None:
-        """Begin to receive. Sound packets, by the accounts and the size, go to ``on_packet``."""
+        """Begin to receive. Packets that are new and of a possible size go to ``on_packet``."""
         if self._inputs:
             return
         self._sequences.clear()

@@ -16,8 +16,8 @@ T = TypeVar("T")
 class Worker(Generic[T]):
     """Runs ``handle(items)`` for submitted items off the caller's thread.
 
-    Items of different keys wait in queues of their own, so that one who sends much takes nothing from the others:
-    ``handle`` gets the oldest item of each, of at most ``batch`` keys, those first that waited longest for their turn.
+    Items of different keys wait in queues of their own, so that a sender of many does not displace those of others.
+    ``handle`` gets the oldest item of at most ``batch`` keys; those that waited longest for their turn go first.
     At most ``depth`` items of a key wait; when one more comes, the oldest waiting one is dropped and counted in
     ``dropped``. An exception in ``handle`` goes to ``on_error`` with the items, and the thread carries on.
     """
