@@ -205,7 +205,7 @@ def _group_samples(id_buffer, bx, by, surfaces, groups):
     return found, 2.0, 2.0
 
 
-@njit(cache=True, fastmath=True, error_model="numpy", inline="always")
+@njit(cache=True, fastmath=True, error_model="numpy")
 def _between(values, i0, i1, i2, l0, l1, l2):
     """Rows of ``values`` (., 3) at the corners of a triangle, added up with the weights l0, l1, l2."""
     return (
@@ -215,7 +215,7 @@ def _between(values, i0, i1, i2, l0, l1, l2):
     )
 
 
-@njit(cache=True, fastmath=True, error_model="numpy", inline="always")
+@njit(cache=True, fastmath=True, error_model="numpy")
 def _locate(surfaces, t, sx, sy, span_x, span_y):
     """The point of triangle ``t`` that sample (sx, sy) shows, filtered to ``span_x`` by ``span_y`` samples."""
     v, world = surfaces.projected, surfaces.world
@@ -242,7 +242,7 @@ def _locate(surfaces, t, sx, sy, span_x, span_y):
     return _Point(px, py, pz, ux, uy, uz, vx, vy, vz, nx * inv, ny * inv, nz * inv)
 
 
-@njit(cache=True, fastmath=True, error_model="numpy", inline="always")
+@njit(cache=True, fastmath=True, error_model="numpy")
 def _local(w, p, nx, ny, nz):
     """A point in an object's own coordinates; ``w`` (12,) leads there, the normal is turned to the camera already."""
     return LocalPoint(
@@ -258,7 +258,7 @@ def _local(w, p, nx, ny, nz):
     )
 
 
-@njit(cache=True, fastmath=True, error_model="numpy", inline="always")
+@njit(cache=True, fastmath=True, error_model="numpy")
 def _shade(surfaces, t, p, tex, light, maps, eye, albedo, mirror, colour):
     """Radiance of point ``p`` of triangle ``t`` as the camera sees it through the haze; ``colour`` (3,) gets it."""
     ex, ey, ez = eye.centre[0] - p.x, eye.centre[1] - p.y, eye.centre[2] - p.z

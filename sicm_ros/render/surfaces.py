@@ -401,7 +401,7 @@ def _paint_foliage(tex, p, ny, m, albedo):
     return m[7] + (1 - m[7]) * min(1.0, max(0.0, 0.5 + 0.5 * n2 - 0.5 * ny * 0.6))
 
 
-@njit(cache=True, fastmath=True, error_model="numpy", inline="always")
+@njit(cache=True, fastmath=True, error_model="numpy")
 def _paint_generic(tex, p, m, albedo):
     """One texture mapped along the two axes that the surface faces least. ``m``: see ``materials.generic_surface``."""
     ax, ay, az = abs(p.nx), abs(p.ny), abs(p.nz)
@@ -430,7 +430,7 @@ def _paint_car(tex, kind, p, m, albedo):
     return _paint_glasshouse(tex, s, y, h, fs, fy, fh, m, albedo, 1.0 if kind == CAR_SIDE else 0.0)
 
 
-@njit(cache=True, fastmath=True, error_model="numpy", inline="always")
+@njit(cache=True, fastmath=True, error_model="numpy")
 def paint(tex, kind, p, ny, m, albedo):
     """The albedo of a point ``p`` (LocalPoint) of anything but the ground, into ``albedo`` (3,).
 
