@@ -42,9 +42,9 @@ from sicm_ros.networks.complexity import count_complexity
 from sicm_ros.networks.config import MvsfcConfig
 from sicm_ros.networks.mvsfc_net import MvsfcNet
 from sicm_ros.training.augmentation import augment
-from sicm_ros.training.losses import feature_error, task_loss, view_weights
+from sicm_ros.training.losses import feature_error, rate_distortion_loss, task_loss
 from sicm_ros.training.samples import SampleStore
-from sicm_ros.training.targets import anchor_priors, collate
+from sicm_ros.training.targets import anchor_priors, collate, match
 from sicm_ros.training.validation import detect_store, source_labels
 
 METRICS = (("Car", "2D"), ("Car", "BEV loose"), ("Car", "BEV"), ("Car", "3D"), ("Pedestrian", "3D"))
@@ -117,19 +117,20 @@ def train(
         rate = int(rng.integers(net.config.rate_count))
         chosen = rng.integers(len(store), size=BATCH)
         batch = collate([augment(store[int(i)], rng) for i in chosen], net.config.classes)
+        targets = match(batch, net.analysis.anchors)
         if part == "codec":
             with torch.no_grad():
                 features = net.features(batch.left, batch.right)
             reconstruction, left, right = net.compress(features, float(rate))
             if step < steps // 2:
-                error = FEATURE_WEIGHT * feature_error(reconstruction, features, view_weights(batch))
+                weights = targets.left_weight, targets.right_weight
+                error = FEATURE_WEIGHT * feature_error(reconstruction, features, weights)
             else:
-                error = task_loss(net.detect(reconstruction), batch, net.analysis.anchors).total
-            loss = error + (left + right).mean() / (net.config.height * net.config.width) / net.config.lambdas[rate]
+                error = task_loss(net.detect(reconstruction), targets).total
+            bits = (left + right).mean() / (net.config.height * net.config.width)
+            loss = rate_distortion_loss(bits, error, net.config.lambdas[rate])
         else:
-            loss = error = task_loss(
-                net.detect(net.features(batch.left, batch.right)), batch, net.analysis.anchors
-            ).total
+            loss = error = task_loss(net.detect(net.features(batch.left, batch.right)), targets).total
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 5.0)

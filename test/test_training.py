@@ -3,9 +3,16 @@
 
 from __future__ import annotations
 
+import copy
 import csv
+import itertools
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import lightning_fabric
@@ -15,6 +22,7 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_networks import SMALL, small_net
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sicm_ros.evaluation.recall import count_found, depth_errors
 from sicm_ros.geometry import Object3D, StereoRig, project
@@ -22,12 +30,24 @@ from sicm_ros.model_store import load_config, load_model
 from sicm_ros.networks.anchors import RIG_FIELDS, Anchors
 from sicm_ros.networks.mvsfc_net import MvsfcNet
 from sicm_ros.training.augmentation import mirror, photometric, zoom
-from sicm_ros.training.config import TrainError, load_train_config
-from sicm_ros.training.losses import disparity_loss, disparity_weights, feature_error, task_loss, view_weights
-from sicm_ros.training.samples import Sample, SampleStore, build_store
+from sicm_ros.training.config import TrainConfig, TrainError, load_train_config
+from sicm_ros.training.loader import StepBatches, TrainingBatch, load_batches
+from sicm_ros.training.losses import disparity_loss, feature_error, rate_distortion_loss, task_loss
+from sicm_ros.training.samples import Sample, SampleStore, build_store, recorded_count
+from sicm_ros.training.stages import Stage, Trainee, prepare_stage
 from sicm_ros.training.stores import Mixture, complete_shares, make_stores, parse_root
-from sicm_ros.training.targets import Batch, anchor_priors, assign, collate, object_row, stride4_disparity
-from sicm_ros.training.train import run
+from sicm_ros.training.targets import (
+    Batch,
+    anchor_priors,
+    assign,
+    collate,
+    disparity_weights,
+    match,
+    object_row,
+    stride4_disparity,
+    view_weights,
+)
+from sicm_ros.training.train import fabric_arguments, run
 
 SIZES = {"height": 64, "width": 256}
 MODELS = Path(__file__).parents[1] / "models"
@@ -225,10 +245,11 @@ def test_one_batch_can_be_learnt(store: SampleStore) -> None:
     anchor_priors(net.analysis.anchors, config.classes, [(store.labels(i), store.rig(i)) for i in range(len(store))])
     batch = collate([store[0], store[1]], config.classes)
     assert sum(int((c >= 0).sum()) for c in batch.classes) > 0
+    targets = match(batch, net.analysis.anchors)
     optimizer = torch.optim.Adam(net.parameters(), 3e-3)
     history = []
     for _ in range(300):
-        loss = task_loss(net.detect(net.features(batch.left, batch.right)), batch, net.analysis.anchors)
+        loss = task_loss(net.detect(net.features(batch.left, batch.right)), targets)
         loss.total.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -284,9 +305,20 @@ def small_model(folder: Path, epochs: list[int], **changes: object) -> Path:
     return folder
 
 
-def losses(out: Path) -> list[tuple[str, str, str]]:
+def rows_of(out: Path, validation: bool = False) -> list[dict[str, str]]:
+    """The rows of ``metrics.csv`` with the losses, or those with the validations."""
     with (out / "metrics.csv").open() as file:
-        return [(row["step"], row["stage"], row["loss"]) for row in csv.DictReader(file)]
+        return [row for row in csv.DictReader(file) if bool(row.get("validation")) == validation]
+
+
+def losses(out: Path) -> list[tuple[str, str, str]]:
+    return [(row["step"], row["stage"], row["loss"]) for row in rows_of(out)]
+
+
+def scalars(out: Path, tag: str) -> list[tuple[int, float]]:
+    board = EventAccumulator(str(out / "tensorboard"))
+    board.Reload()
+    return [(event.step, event.value) for event in board.Scalars(tag)]
 
 
 @pytest.mark.slow
@@ -299,10 +331,13 @@ def test_three_stages_resume_with_the_same_losses_and_leave_a_model(tmp_path: Pa
     assert load_config(model / "config.yaml") == load_config(folder / "config.yaml")
     assert load_model(model).fingerprint != 0
     assert any(line.startswith("validation val rate 0") for line in said)
-    board = EventAccumulator(str(tmp_path / "whole" / "tensorboard"))
-    board.Reload()
-    assert [e.step for e in board.Scalars("codec/bpp")] == [int(row[0]) for row in whole if row[1] == "codec"]
-    assert len(board.Scalars("validation val rate 0/Car 2D")) == 2  # after the codec stage and after the joint one
+    bpp = scalars(tmp_path / "whole", "codec/bpp")
+    assert [step for step, _ in bpp] == [int(row[0]) for row in whole if row[1] == "codec"]
+    validations = scalars(tmp_path / "whole", "validation val rate 0/Car 2D")
+    assert [step for step, _ in validations] == [60, 80]  # after the codec stage and after the joint one
+    validated = rows_of(tmp_path / "whole", validation=True)
+    assert [row["step"] for row in validated if row["validation"] == "val rate 0"] == ["60", "80"]
+    assert all(float(row["Car 2D"]) >= 0 for row in validated)
 
     class Killed(Exception):
         pass
@@ -316,30 +351,197 @@ def test_three_stages_resume_with_the_same_losses_and_leave_a_model(tmp_path: Pa
     with pytest.raises(Killed):
         run(folder, None, tmp_path / "killed", device="cpu", say=kill)
     run(folder, None, tmp_path / "killed", resume=True, device="cpu", say=said.append)
-    assert any(line.startswith("resumed: stage codec") for line in said)
-    again = {row[:2]: row[2] for row in losses(tmp_path / "killed")}
-    # The row of the last steps before the kill is missing a part of its mean; those after it are the same.
-    assert {k: v for k, v in again.items() if k[1] != "codec"} == {
-        row[:2]: row[2] for row in whole if row[1] != "codec"
-    }
-    assert again[("60", "codec")] == dict((row[:2], row[2]) for row in whole)[("60", "codec")]
+    assert any(line.startswith("resumed: stage codec, step 39") for line in said)
+    # It says which rows it makes anew, and has none twice.
+    assert "metrics.csv: 1 rows after step 39 removed" in said
+    assert losses(tmp_path / "killed") == whole
+    assert [r["Car 2D"] for r in rows_of(tmp_path / "killed", validation=True)] == [r["Car 2D"] for r in validated]
+    for tag in ("codec/bpp", "detector/loss", "validation val rate 0/Car 2D"):
+        assert scalars(tmp_path / "killed", tag) == scalars(tmp_path / "whole", tag), tag
+
+
+def test_a_checkpoint_of_an_earlier_version_resumes(tmp_path: Path) -> None:
+    """Without the sums of the loss terms, which checkpoints have held since the loggers are Fabric's."""
+    folder = small_model(tmp_path / "model", [1, 2, 0], checkpoint_minutes=0.0)
+    run(folder, None, tmp_path / "out", device="cpu", stages="detector")
+    path = tmp_path / "out" / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    assert state["progress"]["step"] == 10 and len(state.pop("sums")) == 4
+    torch.save(state, path)
+    said: list[str] = []
+    run(folder, None, tmp_path / "out", resume=True, device="cpu", say=said.append)
+    assert "resumed: stage detector, step 10" in said[0] or any("stage detector, step 10" in line for line in said)
+    assert [row[:2] for row in losses(tmp_path / "out")] == [("20", "codec")]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_spoils_no_checkpoint(tmp_path: Path) -> None:
+    folder = small_model(
+        tmp_path / "model", [4, 0, 0], learning_rate=[1e30] * 4, gradient_clip=1e30, checkpoint_minutes=0.0
+    )
+    with pytest.raises(TrainError, match="loss: expected finite values and gradients"):
+        run(folder, None, tmp_path / "out", device="cpu")
+    path = tmp_path / "out" / "checkpoint.pt"
+    if path.exists():
+        net = torch.load(path, weights_only=True)["net"]
+        assert all(bool(torch.isfinite(value).all()) for value in net.values())
+
+
+def batch_tensors(batch: TrainingBatch) -> dict[str, torch.Tensor]:
+    return {"left": batch.left, "right": batch.right, **vars(batch.targets)}
+
+
+@pytest.fixture(scope="module")
+def step_batches(store: SampleStore, tmp_path_factory: pytest.TempPathFactory) -> StepBatches:
+    """Batches of two from the samples of ``store``, for a small network."""
+    config = load_train_config(small_model(tmp_path_factory.mktemp("train") / "model", [1, 0, 0]))
+    net = small_net(**SIZES)
+    labels = [(store.labels(i), store.rig(i)) for i in range(len(store))]
+    anchor_priors(net.analysis.anchors, net.config.classes, labels)
+    return StepBatches(Mixture((store,), (1.0,)), config, net.config.classes, net.analysis.anchors)
+
+
+def test_a_step_has_the_same_batch_wherever_it_is_made(step_batches: StepBatches) -> None:
+    """In this process or in workers, from the beginning or from the middle; other steps and processes have others."""
+    here = list(itertools.islice(load_batches(step_batches, 0, 0, torch.device("cpu")), 9))
+    there = list(itertools.islice(load_batches(step_batches, 4, 2, torch.device("cpu")), 5))
+    for a, b in zip(here[4:], there, strict=True):
+        assert batch_tensors(a).keys() == batch_tensors(b).keys()
+        for name, value in batch_tensors(a).items():
+            assert torch.equal(value, batch_tensors(b)[name]), name
+    # The epoch of twelve samples begins anew at step 6, in another order.
+    assert len({float(batch.left.sum()) for batch in here}) == 9
+    second = copy.copy(step_batches)
+    second.rank = 1
+    assert not torch.equal(second[4].left, here[4].left)
+
+
+def test_batches_leave_the_noise_of_the_training_alone(step_batches: StepBatches) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    next(load_batches(step_batches, 0, 0, torch.device("cpu")))
+    assert torch.equal(torch.rand(1), expected)
+
+
+class Readings(TorchDispatchMode):
+    """Counts what would make a GPU finish its work first: values that go to Python, and sizes that data decide."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "item", "unique")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):  # type: ignore[no-untyped-def]
+        name = function.overloadpacket.__name__
+        booleans = name == "index" and any(i is not None and i.dtype == torch.bool for i in arguments[1])
+        if name.startswith(self.WAITING) or booleans:
+            self.found.append(name)
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize(("stage", "rate"), [("detector", None), ("codec", 0), ("joint", 0), ("entropy", 0)])
+def test_a_loss_does_not_wait_for_its_device(step_batches: StepBatches, stage: Stage, rate: int | None) -> None:
+    net = small_net(**SIZES)
+    config = TrainConfig(feature_loss=(1.0, 0.5))
+    prepare_stage(net, stage, False)
+    batch, trainee = step_batches[0], Trainee(net, config)
+    with Readings() as readings:
+        trainee(batch, stage, rate)["loss"].backward()
+    assert readings.found == []
+    with Readings() as readings:  # which sees one
+        float(batch.left.sum())
+    assert readings.found == ["_local_scalar_dense"]
+
+
+def test_equation_8_over_lambda() -> None:
+    bits, task = torch.tensor(0.5), torch.tensor(3.0)
+    assert float(rate_distortion_loss(bits, task, 0.25)) * 0.25 == pytest.approx(0.25 * 3.0 + 0.5)
+    assert float(rate_distortion_loss(bits, 0.0, 0.25)) == 2.0
+
+
+def test_samples_go_on_after_a_kill(tmp_path: Path) -> None:
+    """A process that is killed while it makes samples leaves those that it finished; the rest comes out the same."""
+    config = replace(SMALL, **SIZES)
+    whole = build_store(tmp_path / "whole", config, None, [], 4, seed=9)
+    script = (
+        "import os, signal, sys\n"
+        "from dataclasses import replace\n"
+        "from test_networks import SMALL\n"
+        "from sicm_ros.training.samples import build_store\n"
+        "def kill(done, total):\n"
+        "    if done == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "build_store(sys.argv[1], replace(SMALL, height=64, width=256), None, [], 4, seed=9, progress=kill)\n"
+    )
+    folder = tmp_path / "killed"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    killed = subprocess.run([sys.executable, "-c", script, str(folder)], env=environment, timeout=600)
+    assert killed.returncode == -signal.SIGKILL and not (folder / "index.json").exists()
+    assert recorded_count(folder) == 4
+    with (folder / "made.jsonl").open("a") as journal:
+        journal.write('{"rig": {"fx": 1')  # as if it had been killed in a line
+    first = np.array(np.memmap(folder / "images.u8", np.uint8, "r")[: whole.images[0].size])
+    made: list[int] = []
+    again = build_store(folder, config, None, [], 4, seed=9, progress=lambda done, total: made.append(done))
+    assert made == [3, 4], "the finished ones are not rendered again"
+    assert np.array_equal(again.images[0].reshape(-1), first)
+    for name in ("images.u8", "disparity.f16", "index.json"):
+        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert not (folder / "made.jsonl").exists() and recorded_count(folder) == 4
+
+
+def test_a_journal_of_other_samples_is_not_taken(tmp_path: Path) -> None:
+    config = replace(SMALL, **SIZES)
+
+    class Killed(Exception):
+        pass
+
+    def kill(done: int, total: int) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        build_store(tmp_path, config, None, [], 2, seed=9, progress=kill)
+    made: list[int] = []
+    build_store(tmp_path, config, None, [], 2, seed=10, progress=lambda done, total: made.append(done))
+    assert made == [1, 2]
+
+
+def test_fabric_gets_the_device_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(device: str, processes: int = 1) -> tuple[object, object]:
+        arguments = fabric_arguments(device, processes, "32-true", joint=True)
+        return arguments["accelerator"], arguments["devices"]
+
+    assert chosen("cuda:1") == ("cuda", [1]) and chosen("cuda:0") == ("cuda", [0])
+    assert chosen("cuda", 2) == ("cuda", 2) and chosen("cpu", 2) == ("cpu", 2) and chosen("auto") == ("auto", 1)
+    for device in ("gpu", "cuda:", "cuda:x", "cuda:-1", "cpu:1", "auto:0"):
+        with pytest.raises(TrainError, match="device: expected auto, cpu, cuda or cuda:N"):
+            chosen(device)
+    with pytest.raises(TrainError, match="device: expected cuda for several processes"):
+        chosen("cuda:1", 2)
+    # Whoever comes first waits while the samples are made, where torchrun starts all at once.
+    assert fabric_arguments("cpu", 1, "32-true", joint=True)["strategy"] == "auto"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    assert fabric_arguments("cpu", 1, "32-true", joint=True)["strategy"]._timeout >= timedelta(days=1)
+    lightning_fabric.Fabric(**fabric_arguments("cpu", 2, "32-true", joint=False))
 
 
 def test_labels_keep_their_precision_in_bfloat16(store: SampleStore) -> None:
-    """Fabric casts what it finds in a batch; boxes, depths, disparities and rigs must not be among it."""
+    """Fabric casts what it finds in a batch; boxes, depths and disparities must not be among it."""
     fabric = lightning_fabric.Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
-    seen: list[Batch] = []
+    seen: list[TrainingBatch] = []
 
     class Model(torch.nn.Linear):
-        def forward(self, batch: Batch) -> torch.Tensor:  # type: ignore[override]
+        def forward(self, batch: TrainingBatch) -> torch.Tensor:  # type: ignore[override]
             seen.append(batch)
             return super().forward(batch.left[..., :4]).sum()
 
-    batch = collate([store[0], store[1]], ("Car", "Pedestrian"))
-    fabric.setup(Model(4, 1))(batch)
-    before = [batch.disparity, batch.rigs, *batch.objects]
-    after = [seen[0].disparity, seen[0].rigs, *seen[0].objects]
-    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(after, before, strict=True))
+    net = small_net(**SIZES)
+    batch = collate([store[0], store[1]], net.config.classes)
+    targets = match(batch, net.analysis.anchors)
+    before = vars(targets.map(torch.clone))
+    fabric.setup(Model(4, 1))(TrainingBatch(batch.left, batch.right, targets))
+    after = vars(seen[0].targets)
+    assert all(torch.equal(after[name], b) and after[name].dtype == b.dtype for name, b in before.items())
 
 
 def test_a_mixture_has_its_shares_and_repeats(tmp_path: Path) -> None:
@@ -461,5 +663,10 @@ def test_sample_is_what_the_network_gets(store: SampleStore) -> None:
 
 @pytest.mark.parametrize("name", ["sicm-compact", "mvsfc-r34"])
 def test_settings_of_the_models_load(name: str) -> None:
-    settings = load_train_config(MODELS / name)
-    assert all(0 < rate < 0.1 for rate in settings.learning_rate)
+    settings, network = load_train_config(MODELS / name), load_config(MODELS / name / "config.yaml")
+    assert 0 <= settings.rate < len(network.lambdas)
+    # Each stage starts at a rate that falls to the last one.
+    assert all(settings.final_learning_rate < rate for rate in settings.learning_rate)
+    # What is to be trained has steps: the paper's model in 80, 20 and 80 epochs.
+    assert all(epochs > 0 for epochs in settings.epochs[:3])
+    assert name != "mvsfc-r34" or settings.epochs == (80, 20, 80, 0)

@@ -81,6 +81,16 @@ def train(
     workers: Annotated[
         int, typer.Option("--workers", "-j", min=1, metavar="N", help="Processes that render samples.")
     ] = 1,
+    loaders: Annotated[
+        int | None,
+        typer.Option(
+            "--loaders",
+            min=0,
+            metavar="N",
+            show_default=False,
+            help="Processes that make batches, for each training process. Default: none on a CPU, up to 4 for a GPU.",
+        ),
+    ] = None,
     stages: Annotated[
         str | None,
         typer.Option("--stages", metavar="A,B", show_default=False, help="Only these of detector,codec,joint,entropy."),
@@ -123,4 +133,5 @@ def train(
         stages=stages,
         samples=samples,
         validate_on=validate_on or (),
+        loaders=loaders,
     )

@@ -151,30 +151,7 @@ def _exchange(
 ) -> int:
     """Run the nodes on the source and fill in the results; the number of box arrays that came."""
     environment = _environment()
-    common = {
-        "model": Path(model).resolve() if Path(model).is_dir() else model,
-        "device": device,
-        "threads": max(1, (os.cpu_count() or 2) // 2),
-    }
-    encoder_parameters = {
-        **common,
-        "image_reliability": "reliable",
-        "queue_depth": 10,
-        "lifespan": 0.0,
-        "rate": float(-1 if rate is None else rate),
-    }
-    decoder_parameters = {
-        **common,
-        "bitstream_reliability": "reliable",
-        "queue_depth": 10,
-        "timeout": 0.0,
-        "score_threshold": float(-1 if score_threshold is None else score_threshold),
-    }
-    started: list[tuple[str, Mapping[str, object]]] = [("encoder", encoder_parameters), ("decoder", decoder_parameters)]
-    if view is not None:
-        from sicm_ros.ros.rerun_view import viewer_parameters
-
-        started.append(("viewer", viewer_parameters(view)))
+    started = _node_parameters(model, rate, device, score_threshold, view)
     # Of the packets and of the camera infos: the decoder or the encoder, the watcher and its recorder, the viewer.
     listeners = len(started) + 1
     player_parameters = {
@@ -222,6 +199,36 @@ def _exchange(
             process.stop()
         if watcher is not None:
             watcher.close()
+
+
+def _node_parameters(
+    model: str, rate: float | None, device: str, score_threshold: float | None, view: str | None
+) -> list[tuple[str, Mapping[str, object]]]:
+    """Modules of the nodes beside the player, in the order of their start, with their parameters."""
+    common = {
+        "model": Path(model).resolve() if Path(model).is_dir() else model,
+        "device": device,
+        "threads": max(1, (os.cpu_count() or 2) // 2),
+        "queue_depth": 10,
+    }
+    encoder = {
+        **common,
+        "image_reliability": "reliable",
+        "lifespan": 0.0,
+        "rate": float(-1 if rate is None else rate),
+    }
+    decoder = {
+        **common,
+        "bitstream_reliability": "reliable",
+        "timeout": 0.0,
+        "score_threshold": float(-1 if score_threshold is None else score_threshold),
+    }
+    nodes: list[tuple[str, Mapping[str, object]]] = [("encoder", encoder), ("decoder", decoder)]
+    if view is not None:
+        from sicm_ros.ros.rerun_view import viewer_parameters
+
+        nodes.append(("viewer", viewer_parameters(view)))
+    return nodes
 
 
 def _collect(watcher: Watcher, results: list[FrameResult], classes: Sequence[str]) -> None:

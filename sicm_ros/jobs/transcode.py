@@ -176,16 +176,11 @@ def transcode(
         raise BagError(f"{out}: expected a bag that does not exist yet")
     stored = load_model(model)
     part = out.with_name(out.name + ".part")
-    source = path / "metadata.yaml" if path.is_dir() else path
     with ExitStack() as stack:
         reader = stack.enter_context(opened(path))
-        packets = sorted({c.topic for c in reader.connections if c.msgtype == BITSTREAM_TYPE and c.msgcount})
-        if len(packets) > 1:
-            raise BagError(f"{path}: expected one topic of packets, there are {', '.join(packets)}")
-        if packets and target == "packets":
-            raise BagError(f"{path}: has packets already ({packets[0]}); expected detections as the target")
+        packets = _packet_topic(reader, path, target)
         recipe = {
-            "source": [str(path.resolve()), source.stat().st_size, source.stat().st_mtime_ns],
+            "source": _identity(path),
             "target": target,
             "fingerprint": f"{stored.fingerprint:016x}",
             "rate": rate,
@@ -197,72 +192,82 @@ def transcode(
         session = int.from_bytes(hashlib.blake2b(json.dumps(recipe).encode(), digest_size=8).digest(), "little")
         journal = stack.enter_context(closing(Journal(part, recipe)))
         done = journal.done()
-        drops: Counter[str] = Counter()
-        replaced: set[str] = set()
-        if packets:
-            root = packets[0].rsplit("/", 1)[0]
-            total = sum(c.msgcount for c in reader.connections if c.topic == packets[0])
-            items = _packet_items(reader, packets[0], done)
-            stereo = None
+        stereo = None if packets else BagStereo(path, left_topic, right_topic, calib=calib)
+        if stereo is None:
+            root, total, replaced = packets.rsplit("/", 1)[0], _count(reader, packets), set[str]()
+            items = _packet_items(reader, packets, done)
         else:
             root = "/" + namespace.strip("/") if namespace.strip("/") else ""
-            stereo = BagStereo(path, left_topic, right_topic, calib=calib)
-            total, items, replaced = len(stereo), _image_items(stereo, session, done), set(stereo.topics.values())
-
-        def messages_of(item: _Item, outcome: _Outcome) -> list[tuple[int, str, str, bytes]]:
-            header = _header(*item.header)
-            made: list[tuple[str, str, Any]] = []
-            if item.left is not None:
-                ms = {
-                    f"{name}_ms": float(outcome.stage_ms[name])
-                    for name in ("preprocess", "backbone", "smfc", "entropy")
-                }
-                made.append(
-                    (
-                        "stereo_bitstream",
-                        BITSTREAM_TYPE,
-                        StereoBitstream(
-                            header=header,
-                            right_stamp=_time(item.right_stamp_ns),
-                            session=session,
-                            sequence=item.index,
-                            sync_ms=0.0,
-                            data=array("B", outcome.packet),
-                            **ms,
-                        ),
-                    )
-                )
-            if outcome.objects is not None:
-                made += [
-                    (
-                        "detections",
-                        "vision_msgs/msg/Detection3DArray",
-                        detection_array(header, outcome.objects, item.prefix),
-                    ),
-                    ("detection_markers", "visualization_msgs/msg/MarkerArray", marker_array(header, outcome.objects)),
-                ]
-            return [
-                (item.recorded_ns, f"{root}/{name}", kind, bytes(serialize_message(message)))
-                for name, kind, message in made
-            ]
-
-        count = len(done)
+            total, replaced = len(stereo), set(stereo.topics.values())
+            items = _image_items(stereo, session, done)
         arguments = (str(stored.path), rate, threshold, target, 1)
-        for item, outcome in _results(items, workers, arguments):
-            raw = 0 if item.left is None else 2 * item.left.size
-            sizes = (len(outcome.packet), raw, len(outcome.objects or []))
-            journal.add(item.index, sizes, outcome.error, [] if outcome.error else messages_of(item, outcome))
-            count += 1
+        for count, (item, outcome) in enumerate(_results(items, workers, arguments), len(done) + 1):
+            _keep(journal, item, outcome, root, session)
             if progress is not None:
                 progress(count, max(total, count))
-        if stereo is not None and stereo.drops:
-            drops["no partner"] = stereo.drops
+        drops = Counter({"no partner": stereo.drops} if stereo is not None and stereo.drops else {})
         first = _latched(reader, stored, root, target, threshold, new_packets=not packets)
         copied = _assemble(reader, journal, first, part / out.name, storage, replaced)
         pairs, size, raw, boxes, errors = journal.sums()
     (part / out.name).rename(out)
     shutil.rmtree(part)
     return Transcoded(pairs, size, raw, boxes, copied, dict(drops + errors))
+
+
+def _packet_topic(reader: AnyReader, path: Path, target: Target) -> str:
+    """The topic of the bag's packets, empty for none.
+
+    Raises BagError where there are several, or some although packets are to be made.
+    """
+    topics = sorted({c.topic for c in reader.connections if c.msgtype == BITSTREAM_TYPE and c.msgcount})
+    if len(topics) > 1:
+        raise BagError(f"{path}: expected one topic of packets, there are {', '.join(topics)}")
+    if topics and target == "packets":
+        raise BagError(f"{path}: has packets already ({topics[0]}); expected detections as the target")
+    return topics[0] if topics else ""
+
+
+def _identity(path: Path) -> list[str | int]:
+    """What tells a bag from another one, or from itself after a change."""
+    source = path / "metadata.yaml" if path.is_dir() else path
+    return [str(path.resolve()), source.stat().st_size, source.stat().st_mtime_ns]
+
+
+def _count(reader: AnyReader, topic: str) -> int:
+    return sum(c.msgcount for c in reader.connections if c.topic == topic)
+
+
+def _keep(journal: Journal, item: _Item, outcome: _Outcome, root: str, session: int) -> None:
+    """Note a finished pair with its messages, whose topics begin with ``root``; or why it could not be coded."""
+    raw = 0 if item.left is None else 2 * item.left.size
+    sizes = (len(outcome.packet), raw, len(outcome.objects or []))
+    made = [] if outcome.error else _messages(item, outcome, session)
+    rows = [(item.recorded_ns, f"{root}/{name}", kind, bytes(serialize_message(m))) for name, kind, m in made]
+    journal.add(item.index, sizes, outcome.error, rows)
+
+
+def _messages(item: _Item, outcome: _Outcome, session: int) -> list[tuple[str, str, Any]]:
+    """Name of the topic, type and message: the packet of images, and the boxes where they were asked for."""
+    header = _header(*item.header)
+    made: list[tuple[str, str, Any]] = []
+    if item.left is not None:
+        stages = ("preprocess", "backbone", "smfc", "entropy")
+        packet = StereoBitstream(
+            header=header,
+            right_stamp=_time(item.right_stamp_ns),
+            session=session,
+            sequence=item.index,
+            sync_ms=0.0,
+            data=array("B", outcome.packet),
+            **{f"{name}_ms": float(outcome.stage_ms[name]) for name in stages},
+        )
+        made.append(("stereo_bitstream", BITSTREAM_TYPE, packet))
+    if outcome.objects is not None:
+        boxes = detection_array(header, outcome.objects, item.prefix)
+        made.append(("detections", "vision_msgs/msg/Detection3DArray", boxes))
+        markers = marker_array(header, outcome.objects)
+        made.append(("detection_markers", "visualization_msgs/msg/MarkerArray", markers))
+    return made
 
 
 def _results(items: Iterator[_Item], workers: int, arguments: tuple) -> Iterator[tuple[_Item, _Outcome]]:
@@ -292,13 +297,7 @@ def _latched(
     header, model = _header(reader.start_time), stored
     made: list[tuple[str, str, Any]] = []
     if new_packets:
-        made.append(
-            (
-                "codec_info",
-                "sicm_ros/msg/CodecInfo",
-                codec_info(header, model),
-            )
-        )
+        made.append(("codec_info", "sicm_ros/msg/CodecInfo", codec_info(header, model)))
     if target == "detections":
         shown = model.config.analysis.score_threshold if threshold is None else threshold
         made.append(("label_info", "vision_msgs/msg/LabelInfo", label_info(header, model.classes, shown)))

@@ -76,11 +76,6 @@ class MvsfcConfig:
         return len(self.lambdas) if self.variable_rate else 1
 
     @property
-    def rates(self) -> int:
-        """The former name of ``rate_count``."""
-        return self.rate_count
-
-    @property
     def highest_rate(self) -> int:
         """The rate with the most bits; 0 is the one with the fewest."""
         return self.rate_count - 1

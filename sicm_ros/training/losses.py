@@ -1,28 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The losses of the paper (equations 7 and 8): focal classification, smooth L1 regression, disparity, rate."""
+"""The losses of the paper: the task's (section III-C, equation 7) and rate-distortion (equation 8).
+
+Nothing here waits for a GPU: what needs a loop over objects is in the targets already.
+"""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..networks.anchors import RIG_FIELDS, Anchors
 from ..networks.backbone import StereoFeatures
 from ..networks.detection import AnalysisOutput
-from .targets import Batch, assign
+from .targets import Targets
 
-__all__ = [
-    "TaskLoss",
-    "disparity_loss",
-    "disparity_weights",
-    "feature_error",
-    "scale_errors",
-    "task_loss",
-    "view_weights",
-]
+__all__ = ["TaskLoss", "disparity_loss", "feature_error", "rate_distortion_loss", "scale_errors", "task_loss"]
 
 FOCAL_GAMMA, FOCAL_ALPHA = 2.0, 0.25
 # Where the error of each target turns from squared to absolute. That of the angles is large, so that the many cars that
@@ -35,9 +30,6 @@ SOFT_ARGMAX_WEIGHT = 0.3  # of the error of the expected disparity, beside the c
 REFINED_WEIGHT, REFINED_BETA = 1.0, 0.1  # of the refined disparity's error; pixels of the network's input
 LEAST_VARIANCE = 0.01  # of a channel whose error is worth coding
 LAPLACE_SCALE = 0.5  # bins: spread of the soft label of the disparity
-# The surface of an object is what its 2D box shows within so many metres of its centre. However far away, it counts for
-# so many cells of the disparity in all, each of them at most so much; road and walls would else outvote small ones.
-OBJECT_DEPTH, OBJECT_CELLS, OBJECT_WEIGHT = 3.0, 200.0, 20.0
 
 
 class TaskLoss(NamedTuple):
@@ -50,6 +42,15 @@ class TaskLoss(NamedTuple):
     @property
     def total(self) -> Tensor:
         return self.classification + self.regression + self.disparity
+
+
+def rate_distortion_loss(rate: Tensor, distortion: Tensor | float, rate_weight: float) -> Tensor:
+    """Equation 8, L_T = lambda D_v + R_l + R_r, over lambda: the same optimum, and steps of one size at every rate.
+
+    ``rate``: R_l + R_r, bits of both views per pixel of the network's input, a scalar; ``distortion``: D_v (equation 7,
+    ``TaskLoss.total``), or 0 for the rate alone; ``rate_weight``: lambda.
+    """
+    return rate / rate_weight + distortion
 
 
 def feature_error(
@@ -80,38 +81,6 @@ def scale_errors(
                 mean = (square * weight).sum((0, 2, 3)) / weight.sum()
             errors.append((mean / b.var((0, 2, 3)).clamp(min=LEAST_VARIANCE)).mean())
     return torch.stack(errors).view(3, 2).mean(1)
-
-
-def disparity_weights(batch: Batch) -> Tensor:
-    """How much the disparity of each cell of stride 4 counts, (B, H/4, W/4): 1, and more on small objects."""
-    weights = torch.ones_like(batch.disparity)
-    for image, (rows, rig) in enumerate(zip(batch.objects, batch.rigs, strict=True)):
-        focal_baseline = float(rig[RIG_FIELDS.index("focal_baseline")])
-        for left, top, right, bottom, _, _, z, *_ in rows.tolist():
-            if z <= 0:  # a region without an object
-                continue
-            box = (
-                image,
-                slice(max(0, int(top / 4)), max(0, int(bottom / 4) + 1)),
-                slice(max(0, int(left / 4)), max(0, int(right / 4) + 1)),
-            )
-            disparity = batch.disparity[box]
-            surface = disparity > focal_baseline / (z + OBJECT_DEPTH)
-            surface &= disparity < focal_baseline / max(z - OBJECT_DEPTH, 1.0)
-            weight = min(OBJECT_WEIGHT, OBJECT_CELLS / max(1, int(surface.sum())))
-            weights[box] = torch.where(surface, weights[box].clamp(min=weight), weights[box])
-    return weights
-
-
-def view_weights(batch: Batch) -> tuple[Tensor, Tensor]:
-    """``disparity_weights`` of the left view, and those of the right view's cells that show the same: (B, H/4, W/4)."""
-    left = disparity_weights(batch)
-    column = torch.arange(left.shape[2], device=left.device)
-    # A cell without a disparity stays where it is, and counts 1.
-    matched = (column - batch.disparity / 4).round().long().clamp(min=0)
-    index = torch.where(batch.disparity > 0, matched, column)
-    right = torch.ones_like(left).scatter_reduce(2, index, left, "amax")
-    return left, right
 
 
 def disparity_loss(logits: Tensor, disparity: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -149,49 +118,44 @@ def _smooth_l1(error: Tensor, betas: Tensor) -> Tensor:
     return torch.where(size < betas, 0.5 * size**2 / betas, size - 0.5 * betas)
 
 
-def task_loss(output: AnalysisOutput, batch: Batch, anchors: Anchors) -> TaskLoss:
-    """D_v of a batch: sums over the objects, each with the weight that ``assign`` gives its anchors."""
-    device = batch.left.device
-    near_road = anchors.near_road(batch.rigs)
+@cache
+def _regression_constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Weights and betas of the regression's targets, (12,) each; kept, since a copy to a GPU waits for it."""
     weights, betas = torch.tensor((REGRESSION_WEIGHTS, SMOOTH_L1_BETAS), device=device)
-    logits = output.class_logits.float()
-    assignments = [
-        assign(anchors, o, c, near) for o, c, near in zip(batch.objects, batch.classes, near_road, strict=True)
-    ]
-    # Indexing whole batches once: the gradient of an index is as large as what it indexes.
-    image = torch.cat([torch.full_like(a.anchor_index, b) for b, a in enumerate(assignments)])
-    anchor = torch.cat([a.anchor_index for a in assignments])
-    weight = torch.cat([a.weight for a in assignments])
-    background = torch.stack([a.background for a in assignments])
-    k = torch.cat([c[a.object_index] for c, a in zip(batch.classes, assignments, strict=True)])
-    targets = [
-        anchors.encode(o[a.object_index], c[a.object_index], a.anchor_index, rig)
-        for o, c, a, rig in zip(batch.objects, batch.classes, assignments, batch.rigs, strict=True)
-    ]
-    alpha = torch.cat([o[a.object_index, 7] for o, a in zip(batch.objects, assignments, strict=True)])
-    total_weight = weight.sum().clamp(min=1.0)
+    return weights, betas
 
+
+def task_loss(output: AnalysisOutput, targets: Targets) -> TaskLoss:
+    """D_v of a batch (equation 7): sums over the objects, each with the weight that ``assign`` gives its anchors."""
+    # Indexing whole batches once: the gradient of an index is as large as what it indexes.
+    positive = targets.image, targets.anchor
+    total_weight = targets.weight.sum().clamp(min=1.0)
+    classification = _focal_loss(output.class_logits.float(), targets)
+    weights, betas = _regression_constants(output.regression.device)
+    error = _smooth_l1(output.regression[positive].float() - targets.regression, betas)
+    direction = F.binary_cross_entropy_with_logits(
+        output.direction_logits[positive].float(), targets.sin_positive, reduction="none"
+    )
+    terms = (error * weights).sum(1) / len(weights) + DIRECTION_WEIGHT * direction
+    regression = (terms * targets.weight).sum()
+    disparity = classification.new_zeros(())
+    if output.disparity_logits is not None:
+        disparity = disparity_loss(output.disparity_logits, targets.disparity, targets.left_weight)
+        if output.refined_disparity is not None:
+            bins = output.disparity_logits.shape[1]
+            refined = refinement_loss(output.refined_disparity, targets.disparity, bins, targets.left_weight)
+            disparity = disparity + REFINED_WEIGHT * refined
+    return TaskLoss(classification / total_weight, regression / total_weight, disparity)
+
+
+def _focal_loss(logits: Tensor, targets: Targets) -> Tensor:
+    """Focal loss of the classes, summed over background anchors and objects; ``logits`` (B, N, classes)."""
     negative = (1 - FOCAL_ALPHA) * logits.sigmoid() ** FOCAL_GAMMA * F.softplus(logits)
-    positive = logits[image, anchor]
-    chosen = F.one_hot(k, positive.shape[1]).float()
+    positive = logits[targets.image, targets.anchor]
+    # Not ``one_hot``, which reads its indices.
+    chosen = (targets.class_index[:, None] == torch.arange(logits.shape[2], device=logits.device)).float()
     p = positive.sigmoid()
     focal = chosen * FOCAL_ALPHA * (1 - p) ** FOCAL_GAMMA * F.softplus(-positive) + (1 - chosen) * (
         1 - FOCAL_ALPHA
     ) * p**FOCAL_GAMMA * F.softplus(positive)
-    classification = (negative * background[:, :, None]).sum() + (focal * weight[:, None]).sum()
-
-    error = _smooth_l1(output.regression[image, anchor].float() - torch.cat(targets), betas)
-    direction = F.binary_cross_entropy_with_logits(
-        output.direction_logits[image, anchor].float(), (torch.sin(alpha) > 0).float(), reduction="none"
-    )
-    terms = (error * weights).sum(1) / len(weights) + DIRECTION_WEIGHT * direction
-    regression = (terms * weight).sum()
-    disparity = logits.new_zeros(())
-    if output.disparity_logits is not None:
-        shares = disparity_weights(batch)
-        disparity = disparity_loss(output.disparity_logits, batch.disparity, shares)
-        if output.refined_disparity is not None:
-            bins = output.disparity_logits.shape[1]
-            refined = refinement_loss(output.refined_disparity, batch.disparity, bins, shares)
-            disparity = disparity + REFINED_WEIGHT * refined
-    return TaskLoss(classification / total_weight, regression / total_weight, disparity)
+    return (negative * targets.background[:, :, None]).sum() + (focal * targets.weight[:, None]).sum()

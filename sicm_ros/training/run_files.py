@@ -1,25 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training writes: checkpoint, model, log."""
+"""What a training writes: checkpoint, model, logs."""
 
 from __future__ import annotations
 
 import csv
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric.loggers import CSVLogger, TensorBoardLogger
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor
-from torch.utils.tensorboard.writer import SummaryWriter
 
 from ..model_store import save_model
 from ..networks.mvsfc_net import MvsfcNet
-from .stages import Progress
+from .stages import STAGES, Progress
 
-__all__ = ["Log", "export_model", "save_checkpoint"]
+__all__ = ["export_model", "log_losses", "log_validation", "open_loggers", "save_checkpoint"]
 
 
-def save_checkpoint(path: Path, net: MvsfcNet, optimizer: Any, progress: Progress) -> None:
-    """Write a checkpoint so that a kill at any moment leaves the old one or the new one."""
+def save_checkpoint(path: Path, net: MvsfcNet, optimizer: Any, progress: Progress, sums: dict[str, float]) -> None:
+    """Write a checkpoint so that a kill at any moment leaves the old one or the new one.
+
+    ``sums``: of the loss terms since the last row of the log.
+    """
     state = {
         "net": net.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -29,6 +35,7 @@ def save_checkpoint(path: Path, net: MvsfcNet, optimizer: Any, progress: Progres
             "minutes": progress.minutes,
             "stage": progress.stage,
         },
+        "sums": sums,
     }
     temporary = path.with_suffix(".tmp")
     torch.save(state, temporary)
@@ -49,44 +56,55 @@ def export_model(net: MvsfcNet, folder: Path, out: Path) -> None:
     save_model(out / "model", net.config, {k: stored(k, v) for k, v in net.state_dict().items()})
 
 
-class Log:
-    """Loss terms to ``metrics.csv``, a row every REPORT_STEPS steps; these and validation figures to TensorBoard."""
+def open_loggers(out: Path, step: int, say: Callable[[str], None]) -> tuple[CSVLogger, TensorBoardLogger]:
+    """Loggers to ``metrics.csv`` and to ``tensorboard`` in ``out``, of a run that goes on behind ``step``.
 
-    FIELDS = ("step", "stage", "minutes", "learning_rate", "loss", "class", "box", "disparity", "bpp", "feature")
+    What was logged up to there stays. What a killed run logged after its last checkpoint, or another one in the same
+    folder, goes, since this run makes it anew; ``say`` is told so. Only the first process writes.
+    """
+    board = TensorBoardLogger(out, name="tensorboard", version="", purge_step=step + 1)
+    table = CSVLogger(out, name="", version="", flush_logs_every_n_steps=1)
+    if rank_zero_only.rank != 0:
+        return table, board
+    path = out / "metrics.csv"
+    rows = []
+    if path.is_file():
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    kept = [row for row in rows if int(row["step"]) <= step]
+    if len(kept) < len(rows):
+        say(f"metrics.csv: {len(rows) - len(kept)} rows after step {step} removed")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Experiment logs directory")  # it holds the samples; rows are written again
+        writer = table.experiment
+    for row in kept:
+        writer.log_metrics({k: v for k, v in row.items() if v and k != "step"}, int(row["step"]))  # type: ignore[misc]
+    writer.save()
+    return table, board
 
-    def __init__(self, out: Path, active: bool, step: int) -> None:
-        self.path = out / "metrics.csv"
-        # What a killed run logged after its last checkpoint is hidden.
-        self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step or None) if active else None
 
-    def write(self, progress: Progress, stage: str, learning_rate: float, terms: dict[str, float]) -> None:
-        """The means of the last steps' loss terms."""
-        if self.board is None:
-            return
-        new = not self.path.is_file()
-        with self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, self.FIELDS)
-            if new:
-                writer.writeheader()
-            writer.writerow(
-                {
-                    "step": progress.step,
-                    "stage": stage,
-                    "minutes": round(progress.minutes, 2),
-                    "learning_rate": learning_rate,
-                    **{k: round(v, 5) for k, v in terms.items()},
-                }
-            )
-        for name, value in {"learning rate": learning_rate, **terms}.items():
-            self.board.add_scalar(f"{stage}/{name}", value, progress.step)
+def log_losses(
+    loggers: tuple[CSVLogger, TensorBoardLogger], progress: Progress, learning_rate: float, terms: dict[str, float]
+) -> None:
+    """The means of the last steps' loss terms: a row of the table, and curves of their stage."""
+    table, board = loggers
+    stage = STAGES[progress.stage]
+    row: dict[str, Any] = {
+        "stage": stage,
+        "minutes": round(progress.minutes, 2),
+        "learning_rate": learning_rate,
+        **{k: round(v, 5) for k, v in terms.items()},
+    }
+    table.log_metrics(row, progress.step)
+    curves = {f"{stage}/{name}": value for name, value in {"learning rate": learning_rate, **terms}.items()}
+    board.log_metrics(curves, progress.step)
 
-    def validation(self, step: int, name: str, figures: dict[str, float]) -> None:
-        """AP and the other figures on held-out samples; ``name`` tells with which rate."""
-        if self.board is not None:
-            for key, value in figures.items():
-                self.board.add_scalar(f"validation {name}/{key}", value, step)
 
-    def close(self) -> None:
-        """Write what is still buffered."""
-        if self.board is not None:
-            self.board.close()
+def log_validation(
+    loggers: tuple[CSVLogger, TensorBoardLogger], progress: Progress, name: str, figures: dict[str, float]
+) -> None:
+    """AP and the other figures on held-out samples; ``name`` tells which samples, and with which rate."""
+    table, board = loggers
+    row: dict[str, Any] = {"stage": STAGES[progress.stage], "validation": name, **figures}
+    table.log_metrics(row, progress.step)
+    board.log_metrics({f"validation {name}/{key}": value for key, value in figures.items()}, progress.step)

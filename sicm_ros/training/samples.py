@@ -21,7 +21,10 @@ from ..preprocessing import resize_view
 from ..render.layouts import KITTI_RIG, KITTI_SIZE, random_layout
 from ..render.pair import render_pair
 
-__all__ = ["Sample", "SampleStore", "build_store"]
+__all__ = ["Sample", "SampleStore", "build_store", "recorded_count"]
+
+
+JOURNAL = "made.jsonl"  # the recipe, then a line for each sample that is finished; gone when all are
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,10 @@ class SampleStore:
         shape = (self.index["count"], self.index["height"], self.index["width"])
         self.images = np.memmap(self.root / "images.u8", np.uint8, "r", shape=(shape[0], 2, *shape[1:], 3))
         self.disparity = np.memmap(self.root / "disparity.f16", np.float16, "r", shape=shape)
+
+    def __reduce__(self) -> tuple[type[SampleStore], tuple[Path]]:
+        """Another process opens the files itself; a pickled map would carry all that is in them."""
+        return SampleStore, (self.root,)
 
     def __len__(self) -> int:
         return self.index["count"]
@@ -149,6 +156,24 @@ class _Job:
         )
 
 
+def recorded_count(root: Path) -> int | None:
+    """How many samples the store in ``root`` has, or was to have when its making was stopped; None without a store."""
+    if (root / "index.json").is_file():
+        return json.loads((root / "index.json").read_text())["recipe"]["count"]
+    if (root / JOURNAL).is_file():
+        with (root / JOURNAL).open() as file:
+            return json.loads(file.readline() or "{}").get("count")
+    return None
+
+
+def _finished(journal: Path, recipe: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rig and labels of each sample that a run which was stopped has made by the same recipe."""
+    lines = journal.read_text().split("\n")[:-1] if journal.is_file() else []  # a kill may leave a part of a line
+    if not lines or json.loads(lines[0]) != recipe:
+        return []
+    return [json.loads(line) for line in lines[1:]]
+
+
 def build_store(
     out: str | Path,
     config: MvsfcConfig,
@@ -163,6 +188,7 @@ def build_store(
 
     With ``root`` None the layouts are drawn at random. A KITTI folder with images gives the images; one with only
     ``label_2`` and ``calib`` gets images rendered for its layouts. More samples than ``ids`` render each layout anew.
+    What a call that was killed has finished is in a journal in ``out``; the next one goes on behind it.
     """
     out = Path(out)
     real = root is not None and (Path(root) / "training" / "image_2").is_dir()
@@ -180,23 +206,46 @@ def build_store(
         return SampleStore(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "index.json").unlink(missing_ok=True)
-    h, w = config.height, config.width
-    images = np.memmap(out / "images.u8", np.uint8, "w+", shape=(count, 2, h, w, 3))
-    disparity = np.memmap(out / "disparity.f16", np.float16, "w+", shape=(count, h, w))
-    samples = []
+    done = _finished(out / JOURNAL, recipe)
     job = _Job(config, None if root is None else str(root), tuple(ids), real, seed)
+    _make_samples(out, job, recipe, done, workers, progress)
+    (out / "index.json").write_text(
+        json.dumps({"recipe": recipe, "count": count, "height": config.height, "width": config.width, "samples": done})
+    )
+    (out / JOURNAL).unlink()
+    return SampleStore(out)
+
+
+def _make_samples(
+    out: Path,
+    job: _Job,
+    recipe: dict[str, Any],
+    done: list[dict[str, Any]],
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Make the samples behind those that are ``done``, and add them there and to the journal, one by one."""
+    count, h, w = recipe["count"], job.config.height, job.config.width
+    mode: Any = "r+" if done else "w+"
+    images = np.memmap(out / "images.u8", np.uint8, mode, shape=(count, 2, h, w, 3))
+    disparity = np.memmap(out / "disparity.f16", np.float16, mode, shape=(count, h, w))
+    missing = range(len(done), count)
+    # Written anew and moved into place: the old one may end with a part of a line.
+    fresh = out / f"{JOURNAL}.new"
+    fresh.write_text("".join(json.dumps(row) + "\n" for row in (recipe, *done)))
+    fresh.replace(out / JOURNAL)
     with ExitStack() as stack:
-        made: Iterator[Sample] = map(job, range(count))
+        journal = stack.enter_context((out / JOURNAL).open("a"))
+        made: Iterator[Sample] = map(job, missing)
         if workers > 1:
-            made = stack.enter_context(ProcessPoolExecutor(workers)).map(job, range(count), chunksize=8)
-        for i, sample in enumerate(made):
+            made = stack.enter_context(ProcessPoolExecutor(workers)).map(job, missing, chunksize=8)
+        for i, sample in zip(missing, made, strict=True):
             images[i, 0], images[i, 1], disparity[i] = sample.left, sample.right, sample.disparity
-            samples.append({"rig": asdict(sample.rig), "labels": [asdict(o) for o in sample.labels]})
+            done.append({"rig": asdict(sample.rig), "labels": [asdict(o) for o in sample.labels]})
+            # After its pixels: a sample that the journal names is there.
+            journal.write(json.dumps(done[-1]) + "\n")
+            journal.flush()
             if progress:
                 progress(i + 1, count)
     images.flush()
     disparity.flush()
-    (out / "index.json").write_text(
-        json.dumps({"recipe": recipe, "count": count, "height": h, "width": w, "samples": samples})
-    )
-    return SampleStore(out)

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stages of a training: what each one trains, on which loss, how fast, and at which rate."""
+"""The stages of a training: what each one trains, on which loss, how fast, and at which rate.
+
+The first three are the paper's progressive training strategy (section IV-A).
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -13,12 +17,18 @@ from torch import Tensor, nn
 from ..networks.config import MvsfcConfig
 from ..networks.mvsfc_net import MvsfcNet
 from .config import TrainConfig
-from .losses import feature_error, task_loss, view_weights
-from .targets import Batch
+from .loader import TrainingBatch
+from .losses import TaskLoss, feature_error, rate_distortion_loss, task_loss
 
-__all__ = ["Progress", "STAGES", "Trainee", "learning_rate", "prepare_stage", "rate_of_step"]
+__all__ = ["Progress", "STAGES", "Stage", "Trainee", "learning_rate", "prepare_stage", "rate_of_step"]
 
-STAGES = ("detector", "codec", "joint", "entropy")
+# What a stage trains, and on what (paper, section IV-A, "Training Strategy"):
+# detector: feature extraction and analysis without a codec, on the task's loss (equation 7);
+# codec:    the codec alone, on the rate-distortion loss (equation 8), all else at rest;
+# joint:    everything, on equation 8;
+# entropy:  the entropy model alone, on the rate; not in the paper.
+Stage: TypeAlias = Literal["detector", "codec", "joint", "entropy"]
+STAGES: tuple[Stage, ...] = get_args(Stage)  # in their order
 
 
 class Trainee(nn.Module):
@@ -28,41 +38,49 @@ class Trainee(nn.Module):
         super().__init__()
         self.net, self.config = net, config
 
-    def forward(self, batch: Batch, stage: str, rate: int | None) -> dict[str, Tensor]:
-        """The loss and its terms; ``rate`` None trains without the codec."""
+    def forward(self, batch: TrainingBatch, stage: Stage, rate: int | None) -> dict[str, Tensor]:
+        """The loss and its terms, scalars; ``rate``: index into the model's lambdas, None trains without the codec."""
         net = self.net
         if stage == "entropy":
             with torch.no_grad():
                 latents = net.latents(net.features(batch.left, batch.right))
-            coded = net.entropy_model(*latents, float(rate or 0) if net.config.variable_rate else 0.0)
-            bits = (coded.bits_left + coded.bits_right).mean() / (net.config.height * net.config.width)
+            coded = net.entropy_model(*latents, self._codec_rate(rate or 0))
+            bits = self._bits_per_pixel(coded.bits_left, coded.bits_right)
             return {"loss": bits, "bpp": bits}
         features = net.features(batch.left, batch.right)
         if rate is None:
-            task = task_loss(net.detect(features), batch, net.analysis.anchors)
-            return {
-                "loss": task.total,
-                "class": task.classification,
-                "box": task.regression,
-                "disparity": task.disparity,
-            }
-        reconstruction, bits_left, bits_right = net.compress(features, float(rate) if net.config.variable_rate else 0.0)
-        bits = (bits_left + bits_right).mean() / (net.config.height * net.config.width)
-        # Equation 8 over lambda: the same optimum, and steps of one size at every rate.
-        loss, terms = bits / net.config.lambdas[rate], {"bpp": bits}
+            task = task_loss(net.detect(features), batch.targets)
+            return {"loss": task.total, **_terms(task)}
+        reconstruction, bits_left, bits_right = net.compress(features, self._codec_rate(rate))
+        bits = self._bits_per_pixel(bits_left, bits_right)
+        terms = {"bpp": bits}
+        distortion: Tensor | float = 0.0
         if stage != "codec" or self.config.codec_task_loss:
-            task = task_loss(net.detect(reconstruction), batch, net.analysis.anchors)
-            loss = loss + task.total
-            terms |= {"class": task.classification, "box": task.regression, "disparity": task.disparity}
+            task = task_loss(net.detect(reconstruction), batch.targets)
+            distortion = task.total
+            terms |= _terms(task)
+        loss = rate_distortion_loss(bits, distortion, net.config.lambdas[rate])
         weight = self.config.feature_loss[stage == "joint"]
         if weight:
             # The joint stage lets it shape the features too: towards ones that the codec can carry.
-            terms["feature"] = feature_error(reconstruction, features, view_weights(batch))
+            weights = batch.targets.left_weight, batch.targets.right_weight
+            terms["feature"] = feature_error(reconstruction, features, weights)
             loss = loss + weight * terms["feature"]
         return {"loss": loss, **terms}
 
+    def _codec_rate(self, rate: int) -> float:
+        return float(rate) if self.net.config.variable_rate else 0.0
 
-def trained_prefixes(net: MvsfcNet, stage: str) -> list[str]:
+    def _bits_per_pixel(self, bits_left: Tensor, bits_right: Tensor) -> Tensor:
+        """Bits of both views (B,) each, as the mean over the batch, per pixel of one view of the network's input."""
+        return (bits_left + bits_right).mean() / (self.net.config.height * self.net.config.width)
+
+
+def _terms(task: TaskLoss) -> dict[str, Tensor]:
+    return {"class": task.classification, "box": task.regression, "disparity": task.disparity}
+
+
+def trained_prefixes(net: MvsfcNet, stage: Stage) -> list[str]:
     """State-dict prefixes of what a stage trains; parameters of batch norms belong to the first stage alone."""
     return {
         "detector": ["backbone.", "analysis."],
@@ -72,7 +90,7 @@ def trained_prefixes(net: MvsfcNet, stage: str) -> list[str]:
     }[stage]
 
 
-def prepare_stage(net: MvsfcNet, stage: str, frozen_norms: bool) -> None:
+def prepare_stage(net: MvsfcNet, stage: Stage, frozen_norms: bool) -> None:
     """Set what is trained in ``stage``: gradients, and batch norms frozen after the first stage, or in it too."""
     prefixes = trained_prefixes(net, stage)
     for name, p in net.named_parameters():
@@ -117,7 +135,7 @@ def learning_rate(config: TrainConfig, progress: Progress) -> float:
     return warm * (config.final_learning_rate + (top - config.final_learning_rate) * cosine)
 
 
-def rate_of_step(stage: str, config: TrainConfig, model: MvsfcConfig, step: int) -> int | None:
+def rate_of_step(stage: Stage, config: TrainConfig, model: MvsfcConfig, step: int) -> int | None:
     """Which rate a step trains: none in the detector stage; drawn at random where one model covers all rates.
 
     Every process draws the same, so that all use the same parameters in a step.
@@ -127,4 +145,4 @@ def rate_of_step(stage: str, config: TrainConfig, model: MvsfcConfig, step: int)
     rng = np.random.default_rng((config.seed, 11, step))
     if stage == "joint" and rng.random() < config.uncompressed_share:
         return None
-    return int(rng.integers(model.rates)) if model.variable_rate else config.rate
+    return int(rng.integers(model.rate_count)) if model.variable_rate else config.rate

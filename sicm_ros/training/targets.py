@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the network should say: anchor priors from labels, and which anchor stands for which object."""
+"""What the network should say: anchor priors from labels, which anchor stands for which object, what each cell counts.
+
+All of it is made on the CPU, before a batch goes to the device: it takes loops over objects, and lengths that the data
+decide, each of which would make a GPU wait.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +15,22 @@ import torch
 from torch import Tensor
 
 from ..geometry import Object3D, StereoRig, project
-from ..networks.anchors import Anchors, rig_tensor
+from ..networks.anchors import RIG_FIELDS, Anchors, rig_tensor
 from ..preprocessing import normalise
 from .samples import Sample
 
-__all__ = ["Batch", "Assignment", "anchor_priors", "assign", "collate", "object_row"]
+__all__ = [
+    "Assignment",
+    "Batch",
+    "Targets",
+    "anchor_priors",
+    "assign",
+    "collate",
+    "disparity_weights",
+    "match",
+    "object_row",
+    "view_weights",
+]
 
 POSITIVE_IOU, NEGATIVE_IOU = 0.5, 0.4
 IGNORED = -1  # class index of what is neither an object to find nor background
@@ -23,14 +38,13 @@ IGNORED = -1  # class index of what is neither an object to find nor background
 NEIGHBOURS = {"Van": "Car", "Person_sitting": "Pedestrian"}
 MIN_HEIGHT = 5.0  # pixels of the network's input below which an object is ignored
 MIN_MATCHES = 10  # anchors that an anchor shape must have matched for statistics of its own
+# The surface of an object is what its 2D box shows within so many metres of its centre. However far away, it counts for
+# so many cells of the disparity in all, each of them at most so much; road and walls would else outvote small ones.
+OBJECT_DEPTH, OBJECT_CELLS, OBJECT_WEIGHT = 3.0, 200.0, 20.0
 
 
 class Batch:
-    """A batch on its device. ``objects`` and ``classes`` are a list over images, rows as in ``object_row``.
-
-    Not a dataclass nor a tuple: Fabric casts every float that it finds in one to the precision of the training, and
-    bfloat16 moves boxes by a pixel and depths by decimetres. Views may be cast; labels may not.
-    """
+    """Samples of one network size: views, and labels as lists over images, rows as in ``object_row``."""
 
     def __init__(
         self,
@@ -47,6 +61,43 @@ class Batch:
         self.rigs = rigs  # (B, 8)
         self.objects = objects  # (M, 11)
         self.classes = classes  # (M,) class index, or IGNORED
+
+
+class Targets:
+    """What the losses compare the network's output for a batch with: P anchors that stand for an object, N anchors of
+    each of the B images, cells of stride 4.
+
+    Not a dataclass nor a tuple: Fabric casts every float that it finds in one to the precision of the training, and
+    bfloat16 moves boxes by a pixel and depths by decimetres.
+    """
+
+    def __init__(
+        self,
+        image: Tensor,
+        anchor: Tensor,
+        class_index: Tensor,
+        weight: Tensor,
+        regression: Tensor,
+        sin_positive: Tensor,
+        background: Tensor,
+        disparity: Tensor,
+        left_weight: Tensor,
+        right_weight: Tensor,
+    ) -> None:
+        self.image = image  # (P,) of which image
+        self.anchor = anchor  # (P,) its number there
+        self.class_index = class_index  # (P,)
+        self.weight = weight  # (P,) as in Assignment
+        self.regression = regression  # (P, 12) as ``Anchors.encode`` gives it
+        self.sin_positive = sin_positive  # (P,) float32, 1 where the sine of the observation angle is positive
+        self.background = background  # (B, N) bool
+        self.disparity = disparity  # (B, H/4, W/4) float32, pixels, 0 where unknown
+        self.left_weight = left_weight  # (B, H/4, W/4) how much a cell of the left view counts
+        self.right_weight = right_weight
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Targets:
+        """The targets with ``change`` done to each tensor."""
+        return Targets(**{name: change(value) for name, value in vars(self).items()})
 
 
 @dataclass
@@ -149,6 +200,54 @@ def assign(anchors: Anchors, objects: Tensor, classes: Tensor, near_road: Tensor
     counts = torch.bincount(object_index, minlength=len(objects)).clamp(min=1)
     background[anchor_index] = False
     return Assignment(anchor_index, object_index, counts[object_index].rsqrt(), background)
+
+
+def disparity_weights(batch: Batch) -> Tensor:
+    """How much the disparity of each cell of stride 4 counts, (B, H/4, W/4): 1, and more on small objects."""
+    weights = torch.ones_like(batch.disparity)
+    for image, (rows, rig) in enumerate(zip(batch.objects, batch.rigs, strict=True)):
+        focal_baseline = float(rig[RIG_FIELDS.index("focal_baseline")])
+        for left, top, right, bottom, _, _, z, *_ in rows.tolist():
+            if z <= 0:  # a region without an object
+                continue
+            box = (
+                image,
+                slice(max(0, int(top / 4)), max(0, int(bottom / 4) + 1)),
+                slice(max(0, int(left / 4)), max(0, int(right / 4) + 1)),
+            )
+            disparity = batch.disparity[box]
+            surface = disparity > focal_baseline / (z + OBJECT_DEPTH)
+            surface &= disparity < focal_baseline / max(z - OBJECT_DEPTH, 1.0)
+            weight = min(OBJECT_WEIGHT, OBJECT_CELLS / max(1, int(surface.sum())))
+            weights[box] = torch.where(surface, weights[box].clamp(min=weight), weights[box])
+    return weights
+
+
+def view_weights(batch: Batch) -> tuple[Tensor, Tensor]:
+    """``disparity_weights`` of the left view, and those of the right view's cells that show the same: (B, H/4, W/4)."""
+    left = disparity_weights(batch)
+    column = torch.arange(left.shape[2], device=left.device)
+    # A cell without a disparity stays where it is, and counts 1.
+    matched = (column - batch.disparity / 4).round().long().clamp(min=0)
+    index = torch.where(batch.disparity > 0, matched, column)
+    right = torch.ones_like(left).scatter_reduce(2, index, left, "amax")
+    return left, right
+
+
+def match(batch: Batch, anchors: Anchors) -> Targets:
+    """The targets of a batch: its objects matched with ``anchors``, on the device of both."""
+    near_road = anchors.near_road(batch.rigs)
+    parts = []
+    background = []
+    for i, (objects, classes, rig) in enumerate(zip(batch.objects, batch.classes, batch.rigs, strict=True)):
+        a = assign(anchors, objects, classes, near_road[i])
+        o, k = objects[a.object_index], classes[a.object_index]
+        regression = anchors.encode(o, k, a.anchor_index, rig)
+        sin_positive = (torch.sin(o[:, 7]) > 0).float()
+        parts.append((torch.full_like(a.anchor_index, i), a.anchor_index, k, a.weight, regression, sin_positive))
+        background.append(a.background)
+    joined = [torch.cat(column) for column in zip(*parts, strict=True)]
+    return Targets(*joined, torch.stack(background), batch.disparity, *view_weights(batch))
 
 
 def anchor_priors(

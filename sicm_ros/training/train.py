@@ -6,55 +6,39 @@ A run can be killed at any moment: it goes on from its last checkpoint with the 
 
 from __future__ import annotations
 
-import json
+import copy
 import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning_fabric
-import numpy as np
 import torch
 from lightning_fabric.strategies import DDPStrategy
 from lightning_fabric.utilities.seed import seed_everything
-from torch import nn
+from torch import Tensor, distributed, nn
 
 from ..model_store import load_config
+from ..networks.config import MvsfcConfig
 from ..networks.mvsfc_net import MvsfcNet
-from .augmentation import augment
 from .config import TrainConfig, TrainError, load_train_config
-from .run_files import Log, export_model, save_checkpoint
-from .samples import SampleStore
-from .stages import STAGES, Progress, Trainee, learning_rate, prepare_stage, rate_of_step
+from .loader import StepBatches, TrainingBatch, load_batches
+from .run_files import export_model, log_losses, log_validation, open_loggers, save_checkpoint
+from .samples import SampleStore, recorded_count
+from .stages import STAGES, Progress, Stage, Trainee, learning_rate, prepare_stage, rate_of_step
 from .stores import Mixture, make_stores, open_stores
-from .targets import Batch, anchor_priors, collate
+from .targets import anchor_priors
 from .validation import validate
 
-__all__ = ["run"]
+__all__ = ["fabric_arguments", "run"]
 
 REPORT_STEPS = 20
-
-
-def _batches(
-    mixture: Mixture, config: TrainConfig, net: MvsfcNet, rank: int, world: int, start: int, device: torch.device
-) -> Iterator[Batch]:
-    """Endless batches of this process, from step ``start`` on; the order depends on the seed and the step alone."""
-    per_step = config.batch_size * world
-    epoch_steps = max(1, len(mixture) // per_step)
-    step, epoch = start, -1
-    order: list[tuple[int, int]] = []
-    while True:
-        if step // epoch_steps != epoch:
-            epoch = step // epoch_steps
-            order = mixture.order(config.seed, epoch)
-        first = (step % epoch_steps) * per_step + rank * config.batch_size
-        chosen = [order[i % len(order)] for i in range(first, first + config.batch_size)]
-        rng = np.random.default_rng((config.seed, 7, step, rank))
-        samples = [augment(mixture.stores[number][i], rng) for number, i in chosen]
-        yield collate(samples, net.config.classes, device)
-        step += 1
+# How long a process waits for another one: as long as that may render (under torchrun), or validate.
+PATIENCE = timedelta(days=2)
+GPU_LOADERS = 4  # processes that make batches for a GPU, at most, where none were asked for
 
 
 def bfloat16_is_native() -> bool:
@@ -85,6 +69,7 @@ def run(
     stages: str | None = None,
     samples: int | None = None,
     validate_on: Sequence[str | Path] = (),
+    loaders: int | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Train the model whose folder (with config.yaml and train.yaml) is ``config_path``; weights go to ``out/model``.
@@ -93,168 +78,277 @@ def run(
     random and renders them. ``validate_on`` are roots to validate on beside those that ``data`` holds out; with any, a
     root without ImageSets holds out none. ``processes`` train data-parallel (under
     torchrun its own number counts). ``stages`` limits the run, e.g. "codec,joint"; ``start_from`` is a state dict in
-    safetensors to begin with; ``samples`` takes the place of train.yaml's. Raises TrainError on bad settings.
+    safetensors to begin with; ``samples`` takes the place of train.yaml's. ``workers`` processes make the samples,
+    before the training; ``loaders`` processes for each training process make batches of them: by default none on a CPU,
+    which the training fills, and some for a GPU. Raises TrainError on bad settings.
     """
     folder, out = Path(config_path), Path(out)
-    model_config, train = load_config(folder / "config.yaml"), load_train_config(folder)
-    recipe = out / "samples" / "train" / "index.json"
-    if resume and samples is None and recipe.is_file():
-        samples = json.loads(recipe.read_text())["recipe"]["count"]
-    given = {name: value for name, value in (("seed", seed), ("samples", samples)) if value is not None}
-    train = TrainConfig(**{**train.__dict__, **given})
-    chosen = tuple(stages.split(",")) if stages else STAGES
-    if not set(chosen) <= set(STAGES):
-        raise TrainError(f"stages: expected some of {','.join(STAGES)}, got {stages}")
-    accelerator = {"auto": "auto", "cpu": "cpu"}.get(device, "cuda")
-    parallel = processes > 1 or "TORCHELASTIC_RUN_ID" in os.environ
-    # Joint steps with and without the codec use different parameters, which data-parallel training has to be told.
-    strategy = DDPStrategy(find_unused_parameters="joint" in chosen) if parallel else "auto"
-    on_gpu = accelerator == "cuda" or (accelerator == "auto" and torch.cuda.is_available())
-    precision = train.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if on_gpu or bfloat16_is_native() else "32-true"
-    fabric = lightning_fabric.Fabric(accelerator=accelerator, devices=processes, strategy=strategy, precision=precision)
-    fabric.launch()
-    out.mkdir(parents=True, exist_ok=True)
-    talk = say if fabric.is_global_zero else (lambda _: None)
-    if processes > 1 and fabric.device.type == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
-    seed_everything(train.seed, verbose=False)
+    model_config, config = load_config(folder / "config.yaml"), _settings(folder, out, seed, samples, resume)
+    chosen = _chosen_stages(stages)
     roots = [] if data is None else [str(data)] if isinstance(data, (str, Path)) else list(data)
-    if fabric.is_global_zero:
+    fabric = lightning_fabric.Fabric(**fabric_arguments(device, processes, config.precision, "joint" in chosen))
+    # Before Fabric starts the others: rendering may take longer than one process waits for another.
+    if _is_first_process():
         held_out = [Path(root) for root in validate_on]
-        make_stores(model_config, train, roots, held_out, Path(splits) if splits else None, out, workers, talk)
-    fabric.barrier()
+        make_stores(model_config, config, roots, held_out, Path(splits) if splits else None, out, workers, say)
+    fabric.launch()
+    if not fabric.is_global_zero:
+        say = _say_nothing
+    if loaders is None:
+        loaders = _default_loaders(fabric.device, processes)
+    if fabric.device.type == "cpu" and (processes > 1 or loaders):
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes - loaders))
+    seed_everything(config.seed, verbose=False)
+    fabric.barrier()  # the samples are there
     mixture, validation = open_stores(out, roots)
 
-    net = MvsfcNet(model_config)
-    first = mixture.stores[0]
-    anchor_priors(
-        net.analysis.anchors, model_config.classes, ((first.labels(i), first.rig(i)) for i in range(len(first)))
-    )
+    net = _new_net(model_config, mixture.stores[0], start_from)
+    progress = Progress(_stage_steps(config, mixture, fabric.world_size, chosen), max_minutes)
+    state: dict[str, Any] = {}
+    if resume and (out / "checkpoint.pt").is_file():
+        # weights_only: a checkpoint is tensors and numbers, nothing that could run code.
+        state = torch.load(out / "checkpoint.pt", map_location="cpu", weights_only=True)
+        net.load_state_dict(state["net"])
+        progress = Progress(progress.total_steps, max_minutes, **state["progress"])
+        say(f"resumed: stage {STAGES[progress.stage]}, step {progress.step}, minute {progress.minutes:.1f}")
+    # The anchors stay on the CPU with the labels, while the net goes to the device.
+    anchors = copy.deepcopy(net.analysis.anchors)
+    steps = StepBatches(mixture, config, model_config.classes, anchors, fabric.global_rank, fabric.world_size)
+    batches = load_batches(steps, progress.step, loaders, fabric.device)
+    trainer = Trainer(fabric, net, config, progress, batches, validation, out, say)
+    while progress.stage < len(STAGES):
+        trainer.train_stage(state)
+        state = {}
+        progress.stage, progress.stage_step = progress.stage + 1, 0
+        if fabric.is_global_zero:
+            export_model(net, folder, out)
+    trainer.close()
+    say(f"model written to {out / 'model'}")
+    return out / "model"
+
+
+def _settings(folder: Path, out: Path, seed: int | None, samples: int | None, resume: bool) -> TrainConfig:
+    """``train.yaml`` with what the command sets; a run that goes on keeps its number of samples."""
+    config = load_train_config(folder)
+    if resume and samples is None:
+        samples = recorded_count(out / "samples" / "train")
+    given = {name: value for name, value in (("seed", seed), ("samples", samples)) if value is not None}
+    return TrainConfig(**{**config.__dict__, **given})
+
+
+def _chosen_stages(text: str | None) -> tuple[Stage, ...]:
+    chosen = text.split(",") if text else STAGES
+    if not set(chosen) <= set(STAGES):
+        raise TrainError(f"stages: expected some of {','.join(STAGES)}, got {text}")
+    return cast(tuple[Stage, ...], tuple(chosen))
+
+
+def fabric_arguments(device: str, processes: int, precision: str, joint: bool) -> dict[str, Any]:
+    """What Fabric is made with. ``device``: auto, cpu, cuda, or one GPU as cuda:N; ``joint``: that stage is trained.
+
+    Raises TrainError on another device, and on one GPU for several processes.
+    """
+    parallel = processes > 1 or "TORCHELASTIC_RUN_ID" in os.environ
+    accelerator, colon, index = device.partition(":")
+    if accelerator not in ("auto", "cpu", "cuda") or (colon and not (accelerator == "cuda" and index.isdecimal())):
+        raise TrainError(f"device: expected auto, cpu, cuda or cuda:N, got {device}")
+    if colon and parallel:
+        raise TrainError(f"device: expected cuda for several processes, which take a GPU each, got {device}")
+    on_gpu = accelerator == "cuda" or (accelerator == "auto" and torch.cuda.is_available())
+    if precision == "auto":
+        precision = "bf16-mixed" if on_gpu or bfloat16_is_native() else "32-true"
+    # Joint steps with and without the codec use different parameters, which data-parallel training has to be told.
+    strategy = DDPStrategy(find_unused_parameters=joint, timeout=PATIENCE) if parallel else "auto"
+    devices = [int(index)] if colon else processes
+    return {"accelerator": accelerator, "devices": devices, "strategy": strategy, "precision": precision}
+
+
+def _is_first_process() -> bool:
+    """Known before Fabric starts the others: torchrun sets RANK, Fabric LOCAL_RANK in those that it starts."""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+
+
+def _say_nothing(_: str) -> None:
+    pass
+
+
+def _default_loaders(device: torch.device, processes: int) -> int:
+    if device.type == "cpu":
+        return 0
+    return min(GPU_LOADERS, max(1, (os.cpu_count() or 1) // processes - 1))
+
+
+def _new_net(config: MvsfcConfig, store: SampleStore, start_from: str | Path | None) -> MvsfcNet:
+    """The network before its first step; the priors of its anchors are those of the store's labels."""
+    net = MvsfcNet(config)
+    labels = ((store.labels(i), store.rig(i)) for i in range(len(store)))
+    anchor_priors(net.analysis.anchors, config.classes, labels)
     if start_from:
         from safetensors.torch import load_file
 
         net.load_state_dict(load_file(start_from), strict=False)
     _channels_last(net)
-    trainee = Trainee(net, train)
-    steps = tuple(
-        e * max(1, len(mixture) // (train.batch_size * fabric.world_size)) if name in chosen else 0
-        for e, name in zip(train.epochs, STAGES, strict=True)
-    )
-    progress = Progress(steps, max_minutes)  # type: ignore[arg-type]
-    checkpoint = out / "checkpoint.pt"
-    loaded: dict[str, Any] | None = None
-    if resume and checkpoint.is_file():
-        # weights_only: a checkpoint is tensors and numbers, nothing that could run code.
-        loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        net.load_state_dict(loaded["net"])
-        progress = Progress(steps, max_minutes, **loaded["progress"])  # type: ignore[arg-type]
-        talk(f"resumed: stage {STAGES[progress.stage]}, step {progress.step}, minute {progress.minutes:.1f}")
-
-    log = Log(out, fabric.is_global_zero, progress.step)
-    while progress.stage < len(STAGES):
-        if steps[progress.stage]:
-            _train_stage(fabric, trainee, train, progress, mixture, validation, checkpoint, loaded, talk, log)
-        loaded = None
-        progress.stage, progress.stage_step = progress.stage + 1, 0
-        if fabric.is_global_zero:
-            export_model(net, folder, out)
-    log.close()
-    fabric.barrier()
-    talk(f"model written to {out / 'model'}")
-    return out / "model"
+    return net
 
 
-def _train_stage(
-    fabric: lightning_fabric.Fabric,
-    trainee: Trainee,
-    config: TrainConfig,
-    progress: Progress,
-    mixture: Mixture,
-    validation: dict[str, SampleStore],
-    checkpoint: Path,
-    loaded: dict[str, Any] | None,
-    say: Callable[[str], None],
-    log: Log,
-) -> None:
-    stage, net = STAGES[progress.stage], trainee.net
-    prepare_stage(net, stage, config.frozen_norms)
-    parameters = [p for p in net.parameters() if p.requires_grad]
-    optimizer: torch.optim.Optimizer = torch.optim.Adam(
-        parameters, lr=config.learning_rate[progress.stage], weight_decay=config.weight_decay
-    )
-    wrapped, optimizer = fabric.setup(trainee, optimizer)
-    if loaded is not None:  # now that the parameters are where the training runs
-        optimizer.load_state_dict(loaded["optimizer"])
-    batches = _batches(mixture, config, net, fabric.global_rank, fabric.world_size, progress.step, fabric.device)
-    sums: dict[str, float] = {}
-    last_time = last_save = time.monotonic()
-    began_fraction, began_minutes = progress.stage_fraction(), progress.minutes
-    last_validation = progress.minutes
-    while progress.stage_fraction() < 1:
-        rate = rate_of_step(stage, config, net.config, progress.step)
+def _stage_steps(
+    config: TrainConfig, mixture: Mixture, world_size: int, chosen: Sequence[Stage]
+) -> tuple[int, int, int, int]:
+    epoch = max(1, len(mixture) // (config.batch_size * world_size))
+    steps = [e * epoch if name in chosen else 0 for e, name in zip(config.epochs, STAGES, strict=True)]
+    return steps[0], steps[1], steps[2], steps[3]
+
+
+class Trainer:
+    """One process of a training: takes the network through a stage, logs, validates and keeps checkpoints."""
+
+    def __init__(
+        self,
+        fabric: lightning_fabric.Fabric,
+        net: MvsfcNet,
+        config: TrainConfig,
+        progress: Progress,
+        batches: Iterator[TrainingBatch],
+        validation: dict[str, SampleStore],
+        out: Path,
+        say: Callable[[str], None],
+    ) -> None:
+        self.fabric, self.config, self.progress, self.batches = fabric, config, progress, batches
+        self.trainee = Trainee(net, config)
+        self.validation, self.say = validation, say
+        self.checkpoint = out / "checkpoint.pt"
+        self.loggers = open_loggers(out, progress.step, say)
+        # Of the loss terms since the last report, on the device: to look at them there would make a step wait for it.
+        self._sums: dict[str, Tensor] = {}
+        self._gradients = torch.zeros((), device=fabric.device)  # the sum of their norms
+        self._clock = time.monotonic()
+        self._clock_group: Any = None
+        if fabric.world_size > 1:
+            # On the CPU whatever the training runs on, so that no GPU has to finish for it.
+            self._clock_group = distributed.new_group(backend="gloo", timeout=PATIENCE)
+
+    @property
+    def stage(self) -> Stage:
+        """The present stage."""
+        return STAGES[self.progress.stage]
+
+    def train_stage(self, state: dict[str, Any]) -> None:
+        """Train what is left of the present stage; ``state``: the checkpoint to go on from, empty for none.
+
+        Raises TrainError if a loss or a gradient is not finite.
+        """
+        progress, config = self.progress, self.config
+        # Not to be trained, or finished by the run that this one goes on from.
+        if not progress.total_steps[progress.stage] or progress.stage_fraction() >= 1:
+            return
+        wrapped, optimizer = self._prepare(state)
+        began_fraction, began_minutes = progress.stage_fraction(), progress.minutes
+        self._clock = last_save = time.monotonic()
+        last_validation = progress.minutes
+        while progress.stage_fraction() < 1:
+            self._step(wrapped, optimizer)
+            self._advance_clock()
+            progress.step += 1
+            progress.stage_step += 1
+            if progress.step % REPORT_STEPS == 0:
+                done = progress.stage_fraction()
+                left = (1 - done) / max(done - began_fraction, 1e-6) * (progress.minutes - began_minutes)
+                self._report(optimizer.param_groups[0]["lr"], left)
+            if self.fabric.is_global_zero and (time.monotonic() - last_save) / 60 > config.checkpoint_minutes:
+                self._save(optimizer)
+                last_save = time.monotonic()
+            # All processes have the same minutes; the others wait for the first one in their next step.
+            if progress.minutes - last_validation > config.validation_minutes:
+                if self.fabric.is_global_zero:
+                    self._validate()
+                last_validation = progress.minutes
+        if self.fabric.is_global_zero:
+            # In this order: a checkpoint of a finished stage says that it has been validated.
+            self._finite_sums()
+            self._validate()
+            self._save(optimizer)
+        self._sums = {}
+        self.fabric.barrier()
+
+    def close(self) -> None:
+        """Write what the logs still hold, when every process is done."""
+        for logger in self.loggers:
+            logger.finalize("success")
+        self.fabric.barrier()
+
+    def _prepare(self, state: dict[str, Any]) -> tuple[Any, Any]:
+        """The network and its optimiser as Fabric runs them in the present stage."""
+        net, config = self.trainee.net, self.config
+        prepare_stage(net, self.stage, config.frozen_norms)
+        parameters = [p for p in net.parameters() if p.requires_grad]
+        adam: torch.optim.Optimizer = torch.optim.Adam(
+            parameters, lr=config.learning_rate[self.progress.stage], weight_decay=config.weight_decay
+        )
+        wrapped, optimizer = self.fabric.setup(self.trainee, adam)
+        if state:  # now that the parameters are where the training runs
+            optimizer.load_state_dict(state["optimizer"])
+            sums = state.get("sums", {})
+            self._sums = {k: torch.tensor(v, dtype=torch.float64, device=self.fabric.device) for k, v in sums.items()}
+        return wrapped, optimizer
+
+    def _step(self, wrapped: Any, optimizer: Any) -> None:
+        """One step; nothing in it waits for a GPU."""
+        fabric, config, step = self.fabric, self.config, self.progress.step
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, progress)
+            group["lr"] = learning_rate(config, self.progress)
+        batch = next(self.batches)
         # The quantisation noise of a step depends on the step alone, so that a resumed run repeats it.
-        torch.manual_seed((config.seed * 1_000_003 + progress.step) * fabric.world_size + fabric.global_rank)
-        terms = wrapped(next(batches), stage, rate)
+        torch.manual_seed((config.seed * 1_000_003 + step) * fabric.world_size + fabric.global_rank)
+        terms = wrapped(batch, self.stage, rate_of_step(self.stage, config, self.trainee.net.config, step))
         fabric.backward(terms["loss"])
-        fabric.clip_gradients(wrapped, optimizer, max_norm=config.gradient_clip, error_if_nonfinite=False)
+        norm = fabric.clip_gradients(wrapped, optimizer, max_norm=config.gradient_clip, error_if_nonfinite=False)
+        self._gradients = self._gradients + norm
         optimizer.step()
         optimizer.zero_grad()
-        now = time.monotonic()
-        # Every process takes the first one's clock, so that all end a stage at the same step.
-        minutes = torch.tensor(progress.minutes + (now - last_time) / 60, dtype=torch.float64)
-        progress.minutes = float(fabric.broadcast(minutes)) if fabric.world_size > 1 else float(minutes)
-        last_time = now
-        progress.step += 1
-        progress.stage_step += 1
         for name, value in terms.items():
-            sums[name] = sums.get(name, 0.0) + float(value.detach()) / REPORT_STEPS
-        if progress.step % REPORT_STEPS == 0:
-            done = progress.stage_fraction()
-            left = (1 - done) / max(done - began_fraction, 1e-6) * (progress.minutes - began_minutes)
-            log.write(progress, stage, optimizer.param_groups[0]["lr"], sums)
-            say(
-                f"{stage} step {progress.stage_step} ({100 * done:.0f} %, {progress.minutes:.1f} min, "
-                f"about {left:.0f} min of the stage left) " + " ".join(f"{k} {v:.3f}" for k, v in sums.items())
-            )
-            sums = {}
-        if not math.isfinite(float(terms["loss"].detach())):
+            share = value.detach().double() / REPORT_STEPS
+            self._sums[name] = self._sums[name] + share if name in self._sums else share
+
+    def _advance_clock(self) -> None:
+        """Count the minutes. Every process takes the first one's, so that all end a stage at the same step."""
+        now = time.monotonic()
+        minutes = torch.tensor(self.progress.minutes + (now - self._clock) / 60, dtype=torch.float64)
+        if self._clock_group is not None:
+            distributed.broadcast(minutes, 0, self._clock_group)
+        self.progress.minutes, self._clock = float(minutes), now
+
+    def _finite_sums(self) -> dict[str, float]:
+        """The sums, looked at once in many steps: what is not finite once stays so in them, and spoils the weights."""
+        sums = {name: float(value) for name, value in self._sums.items()}
+        if not all(map(math.isfinite, [*sums.values(), float(self._gradients)])):
             raise TrainError(
-                f"loss: expected a finite value, got {float(terms['loss'])} at step {progress.step}; "
-                "resume with a lower learning rate"
+                f"loss: expected finite values and gradients, got others in the {REPORT_STEPS} steps before step "
+                f"{self.progress.step}; resume with a lower learning rate"
             )
-        if fabric.is_global_zero and (now - last_save) / 60 > config.checkpoint_minutes:
-            save_checkpoint(checkpoint, net, optimizer, progress)
-            last_save = time.monotonic()
-        # All processes have the same minutes; the others wait for the first one in their next step.
-        if progress.minutes - last_validation > config.validation_minutes:
-            if fabric.is_global_zero:
-                _report(net, validation, stage, config.frozen_norms, fabric.device, say, progress.step, log)
-            last_validation = progress.minutes
-    if fabric.is_global_zero:
-        save_checkpoint(checkpoint, net, optimizer, progress)
-        _report(net, validation, stage, config.frozen_norms, fabric.device, say, progress.step, log)
-    fabric.barrier()
+        return sums
 
+    def _report(self, rate: float, minutes_left: float) -> None:
+        """Log the means of the terms since the last report; ``rate``: that of learning."""
+        progress, terms = self.progress, self._finite_sums()
+        log_losses(self.loggers, progress, rate, terms)
+        self.say(
+            f"{self.stage} step {progress.stage_step} ({100 * progress.stage_fraction():.0f} %, "
+            f"{progress.minutes:.1f} min, about {minutes_left:.0f} min of the stage left) "
+            + " ".join(f"{k} {v:.3f}" for k, v in terms.items())
+        )
+        self._sums = {}
 
-def _report(
-    net: MvsfcNet,
-    validation: dict[str, SampleStore],
-    stage: str,
-    frozen_norms: bool,
-    device: torch.device,
-    say: Callable[[str], None],
-    step: int,
-    log: Log,
-) -> None:
-    rates = [None] if stage == "detector" else [None, net.config.default_rate if net.config.variable_rate else 0.0]
-    for part, store in validation.items():
-        for rate in rates:
-            figures = validate(net, store, rate, device)
-            name = f"{part} " + ("uncompressed" if rate is None else f"rate {rate:g}")
-            say(f"validation {name}: " + ", ".join(f"{k} {v:.2f}" for k, v in figures.items()))
-            log.validation(step, name, figures)
-    prepare_stage(net, stage, frozen_norms)
+    def _save(self, optimizer: Any) -> None:
+        save_checkpoint(self.checkpoint, self.trainee.net, optimizer, self.progress, self._finite_sums())
+
+    def _validate(self) -> None:
+        net = self.trainee.net
+        with_codec = [net.config.default_rate if net.config.variable_rate else 0.0]
+        rates = [None] if self.stage == "detector" else [None, *with_codec]
+        for part, store in self.validation.items():
+            for rate in rates:
+                figures = validate(net, store, rate, self.fabric.device)
+                name = f"{part} " + ("uncompressed" if rate is None else f"rate {rate:g}")
+                self.say(f"validation {name}: " + ", ".join(f"{k} {v:.2f}" for k, v in figures.items()))
+                log_validation(self.loggers, self.progress, name, figures)
+        prepare_stage(net, self.stage, self.config.frozen_norms)
