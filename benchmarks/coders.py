@@ -25,7 +25,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from pairs import Progress, frames, latents, real_pairs
+from pairs import console, frames, latents, real_pairs, watched
+from rich.table import Table
 
 from sicm_ros.codec.range_coder import RangeCoder, SymbolDecoder, SymbolEncoder
 from sicm_ros.evaluation.latency import Spread
@@ -184,8 +185,8 @@ def main() -> int:
     rates = options.rates or [0.0, model.config.default_rate, float(model.config.highest_rate)]
     times: dict[float, dict[str, list[float]]] = {rate: {} for rate in rates}
     sizes: dict[float, list[tuple[int, int]]] = {rate: [] for rate in rates}
-    progress, count = Progress(options.pairs), 0
-    for i, frame in enumerate(frames(options.pairs, options.kitti, options.seed)):
+    count = 0
+    for i, frame in enumerate(watched(frames(options.pairs, options.kitti, options.seed), options.pairs)):
         y = latents(model, frame)
         for rate in rates:
             pair = PairSymbols.of(model.net.entropy_model.quantise(*y, rate))
@@ -193,26 +194,28 @@ def main() -> int:
             try:
                 seconds, *size = compare(pair, ours, theirs, options.turns)
             except ValueError as e:
-                print(f"pair {i}, rate {rate:g}: {e}")
+                console.print(f"pair {i}, rate {rate:g}: {e}")
                 return 1
             sizes[rate].append((size[0], size[1]))
             for name, values in seconds.items():
                 times[rate].setdefault(name, []).extend(values)
-        progress.report(i + 1)
-    print(
+    console.print(
         f"{model.name}: {options.pairs} pairs ({len(real_pairs(options.pairs, options.kitti))} real) of {count} "
-        f"symbols, {options.turns} turns each, CPU time; every symbol came back from both coders"
+        f"symbols, {options.turns} turns each, CPU time; every symbol came back from both coders",
+        highlight=False,
     )
+    table = Table("rate", "bytes a pair", "CompressAI", "", "ms", "CompressAI with lists, times", "bare, times")
     for rate in rates:
         a, b = np.mean(sizes[rate], 0)
-        print(f"rate {rate:g}: {a:.1f} bytes a pair, CompressAI {b:.1f} ({100 * (b / a - 1):+.2f} %)")
+        sizes_shown = (f"{rate:g}", f"{a:.1f}", f"{b:.1f} ({100 * (b / a - 1):+.2f} %)")
         for side in ("encode", "decode"):
             own = np.array(times[rate][side])
-            line = [f"  {side} {1e3 * np.median(own):.2f} ms"]
-            for name in ("with lists", "bare"):
-                ratio = Spread.of(np.array(times[rate][f"{side}, CompressAI {name}"]) / own)
-                line.append(f"CompressAI {name} {ratio.median:.2f} times ({ratio.p5:.2f} to {ratio.p95:.2f})")
-            print("; ".join(line))
+            ratios = [
+                Spread.of(np.array(times[rate][f"{side}, CompressAI {name}"]) / own) for name in ("with lists", "bare")
+            ]
+            shown = [f"{ratio.median:.2f} ({ratio.p5:.2f} to {ratio.p95:.2f})" for ratio in ratios]
+            table.add_row(*sizes_shown, side, f"{1e3 * np.median(own):.2f}", *shown)
+    console.print(table)
     return 0
 
 

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pairs import Progress, frames, latents, real_pairs
+from pairs import console, frames, latents, real_pairs, watched
+from rich.table import Table
 from torch import Tensor
 
 from sicm_ros.codec.payload import compress
@@ -75,17 +76,17 @@ def main() -> int:
     model = load_model(options.model)
     net, coder = model.net.entropy_model, RangeCoder(model.tables)
     found: list[list[dict[str, float]]] = [[] for _ in range(model.config.rate_count)]
-    progress = Progress(options.pairs)
     with torch.inference_mode():
-        for i, frame in enumerate(frames(options.pairs, options.kitti, options.seed)):
+        for frame in watched(frames(options.pairs, options.kitti, options.seed), options.pairs):
             y = latents(model, frame)
             for rate, rows in enumerate(found):
                 rows.append(costs(net, coder, y, float(rate)))
-            progress.report(i + 1)
-    print(f"{model.name}: {options.pairs} pairs ({len(real_pairs(options.pairs, options.kitti))} real), one thread")
-    print("real bytes a pair; real against each in %, with the 5th and 95th percentile of pairs")
+    real = len(real_pairs(options.pairs, options.kitti))
+    console.print(f"{model.name}: {options.pairs} pairs ({real} real), one thread", highlight=False)
     names = [name for name in found[0][0] if name != "real"]
-    print("rate    bytes  " + "  ".join(f"{name:>24}" for name in names))
+    table = Table(title="real bytes a pair; real against each in %, with the 5th and 95th percentile of pairs")
+    for heading in ("rate", "bytes", *names):
+        table.add_column(heading, justify="right")
     fine = True
     for rate, rows in enumerate(found):
         cells = []
@@ -94,8 +95,9 @@ def main() -> int:
             low, high = np.percentile([100 * (r["real"] / r[name] - 1) for r in rows], [5, 95])
             cells.append(f"{total:+8.2f} ({low:+5.2f}, {high:+5.2f})")
             fine &= abs(total) < 2 if name == "estimate" else total < 1 or not name.startswith("float")
-        print(f"{rate:4d} {sum(r['real'] for r in rows) / 8 / len(rows):8.0f}  " + "  ".join(f"{c:>24}" for c in cells))
-    print("estimates within 2 %, cost against the float model below 1 %" if fine else "a limit is not kept")
+        table.add_row(str(rate), f"{sum(r['real'] for r in rows) / 8 / len(rows):.0f}", *cells)
+    console.print(table)
+    console.print("estimates within 2 %, cost against the float model below 1 %" if fine else "a limit is not kept")
     return 0 if fine else 1
 
 

@@ -26,7 +26,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # or a second thread on a b
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from pairs import Progress, frames, real_pairs  # noqa: E402
+from pairs import console, frames, real_pairs, watched  # noqa: E402
+from rich.table import Table  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from sicm_ros.codec import packet  # noqa: E402
@@ -217,9 +218,8 @@ def main() -> int:
     machine = Machine(options.model, settings)
     equal = np.zeros((len(settings), len(settings)), int)
     other, integers, done = np.zeros(len(settings), int), 0, 0
-    progress = Progress(options.pairs)
     group, rates = [], []
-    for i, frame in enumerate(frames(options.pairs, options.kitti, options.seed)):
+    for i, frame in enumerate(watched(frames(options.pairs, options.kitti, options.seed), options.pairs)):
         group.append(machine.views(frame.left, frame.right))
         # All trained rates and those half way between them, in turn.
         rates.append(packet.rate_index(i % (2 * machine.rate_count - 1) / 2) / packet.RATE_STEPS)
@@ -227,19 +227,24 @@ def main() -> int:
             group_equal, group_other, group_integers = compare(machine, settings, group, rates)
             equal, other, integers, done = equal + group_equal, other + group_other, integers + group_integers, i + 1
             group, rates = [], []
-            progress.report(done)
-    width = max(len(s.name) for s in settings)
-    print(f"{options.model}: {done} pairs ({len(real_pairs(done, options.kitti))} real), {integers} integers a cell")
-    print("pairs whose packet decodes to what was encoded:")
-    print(" " * width + "  decoded with " + "  ".join(f"({k + 1})" for k in range(len(settings))) + "   other bytes")
+    real = len(real_pairs(done, options.kitti))
+    console.print(f"{options.model}: {done} pairs ({real} real), {integers} integers a cell", highlight=False)
+    numbers = [f"({k + 1})" for k in range(len(settings))]
+    table = Table(
+        "encoded with",
+        "",
+        *numbers,
+        "other bytes",
+        title="pairs whose packet decodes to what was encoded, with each setting",
+    )
     for k, setting in enumerate(settings):
-        cells = "  ".join(f"{n:3d}" for n in equal[k])
-        print(f"{setting.name:{width}}  encoded, ({k + 1})  {cells}   {other[k]:11d}")
-    print("other bytes: packets that differ from the first row's; the network's latents may round differently")
+        table.add_row(setting.name, numbers[k], *(str(n) for n in equal[k]), str(other[k]))
+    console.print(table)
+    console.print("other bytes: packets that differ from the first row's; the network's latents may round differently")
     if not torch.cuda.is_available():
-        print("no GPU here: not compared")
+        console.print("no GPU here: not compared")
     failures = int((done - equal).sum())
-    print(
+    console.print(
         "every packet decodes to the same integers with every setting"
         if not failures
         else f"{failures} of {equal.size * done} decodings differ"

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stereo pairs for the benchmarks of the codec, real ones and rendered ones, and how long all of them will take."""
+"""Stereo pairs for the benchmarks of the codec, real and rendered, and their progress bars."""
 
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
 from sicm_ros.data.kitti import open_source
@@ -38,24 +40,14 @@ def frames(count: int, kitti: Path | None, seed: int) -> Iterator[StereoFrame]:
         yield rendered_frame(i, seed)
 
 
-class Progress:
-    """One line on stderr now and then: how many are done, and when the rest will be."""
+T = TypeVar("T")
+# Wide enough for the tables where the output goes to a file.
+console = Console(width=None if sys.stdout.isatty() else 160)
 
-    def __init__(self, total: int, every_s: float = 20.0) -> None:
-        self._total, self._every_s = total, every_s
-        self._start = self._last = time.monotonic()
 
-    def report(self, done: int) -> None:
-        """Print, unless it was printed a moment ago."""
-        now = time.monotonic()
-        if done == self._total or now - self._last >= self._every_s:
-            self._last = now
-            left = (now - self._start) / max(done, 1) * (self._total - done)
-            print(
-                f"{done} of {self._total} after {now - self._start:.0f} s, {left:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+def watched(items: Iterable[T], total: int, what: str = "pairs") -> Iterable[T]:
+    """The items, with a progress bar on standard error."""
+    return track(items, what, total, console=Console(stderr=True))
 
 
 @torch.inference_mode()

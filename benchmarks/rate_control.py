@@ -21,6 +21,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pairs import console
+from rich.box import MARKDOWN
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
 
 from sicm_ros.codec.encoder import EncodedPair, PairLatents, StereoEncoder
 from sicm_ros.codec.rate_control import BitWindow, RateController, RateDecision, wire_bits
@@ -124,15 +129,17 @@ def main() -> int:
     sequences["rendered, all cuts"] = [encoder.latents(f.left, f.right, f.rig) for f in rendered]
     sequences.update(worst_frames(encoder, options.seed))
 
-    print(
+    console.print(
         f"{encoder.model.name} ({encoder.model.fingerprint:016x}), {options.frames} frames a sequence at {HZ} Hz "
-        f"+- {1e3 * options.jitter:g} ms, preferred rate {preferred:g}\n"
+        f"+- {1e3 * options.jitter:g} ms, preferred rate {preferred:g}\n",
+        highlight=False,
     )
-    print("| sequence | kbit/s at the lowest rate | at the highest |\n|---|---:|---:|")
+    table = Table("sequence", "kbit/s at the lowest rate", "at the highest", box=MARKDOWN)
     for name, sequence in sequences.items():
         sizes = [np.mean([wire_bits(encoder.encode_latents(x, r).packet) for x in sequence]) for r in (0.0, highest)]
-        print(f"| {name} | {sizes[0] * HZ / 1e3:.0f} | {sizes[1] * HZ / 1e3:.0f} |")
-    columns = (
+        table.add_row(name, f"{sizes[0] * HZ / 1e3:.0f}", f"{sizes[1] * HZ / 1e3:.0f}")
+    console.print(table)
+    table = Table(
         "kbit/s",
         "sequence",
         "frames",
@@ -144,10 +151,11 @@ def main() -> int:
         "largest fall",
         "mean change",
         "tries",
+        box=MARKDOWN,
     )
-    print(f"\n| {' | '.join(columns)} |\n|---:|---|{'---:|' * (len(columns) - 2)}", flush=True)
     exceeded = False
-    for budget in [round(1e3 * kilobits) for kilobits in options.budgets]:
+    budgets = [round(1e3 * kilobits) for kilobits in options.budgets]
+    for budget in track(budgets, "budgets", console=Console(stderr=True)):
         for name, sequence in sequences.items():
             times, decisions = control(
                 encoder, sequence, budget, preferred, options.frames, options.jitter, options.seed
@@ -170,7 +178,8 @@ def main() -> int:
                 f"{np.abs(steps).mean():.3f}",
                 f"{np.mean([len(d.tries) for d in decisions]):.2f}",
             )
-            print("| " + " | ".join(map(str, row)) + " |", flush=True)
+            table.add_row(*map(str, row))
+    console.print(table)
     if exceeded:
         print("a second holds more than its budget", file=sys.stderr)
     return int(exceeded)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -28,6 +29,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
+from rich.table import Table
 
 from sicm_ros.codec.decoder import StereoDecoder
 from sicm_ros.codec.detector import StereoDetector
@@ -145,15 +147,23 @@ def main() -> None:
     if options.json:
         print(json.dumps(table))
         return
-    print(f"{options.model}, {len(ids)} rendered frames, seed {options.seed}, threshold {threshold:g}")
+    # Wide enough for the tables where the output goes to a file.
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(
+        f"{options.model}, {len(ids)} rendered frames, seed {options.seed}, threshold {threshold:g}", highlight=False
+    )
+    counts = Table(
+        "", "unoccluded cars within 30 m", "found", "recall", "false positives per frame", "bytes per packet"
+    )
+    precision = Table("AP, R40, moderate", "", *METRICS)
     for way, row in table.items():
-        size = f", {row['bytes']:.0f} bytes per packet" if row["bytes"] else ""
-        print(
-            f"{way}: found {row['found']} of {row['wanted']} unoccluded cars within 30 m "
-            f"({100 * row['recall']:.1f} %), {row['false_per_frame']:.2f} false positives per frame{size}; "
-            "R40 moderate: "
-            + "; ".join(f"{c} " + ", ".join(f"{m} {row[f'{c} {m}']:.1f}" for m in METRICS) for c in config.classes)
-        )
+        size = f"{row['bytes']:.0f}" if row["bytes"] else ""
+        recall, false = f"{100 * row['recall']:.1f} %", f"{row['false_per_frame']:.2f}"
+        counts.add_row(way, str(row["wanted"]), str(row["found"]), recall, false, size)
+        for c in config.classes:
+            precision.add_row(way, c, *(f"{row[f'{c} {m}']:.1f}" for m in METRICS))
+    console.print(counts)
+    console.print(precision)
 
 
 if __name__ == "__main__":

@@ -347,7 +347,9 @@ def test_a_gpu_without_memory_is_given_up_and_told(side, pairs):
         else:
             node._encoder.encode_within = fail
             for _ in range(2):
-                assert node._encode_within({"left": pair.left, "right": pair.right}, pair.rig, None).sent.packet == packet
+                assert (
+                    node._encode_within({"left": pair.left, "right": pair.right}, pair.rig, None).sent.packet == packet
+                )
         status = next(s for s in node._collect() if s.name == "lifecycle")
         assert status.level == "WARN"
         work = {"encoder": "encoding", "decoder": "decoding"}[side]

@@ -520,9 +520,9 @@ def test_fabric_gets_the_device_that_was_asked_for(monkeypatch: pytest.MonkeyPat
         chosen("cuda:1", 2)
     # Whoever comes first waits while the samples are made, where torchrun starts all at once.
     assert fabric_arguments("cpu", 1, "32-true", joint=True)["strategy"] == "auto"
+    assert lightning_fabric.Fabric(**fabric_arguments("cpu", 2, "32-true", joint=False)).world_size == 2
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     assert fabric_arguments("cpu", 1, "32-true", joint=True)["strategy"]._timeout >= timedelta(days=1)
-    lightning_fabric.Fabric(**fabric_arguments("cpu", 2, "32-true", joint=False))
 
 
 def test_labels_keep_their_precision_in_bfloat16(store: SampleStore) -> None:

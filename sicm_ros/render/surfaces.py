@@ -8,16 +8,13 @@ its axes.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 from numba import njit
 
-from sicm_ros.render.materials import CAR_BODY, CAR_GLASSHOUSE, CAR_SIDE, FACADE, FOLIAGE, SIGN, WHEEL
 from sicm_ros.render.textures import (
     COBBLE,
     FBM,
     GRAIN,
-    LEAVES,
     STREAK,
     comb,
     hash_unit,
@@ -27,25 +24,11 @@ from sicm_ros.render.textures import (
     texture_long,
 )
 
-__all__ = ["LocalPoint", "paint", "paint_ground"]
-
-
-class LocalPoint(NamedTuple):
-    """A point in an object's own coordinates (metres; of a sign, its half size): place, footprint, unit normal."""
-
-    x: float
-    y: float
-    z: float
-    fx: float
-    fy: float
-    fz: float
-    nx: float
-    ny: float
-    nz: float
+__all__ = ["mix", "paint_car_body", "paint_facade", "paint_glasshouse", "paint_ground", "paint_sign"]
 
 
 @njit(cache=True, fastmath=True, error_model="numpy")
-def _mix(albedo, r, g, b, a):
+def mix(albedo, r, g, b, a):
     """Blend a colour into ``albedo``, in place, with weight ``a`` in [0, 1]."""
     albedo[0] += (r - albedo[0]) * a
     albedo[1] += (g - albedo[1]) * a
@@ -91,14 +74,14 @@ def paint_ground(tex, px, pz, fx, fz, g, albedo):
                 if mark > 0:
                     if kind > 1:
                         mark *= comb(along + g[26], g[15 + 3 * k], 0.38, fa)
-                    _mix(albedo, 0.62, 0.62, 0.60, mark * wear)
+                    mix(albedo, 0.62, 0.62, 0.60, mark * wear)
         if g[30] > 0:
             # A zebra crossing or stop line across the road.
             mark = soft_band(along, g[30], g[30] + g[31], fa)
             if mark > 0:
                 if g[31] > 1:
                     mark *= comb(lateral, 1.0, 0.5, fl)
-                _mix(albedo, 0.62, 0.62, 0.60, mark * wear)
+                mix(albedo, 0.62, 0.62, 0.60, mark * wear)
         return
     d = left - lateral if lateral < left else lateral - right
     base = 32 if lateral < left else 40
@@ -129,104 +112,86 @@ def paint_ground(tex, px, pz, fx, fz, g, albedo):
 
 
 @njit(cache=True, fastmath=True, error_model="numpy")
-def _paint_car_body(tex, s, y, h, ns, ny, fs, fy, fh, m, albedo):
+def paint_car_body(tex, s, y, h, ns, ny, nh, fs, fy, fh, m, albedo, wall):
     """Painted body: lights, plates, grille, doors. ``s`` 0 front .. 1 rear, ``y`` in [-0.5, 0.5], ``h`` 0..1.
 
-    ``m``: see ``objects.car_material``. Returns gloss (mirror share).
+    ``m``: see ``objects.car_material``. Returns gloss (mirror share). ``wall`` is True for the doors' side.
     """
+    length, width, height = m[4], m[5], m[6]
     albedo[0], albedo[1], albedo[2] = m[1], m[2], m[3]
     gloss = m[7]
+    ay = abs(y)
     sill = 1 - soft_step(h, m[8], fh)
-    _mix(albedo, 0.03, 0.03, 0.03, sill)
+    mix(albedo, 0.03, 0.03, 0.03, sill)
     gloss *= 1 - 0.7 * sill
+    belt = m[9]
     if ny * ny > 0.35 and 0.03 < s < 0.97:
-        gloss = _paint_doors(s, h, fs, fh, m, gloss, albedo)
+        # Doors: joints, a crease, handles, wheel arches.
+        front, rear, radius = m[10], m[11], m[12]
+        for k in range(3):
+            at = m[13] if k == 0 else (m[14] if k == 1 else m[15])
+            joint = soft_band(s, at - 0.006 / length, at + 0.006 / length, fs) * soft_band(h, m[8], belt, fh)
+            mix(albedo, 0.02, 0.02, 0.02, 0.8 * joint)
+        trim = soft_band(h, m[8] + 0.18, m[8] + 0.21, fh) * m[16]
+        mix(albedo, 0.02, 0.02, 0.02, trim)
+        handle = soft_band(h, belt - 0.10, belt - 0.075, fh) * (
+            soft_band(s, m[14] - 0.06, m[14] - 0.02, fs) + soft_band(s, m[15] - 0.06, m[15] - 0.02, fs)
+        )
+        mix(albedo, 0.05, 0.05, 0.05, handle)
+        for k in range(2):
+            dx = (s - (front if k == 0 else rear)) * length
+            dz = h * height - radius * 0.92
+            arch = 1 - soft_step(math.hypot(dx, dz), radius * 1.16, fs * length + fh * height)
+            if arch > 0:
+                mix(albedo, 0.008, 0.008, 0.008, arch)
+                gloss *= 1 - arch
     if s < 0.14:
-        gloss = _paint_front(tex, s, y, h, ns, fs, fy, fh, m, gloss, albedo)
+        lamp = (
+            soft_band(ay, m[17], 0.52, fy)
+            * soft_band(h, m[18] - (ay - 0.3) * -0.12, m[18] + 0.10 + (ay - 0.3) * 0.2, fh)
+            * (1 - soft_step(s, 0.085, fs))
+        )
+        if lamp > 0:
+            bulb = 1 - soft_step(
+                math.hypot((ay - 0.5 * (m[17] + 0.47)) * width, (h - m[18] - 0.05) * height), 0.07, fy * width
+            )
+            v = 0.30 + 0.55 * bulb
+            mix(albedo, v, v, v * 1.02, lamp)
+            gloss = gloss * (1 - lamp) + 0.35 * lamp
+        if ns > 0.2:
+            grille = soft_band(ay, 0.0, m[19], fy) * soft_band(h, m[18] + 0.005, m[18] + 0.085, fh)
+            slats = 0.02 + 0.10 * comb(h, 0.03, 0.3, fh)
+            mix(albedo, slats, slats, slats, grille)
+            badge = 1 - soft_step(math.hypot(y * width, (h - m[18] - 0.05) * height), 0.055, fy * width)
+            mix(albedo, 0.5, 0.5, 0.52, badge)
+            intake = soft_band(ay, 0.0, 0.36, fy) * soft_band(h, m[8] + 0.02, m[8] + 0.10, fh)
+            mix(albedo, 0.015, 0.015, 0.015, intake)
+            plate = soft_band(ay * width, 0.0, 0.26, fy * width) * soft_band(
+                (h - m[8] - 0.115) * height, 0.0, 0.11, fh * height
+            )
+            _plate(tex, y * width, h * height, fy * width, m, albedo, plate)
+            gloss *= 1 - max(grille, intake, plate)
     elif s > 0.86:
-        gloss = _paint_rear(tex, s, y, h, ns, fs, fy, fh, m, gloss, albedo)
-    return gloss
-
-
-@njit(cache=True, fastmath=True, error_model="numpy")
-def _paint_doors(s, h, fs, fh, m, gloss, albedo):
-    """Joints, a crease, handles, wheel arches. Returns gloss."""
-    length, height, belt = m[4], m[6], m[9]
-    front, rear, radius = m[10], m[11], m[12]
-    for k in range(3):
-        at = m[13] if k == 0 else (m[14] if k == 1 else m[15])
-        joint = soft_band(s, at - 0.006 / length, at + 0.006 / length, fs) * soft_band(h, m[8], belt, fh)
-        _mix(albedo, 0.02, 0.02, 0.02, 0.8 * joint)
-    trim = soft_band(h, m[8] + 0.18, m[8] + 0.21, fh) * m[16]
-    _mix(albedo, 0.02, 0.02, 0.02, trim)
-    handle = soft_band(h, belt - 0.10, belt - 0.075, fh) * (
-        soft_band(s, m[14] - 0.06, m[14] - 0.02, fs) + soft_band(s, m[15] - 0.06, m[15] - 0.02, fs)
-    )
-    _mix(albedo, 0.05, 0.05, 0.05, handle)
-    for k in range(2):
-        dx = (s - (front if k == 0 else rear)) * length
-        dz = h * height - radius * 0.92
-        arch = 1 - soft_step(math.hypot(dx, dz), radius * 1.16, fs * length + fh * height)
-        if arch > 0:
-            _mix(albedo, 0.008, 0.008, 0.008, arch)
-            gloss *= 1 - arch
-    return gloss
-
-
-@njit(cache=True, fastmath=True, error_model="numpy")
-def _paint_front(tex, s, y, h, ns, fs, fy, fh, m, gloss, albedo):
-    """Headlights, grille, badge, plate. Returns gloss."""
-    width, height, ay = m[5], m[6], abs(y)
-    lamp = (
-        soft_band(ay, m[17], 0.52, fy)
-        * soft_band(h, m[18] - (ay - 0.3) * -0.12, m[18] + 0.10 + (ay - 0.3) * 0.2, fh)
-        * (1 - soft_step(s, 0.085, fs))
-    )
-    if lamp > 0:
-        bulb = 1 - soft_step(
-            math.hypot((ay - 0.5 * (m[17] + 0.47)) * width, (h - m[18] - 0.05) * height), 0.07, fy * width
-        )
-        v = 0.30 + 0.55 * bulb
-        _mix(albedo, v, v, v * 1.02, lamp)
-        gloss = gloss * (1 - lamp) + 0.35 * lamp
-    if ns > 0.2:
-        grille = soft_band(ay, 0.0, m[19], fy) * soft_band(h, m[18] + 0.005, m[18] + 0.085, fh)
-        slats = 0.02 + 0.10 * comb(h, 0.03, 0.3, fh)
-        _mix(albedo, slats, slats, slats, grille)
-        badge = 1 - soft_step(math.hypot(y * width, (h - m[18] - 0.05) * height), 0.055, fy * width)
-        _mix(albedo, 0.5, 0.5, 0.52, badge)
-        intake = soft_band(ay, 0.0, 0.36, fy) * soft_band(h, m[8] + 0.02, m[8] + 0.10, fh)
-        _mix(albedo, 0.015, 0.015, 0.015, intake)
-        plate = soft_band(ay * width, 0.0, 0.26, fy * width) * soft_band(
-            (h - m[8] - 0.115) * height, 0.0, 0.11, fh * height
-        )
-        _plate(tex, y * width, h * height, fy * width, m, albedo, plate)
-        gloss *= 1 - max(grille, intake, plate)
-    return gloss
-
-
-@njit(cache=True, fastmath=True, error_model="numpy")
-def _paint_rear(tex, s, y, h, ns, fs, fy, fh, m, gloss, albedo):
-    """Tail lights, bumper, boot, plate. Returns gloss."""
-    width, height, ay = m[5], m[6], abs(y)
-    lamp = soft_band(ay, m[20], 0.52, fy) * soft_band(h, m[21], m[22], fh) * soft_step(s, m[23], fs)
-    if lamp > 0:
-        pale = soft_band(h, 0.5 * (m[21] + m[22]) - 0.02, 0.5 * (m[21] + m[22]) + 0.02, fh) * (
-            1 - soft_step(ay, 0.44, fy)
-        )
-        _mix(albedo, 0.36, 0.012, 0.012, lamp)
-        _mix(albedo, 0.55, 0.45, 0.40, lamp * pale * 0.8)
-        gloss = gloss * (1 - lamp) + 0.12 * lamp
-    if ns < -0.2:
-        bumper = soft_band(h, m[8], m[8] + 0.09, fh)
-        _mix(albedo, 0.03, 0.03, 0.03, bumper * m[24])
-        joint = soft_band(h, m[25] - 0.012, m[25] - 0.004, fh)
-        _mix(albedo, 0.02, 0.02, 0.02, 0.7 * joint)
-        plate = soft_band(ay * width, 0.0, 0.26, fy * width) * soft_band((h - m[26]) * height, 0.0, 0.11, fh * height)
-        _plate(tex, y * width, h * height, fy * width, m, albedo, plate)
-        badge = 1 - soft_step(math.hypot(y * width, (h - m[26] - 0.13) * height), 0.045, fy * width)
-        _mix(albedo, 0.5, 0.5, 0.52, badge)
-        gloss *= 1 - plate
+        lamp = soft_band(ay, m[20], 0.52, fy) * soft_band(h, m[21], m[22], fh) * soft_step(s, m[23], fs)
+        if lamp > 0:
+            pale = soft_band(h, 0.5 * (m[21] + m[22]) - 0.02, 0.5 * (m[21] + m[22]) + 0.02, fh) * (
+                1 - soft_step(ay, 0.44, fy)
+            )
+            mix(albedo, 0.36, 0.012, 0.012, lamp)
+            mix(albedo, 0.55, 0.45, 0.40, lamp * pale * 0.8)
+            gloss = gloss * (1 - lamp) + 0.12 * lamp
+        if ns < -0.2:
+            bumper = soft_band(h, m[8], m[8] + 0.09, fh)
+            mix(albedo, 0.03, 0.03, 0.03, bumper * m[24])
+            joint = soft_band(h, m[25] - 0.012, m[25] - 0.004, fh)
+            mix(albedo, 0.02, 0.02, 0.02, 0.7 * joint)
+            plate = soft_band(ay * width, 0.0, 0.26, fy * width) * soft_band(
+                (h - m[26]) * height, 0.0, 0.11, fh * height
+            )
+            _plate(tex, y * width, h * height, fy * width, m, albedo, plate)
+            badge = 1 - soft_step(math.hypot(y * width, (h - m[26] - 0.13) * height), 0.045, fy * width)
+            mix(albedo, 0.5, 0.5, 0.52, badge)
+            gloss *= 1 - plate
     return gloss
 
 
@@ -237,12 +202,12 @@ def _plate(tex, u, v, footprint, m, albedo, amount):
     text = texture(tex, GRAIN, u * 60 + m[27] * 97, v * 20, footprint * 60)
     dark = min(1.0, max(0.0, 0.35 + 0.5 * text)) * (1 - soft_step(abs(u), 0.22, footprint))
     tone = 0.70 - 0.55 * dark
-    _mix(albedo, tone, tone, tone * 0.97, amount)
-    _mix(albedo, 0.05, 0.08, 0.35, amount * soft_band(u, 0.21, 0.26, footprint))
+    mix(albedo, tone, tone, tone * 0.97, amount)
+    mix(albedo, 0.05, 0.08, 0.35, amount * soft_band(u, 0.21, 0.26, footprint))
 
 
 @njit(cache=True, fastmath=True, error_model="numpy")
-def _paint_glasshouse(tex, s, y, h, fs, fy, fh, m, albedo, wall):
+def paint_glasshouse(tex, s, y, h, fs, fy, fh, m, albedo, wall):
     """Cabin above the belt line. Returns gloss; glass is dark and mirrors."""
     albedo[0], albedo[1], albedo[2] = m[1], m[2], m[3]
     gloss = m[7]
@@ -275,15 +240,15 @@ def _paint_glasshouse(tex, s, y, h, fs, fy, fh, m, albedo, wall):
     tint = m[36]
     inside = 0.5 + 0.25 * texture(tex, FBM, s * 60 + m[27] * 50, y * 60 + h * 50, 2.0)
     seats = max(0.2, inside)
-    _mix(albedo, tint * seats, tint * seats, tint * seats * 1.05, glass)
+    mix(albedo, tint * seats, tint * seats, tint * seats * 1.05, glass)
     if wall < 0.5 and s > rw0:
         lamp = soft_band(abs(y), 0.0, 0.08, fy) * soft_band(rise, 0.92, 0.98, frise)
-        _mix(albedo, 0.3, 0.01, 0.01, lamp)
+        mix(albedo, 0.3, 0.01, 0.01, lamp)
     return gloss * (1 - glass) + 1.9 * glass
 
 
 @njit(cache=True, fastmath=True, error_model="numpy")
-def _paint_facade(tex, along, up, fa, fu, m, albedo):
+def paint_facade(tex, along, up, fa, fu, m, albedo):
     """A wall with rows of windows, doors or garages. Returns gloss."""
     kind = int(m[4])
     texels = m[5]
@@ -297,7 +262,7 @@ def _paint_facade(tex, along, up, fa, fu, m, albedo):
     if storey <= 0:
         return 0.0
     base = soft_step(up, m[9], fu)
-    _mix(albedo, m[1] * 0.55 * tone, m[2] * 0.55 * tone, m[3] * 0.55 * tone, 1 - base)
+    mix(albedo, m[1] * 0.55 * tone, m[2] * 0.55 * tone, m[3] * 0.55 * tone, 1 - base)
     row = math.floor((up - m[9]) / storey)
     column = math.floor(along / pitch)
     u = along - (column + 0.5) * pitch
@@ -316,16 +281,16 @@ def _paint_facade(tex, along, up, fa, fu, m, albedo):
                     # A garage door or shutter: bright, ribbed.
                     rib = 1 - 0.25 * comb(along, 0.12, 0.2, fa)
                     shade = 0.12 + 0.5 * hash_unit(int(column), 13, seed)
-                    _mix(albedo, shade * rib, shade * rib, shade * rib * 0.95, inside)
+                    mix(albedo, shade * rib, shade * rib, shade * rib * 0.95, inside)
                 else:
                     glow = max(0.012, 0.05 + 0.04 * texture(tex, STREAK, along * 12 + seed, up * 12, max(fa, fu) * 12))
-                    _mix(albedo, glow, glow, glow, inside)
+                    mix(albedo, glow, glow, glow, inside)
                     gloss = 0.8 * inside
                 return gloss
             frame = soft_band(u, -half - 0.12, half + 0.12, fa) * soft_band(v, low - 0.12, high + 0.12, fu)
-            _mix(albedo, m[17], m[18], m[19], frame)
+            mix(albedo, m[17], m[18], m[19], frame)
             sill = soft_band(u, -half - 0.2, half + 0.2, fa) * soft_band(v, low - 0.22, low - 0.12, fu)
-            _mix(albedo, 0.45, 0.44, 0.42, sill)
+            mix(albedo, 0.45, 0.44, 0.42, sill)
             pane = soft_band(u, -half, half, fa) * soft_band(v, low, high, fu)
             bars = 1 - max(
                 soft_band(u, -0.04, 0.04, fa),
@@ -336,30 +301,30 @@ def _paint_facade(tex, along, up, fa, fu, m, albedo):
             level = 0.03
             if curtain > 0.5:
                 level = 0.03 + 0.35 * soft_band(v, low + (high - low) * (1.6 - curtain), high, fu)
-            _mix(albedo, level, level, level * 1.05, pane)
+            mix(albedo, level, level, level * 1.05, pane)
             gloss = 1.2 * pane * (1 - level)
     elif row >= 0 and up < top:
         share = min(0.6, m[11] / pitch * (m[13] - m[12]) / storey)
-        _mix(albedo, 0.12, 0.12, 0.13, share)
+        mix(albedo, 0.12, 0.12, 0.13, share)
     return gloss
 
 
 @njit(cache=True, fastmath=True, error_model="numpy")
-def _paint_sign(u, v, fu, fv, m, albedo):
+def paint_sign(u, v, fu, fv, m, albedo):
     """A traffic sign or poster in [-1, 1]^2: border colour, ground colour, a dark device."""
     kind = int(m[4])
     f = 0.5 * (fu + fv)
     albedo[0], albedo[1], albedo[2] = m[5], m[6], m[7]
     if kind == 0:
         r = math.hypot(u, v)
-        _mix(albedo, m[1], m[2], m[3], soft_step(r, 0.74, f))
+        mix(albedo, m[1], m[2], m[3], soft_step(r, 0.74, f))
         device = soft_band(abs(u), 0.08, 0.42, f) * soft_band(abs(v), 0.0, 0.38, f) * (1 - soft_band(u, 0.2, 0.3, f))
-        _mix(albedo, m[8], m[9], m[10], device)
+        mix(albedo, m[8], m[9], m[10], device)
     elif kind == 1:
         edge = max(abs(u) * 1.0 + (v - 1) * -0.0, -v)
         inner = 1 - soft_step(abs(u) - 0.5 * (1 - v) * 1.0 + 0.22, 0.0, f)
-        _mix(albedo, m[1], m[2], m[3], 1 - inner * soft_step(v, -0.72, f))
-        _mix(
+        mix(albedo, m[1], m[2], m[3], 1 - inner * soft_step(v, -0.72, f))
+        mix(
             albedo,
             m[8],
             m[9],
@@ -368,92 +333,9 @@ def _paint_sign(u, v, fu, fv, m, albedo):
         )
     else:
         border = max(soft_step(abs(u), 0.92, fu), soft_step(abs(v), 0.92, fv))
-        _mix(albedo, m[1], m[2], m[3], border)
+        mix(albedo, m[1], m[2], m[3], border)
         column, row = int(math.floor((u + 1) * 4)), int(math.floor((v + 1) * 3))
         if f < 0.2:
             ink = hash_unit(column, row, int(m[11]))
             if ink > 0.55:
-                _mix(albedo, m[8], m[9], m[10], ink * soft_band(v - (row / 3.0 - 1), 0.08, 0.26, fv))
-
-
-@njit(cache=True, fastmath=True, error_model="numpy")
-def _paint_wheel(p, m, albedo):
-    """Tyre, rim and spokes."""
-    r = math.hypot(p.x, p.z) / m[4]
-    fr = (p.fx + p.fz) / m[4]
-    albedo[0] = albedo[1] = albedo[2] = 0.018
-    rim = (1 - soft_step(r, 0.66, fr)) if p.ny * p.ny > 0.4 else 0.0
-    angle = math.atan2(p.z, p.x) / 6.2832 * m[5] + m[6]
-    spoke = comb(angle, 1.0, 0.55, fr * m[5] / max(r * 6.28, 0.3))
-    tone = m[1] * (0.25 + 0.75 * max(spoke, 1 - soft_step(r, 0.2, fr), soft_step(r, 0.58, fr)))
-    _mix(albedo, tone, tone, tone, rim)
-
-
-@njit(cache=True, fastmath=True, error_model="numpy")
-def _paint_foliage(tex, p, ny, m, albedo):
-    """Leaves in sun and shade. Returns the share of the sky's light; ``ny`` is the normal's in the world."""
-    f = (p.fx + p.fy + p.fz) * 0.5
-    k = m[4]
-    n1 = texture(tex, LEAVES, (p.x + 0.7 * p.y) * k, (p.z + 0.5 * p.y) * k, f * k)
-    n2 = texture(tex, FBM, (p.x - 0.6 * p.y) * k * 0.3 + m[6], (p.z + 0.6 * p.y) * k * 0.3, f * k * 0.3)
-    n3 = texture(tex, GRAIN, (p.x + 0.4 * p.y) * k * 0.8, (p.z - 0.7 * p.y) * k * 0.8, f * k * 0.8)
-    tone = max(0.06, 1 + m[5] * (n1 + 0.6 * n3) + 0.35 * n2)
-    tint = min(1.0, max(0.0, 0.3 + 0.35 * n2 + 0.2 * n1))
-    albedo[0] = m[1] * tone * (1 + 0.5 * tint)
-    albedo[1] = m[2] * tone * (1 + 0.15 * tint)
-    albedo[2] = m[3] * tone
-    return m[7] + (1 - m[7]) * min(1.0, max(0.0, 0.5 + 0.5 * n2 - 0.5 * ny * 0.6))
-
-
-@njit(cache=True, fastmath=True, error_model="numpy")
-def _paint_generic(tex, p, m, albedo):
-    """One texture mapped along the two axes that the surface faces least. ``m``: see ``materials.generic_surface``."""
-    ax, ay, az = abs(p.nx), abs(p.ny), abs(p.nz)
-    k = m[5]
-    if az >= ax and az >= ay:
-        u, v, fu, fv = p.x, p.y, p.fx, p.fy
-    elif ax >= ay:
-        u, v, fu, fv = p.y, p.z, p.fy, p.fz
-    else:
-        u, v, fu, fv = p.x, p.z, p.fx, p.fz
-    n = texture_long(tex, int(m[4]), u * k + m[8], v * k + m[9], max(fu * k, 1e-3), max(fv * k, 1e-3))
-    tone = max(0.15, 1 + m[6] * n)
-    if m[10] > 0:
-        tone *= 1 - m[11] * comb(u + v * m[12], m[10], 0.5, fu + fv * m[12])
-    albedo[0], albedo[1], albedo[2] = m[1] * tone, m[2] * tone, m[3] * tone
-
-
-@njit(cache=True, fastmath=True, error_model="numpy")
-def _paint_car(tex, kind, p, m, albedo):
-    """Body or cabin of a car. Returns gloss; ``m``: see ``objects.car_material``."""
-    length, breadth, tall = m[4], m[5], m[6]
-    s, fs = 0.5 - p.x / length, p.fx / length
-    y, h, fy, fh = p.y / breadth, p.z / tall, p.fy / breadth, p.fz / tall
-    if kind == CAR_BODY:
-        return _paint_car_body(tex, s, y, h, p.nx, p.ny, fs, fy, fh, m, albedo)
-    return _paint_glasshouse(tex, s, y, h, fs, fy, fh, m, albedo, 1.0 if kind == CAR_SIDE else 0.0)
-
-
-@njit(cache=True, fastmath=True, error_model="numpy")
-def paint(tex, kind, p, ny, m, albedo):
-    """The albedo of a point ``p`` (LocalPoint) of anything but the ground, into ``albedo`` (3,).
-
-    ``ny``: the normal's y in the world; ``m``: the row of its material, ``kind`` its first entry. Returns gloss (share
-    of what is mirrored), the share of the sky's light, and how much light passes through from behind.
-    """
-    if kind == CAR_BODY or kind == CAR_GLASSHOUSE or kind == CAR_SIDE:
-        gloss = _paint_car(tex, kind, p, m, albedo)
-        return gloss, 0.45 + 0.55 * min(1.0, p.z / m[6] * 2), 0.0
-    if kind == WHEEL:
-        _paint_wheel(p, m, albedo)
-        return 0.0, 0.55, 0.0
-    if kind == FACADE:
-        gloss = _paint_facade(tex, p.x, p.z, p.fx, p.fz, m, albedo)
-        return gloss, 0.6 + 0.4 * min(1.0, max(0.0, p.z / 2.5)), 0.0
-    if kind == SIGN:
-        _paint_sign(p.x, p.z, p.fx, p.fz, m, albedo)
-        return 0.0, 1.0, 0.0
-    if kind == FOLIAGE:
-        return 0.0, _paint_foliage(tex, p, ny, m, albedo), 0.35
-    _paint_generic(tex, p, m, albedo)
-    return m[7], m[13], 0.0
+                mix(albedo, m[8], m[9], m[10], ink * soft_band(v - (row / 3.0 - 1), 0.08, 0.26, fv))

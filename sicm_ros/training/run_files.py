@@ -64,7 +64,7 @@ def open_loggers(out: Path, step: int, say: Callable[[str], None]) -> tuple[CSVL
     """
     board = TensorBoardLogger(out, name="tensorboard", version="", purge_step=step + 1)
     table = CSVLogger(out, name="", version="", flush_logs_every_n_steps=1)
-    if rank_zero_only.rank != 0:
+    if getattr(rank_zero_only, "rank", 0) != 0:
         return table, board
     path = out / "metrics.csv"
     rows = []

@@ -246,8 +246,20 @@ def match(batch: Batch, anchors: Anchors) -> Targets:
         sin_positive = (torch.sin(o[:, 7]) > 0).float()
         parts.append((torch.full_like(a.anchor_index, i), a.anchor_index, k, a.weight, regression, sin_positive))
         background.append(a.background)
-    joined = [torch.cat(column) for column in zip(*parts, strict=True)]
-    return Targets(*joined, torch.stack(background), batch.disparity, *view_weights(batch))
+    image, anchor, class_index, weight, regression, sin_positive = map(torch.cat, zip(*parts, strict=True))
+    left_weight, right_weight = view_weights(batch)
+    return Targets(
+        image,
+        anchor,
+        class_index,
+        weight,
+        regression,
+        sin_positive,
+        torch.stack(background),
+        batch.disparity,
+        left_weight,
+        right_weight,
+    )
 
 
 def anchor_priors(

@@ -302,6 +302,7 @@ class Trainer:
         terms = wrapped(batch, self.stage, rate_of_step(self.stage, config, self.trainee.net.config, step))
         fabric.backward(terms["loss"])
         norm = fabric.clip_gradients(wrapped, optimizer, max_norm=config.gradient_clip, error_if_nonfinite=False)
+        assert norm is not None  # as for every limit of a norm
         self._gradients = self._gradients + norm
         optimizer.step()
         optimizer.zero_grad()
