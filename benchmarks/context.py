@@ -27,7 +27,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pairs import Progress
+from pairs import watched
 from torch import Tensor
 
 from sicm_ros.codec.payload import compress, decompress
@@ -80,8 +80,8 @@ def scaled_latents(
     """Latents after the gain of pairs and of their mirror images, (2 count, 2 views, C, h, w), and the payload bytes
     that the model's own entropy model makes of each."""
     net, coder = model.net.entropy_model, RangeCoder(model.tables)
-    found, sizes, progress = [], [], Progress(count)
-    for i, pair in enumerate(_images(model.config, count, seed, samples)):
+    found, sizes = [], []
+    for pair in watched(_images(model.config, count, seed, samples), count):
         for left, right in (pair, (pair[1][:, ::-1], pair[0][:, ::-1])):  # a mirror swaps the cameras
             views = [
                 torch.from_numpy(normalise(x))[None].contiguous(memory_format=torch.channels_last)
@@ -90,7 +90,6 @@ def scaled_latents(
             latents = model.net.latents(model.net.features(views[0], views[1]))
             found.append(torch.cat(net.gain(*latents, rate)))
             sizes.append(len(compress(net.quantise(*latents, rate), coder)[0]))
-        progress.report(i + 1)
     return torch.stack(found), np.array(sizes)
 
 
@@ -98,8 +97,8 @@ def train(net: StereoEntropyModel, latents: Tensor, config: TrainConfig, steps: 
     """Train for the fewest bits on latents (N, 2, C, h, w) as they are."""
     net.train()
     optimizer = torch.optim.Adam(net.parameters())
-    top, progress = config.learning_rate[1], Progress(steps)
-    for step in range(steps):
+    top = config.learning_rate[1]
+    for step in watched(range(steps), steps, "steps"):
         warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
         cosine = (1 + math.cos(math.pi * step / steps)) / 2
         for group in optimizer.param_groups:
@@ -112,7 +111,6 @@ def train(net: StereoEntropyModel, latents: Tensor, config: TrainConfig, steps: 
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), config.gradient_clip)
         optimizer.step()
-        progress.report(step + 1)
     net.eval()
 
 

@@ -45,9 +45,9 @@ T = TypeVar("T")
 console = Console(width=None if sys.stdout.isatty() else 160)
 
 
-def watched(items: Iterable[T], total: int) -> Iterable[T]:
+def watched(items: Iterable[T], total: int, what: str = "pairs") -> Iterable[T]:
     """The items, with a progress bar on standard error."""
-    return track(items, "pairs", total, console=Console(stderr=True))
+    return track(items, what, total, console=Console(stderr=True))
 
 
 @torch.inference_mode()

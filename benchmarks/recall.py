@@ -152,15 +152,15 @@ def main() -> None:
     console.print(
         f"{options.model}, {len(ids)} rendered frames, seed {options.seed}, threshold {threshold:g}", highlight=False
     )
-    found = Table("", "unoccluded cars within 30 m", "found", "recall", "false positives a frame", "bytes a packet")
+    cars = Table("", "unoccluded cars within 30 m", "found", "recall", "false positives a frame", "bytes a packet")
     precision = Table("AP, R40, moderate", "", *METRICS)
     for way, row in table.items():
         size = f"{row['bytes']:.0f}" if row["bytes"] else ""
         recall, false = f"{100 * row['recall']:.1f} %", f"{row['false_per_frame']:.2f}"
-        found.add_row(way, str(row["wanted"]), str(row["found"]), recall, false, size)
+        cars.add_row(way, str(row["wanted"]), str(row["found"]), recall, false, size)
         for c in config.classes:
             precision.add_row(way, c, *(f"{row[f'{c} {m}']:.1f}" for m in METRICS))
-    console.print(found)
+    console.print(cars)
     console.print(precision)
 
 

@@ -246,8 +246,18 @@ def match(batch: Batch, anchors: Anchors) -> Targets:
         sin_positive = (torch.sin(o[:, 7]) > 0).float()
         parts.append((torch.full_like(a.anchor_index, i), a.anchor_index, k, a.weight, regression, sin_positive))
         background.append(a.background)
-    joined = [torch.cat(column) for column in zip(*parts, strict=True)]
-    return Targets(*joined, torch.stack(background), batch.disparity, *view_weights(batch))
+    image, anchor, k, weight, regression, sin_positive = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Targets(
+        image,
+        anchor,
+        k,
+        weight,
+        regression,
+        sin_positive,
+        torch.stack(background),
+        batch.disparity,
+        *view_weights(batch),
+    )
 
 
 def anchor_priors(
