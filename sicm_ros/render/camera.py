@@ -9,8 +9,8 @@ import numpy as np
 
 from sicm_ros.geometry import StereoRig
 from sicm_ros.render.rasteriser import SUPER_X, SUPER_Y, rasterise
-from sicm_ros.render.scene import MAP_CELL, MAP_X0, MAP_Z0, Scene
-from sicm_ros.render.shading import shade_view
+from sicm_ros.render.scene import Scene
+from sicm_ros.render.shading import Eye, LightMaps, Surfaces, shade_view
 
 __all__ = ["draw_view", "photograph"]
 
@@ -29,20 +29,19 @@ def draw_view(
     width: int,
     height: int,
     tex: np.ndarray,
-    height_map: np.ndarray,
-    ambient: np.ndarray,
+    maps: LightMaps,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """One view: linear RGB (height, width, 3), inverse depth and triangle at each sample, projected vertices (N, 3).
+
+    ``fine``: the rig in sample coordinates; ``p`` (3, 4) and ``translation``: those of the view's camera.
+    """
     # Not a matrix product: that would wake as many threads as there are cores.
-    """One view: linear RGB (height, width, 3), inverse depth and triangle at each sample, projected vertices."""
     v = np.einsum("ij,kj->ik", scene.vertices, p[:, :3]) + p[:, 3]
     q = np.zeros((height * SUPER_Y, width * SUPER_X), np.float32)
     ids = np.full(q.shape, -1, np.int32)
     rasterise(v, scene.vertices, scene.triangles, scene.cutout, tex, q, ids)
     image = np.empty((height, width, 3), np.float32)
-    light = scene.light
-    shade_view(
-        q,
-        ids,
+    surfaces = Surfaces(
         v,
         scene.vertices,
         scene.normals,
@@ -52,22 +51,9 @@ def draw_view(
         scene.instances,
         scene.materials,
         scene.ground,
-        tex,
-        light.environment,
-        light.sun,
-        light.sun_colour,
-        light.ambient_up,
-        light.ambient_down,
-        height_map,
-        ambient,
-        MAP_X0,
-        MAP_Z0,
-        MAP_CELL,
-        light.haze,
-        _camera(fine, translation),
-        np.array([fine.fx, fine.cx, fine.fy, fine.cy]),
-        image,
     )
+    eye = Eye(_camera(fine, translation), np.array([fine.fx, fine.cx, fine.fy, fine.cy]))
+    shade_view(ids, surfaces, tex, scene.light, maps, eye, image)
     return image, q, ids, v
 
 

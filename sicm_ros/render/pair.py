@@ -21,6 +21,7 @@ from sicm_ros.render.rasteriser import (
     light_height_map,
 )
 from sicm_ros.render.scene import MAP_CELL, MAP_COLUMNS, MAP_ROWS, MAP_X0, MAP_Z0, Scene, build_scene
+from sicm_ros.render.shading import LightMaps
 from sicm_ros.render.textures import texture_pyramids
 
 __all__ = ["RenderedPair", "render_pair"]
@@ -84,10 +85,9 @@ def render_pair(layout: Sequence[Object3D], rig: StereoRig, width: int, height: 
     tilt = float(np.clip(tilt, -0.3 * scale, 0.3 * scale))
     p_right = fine.p_right
     p_right[1] += tilt * SUPER_Y * p_right[2]
-    left, q, ids, v = draw_view(
-        scene, fine, fine.p_left, fine.left_translation, width, height, tex, height_map, ambient
-    )
-    right, _, _, _ = draw_view(scene, fine, p_right, fine.right_translation, width, height, tex, height_map, ambient)
+    maps = LightMaps(height_map, ambient, MAP_X0, MAP_Z0, MAP_CELL)
+    left, q, ids, v = draw_view(scene, fine, fine.p_left, fine.left_translation, width, height, tex, maps)
+    right, _, _, _ = draw_view(scene, fine, p_right, fine.right_translation, width, height, tex, maps)
 
     disparity = np.zeros((height, width), np.float32)
     disparity_at_centres(q, rig.fx, rig.cx, np.array(rig.left_translation), np.array(rig.right_translation), disparity)

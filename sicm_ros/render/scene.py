@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,19 +26,15 @@ __all__ = ["Light", "Scene", "build_scene"]
 MAP_X0, MAP_Z0, MAP_CELL, MAP_COLUMNS, MAP_ROWS = -28.0, 2.0, 0.08, 700, 800
 
 
-@dataclass(frozen=True)
-class Light:
-    """Sun, sky and air. Colours are linear RGB (3,); an albedo of 1 under a light of 1 gives a radiance of 1.
+class Light(NamedTuple):
+    """Sun, sky and air. Colours are linear RGB; an albedo of 1 under a light of 1 gives a radiance of 1."""
 
-    ``sun`` (3,) is the direction to the sun; for ``environment`` see ``shading.shade_view``.
-    """
-
-    sun: np.ndarray
-    sun_colour: np.ndarray
-    ambient_up: np.ndarray
-    ambient_down: np.ndarray
-    environment: np.ndarray
-    haze: float
+    sun: np.ndarray  # (3,) unit vector to the sun
+    sun_colour: np.ndarray  # (3,)
+    ambient_up: np.ndarray  # (3,) of what faces up
+    ambient_down: np.ndarray  # (3,)
+    environment: np.ndarray  # (12,) horizon rgb, zenith rgb, cloud cover, offset and brightness, ground rgb
+    haze: float  # per metre
 
 
 @dataclass

@@ -4,16 +4,57 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
 from sicm_ros.render.materials import CAR_BODY, CAR_GLASSHOUSE, CAR_SIDE, FACADE, FOLIAGE, GROUND, SIGN, WHEEL
 from sicm_ros.render.rasteriser import SUPER_X, SUPER_Y
-from sicm_ros.render.surfaces import mix, paint_car_body, paint_facade, paint_glasshouse, paint_ground, paint_sign
-from sicm_ros.render.textures import FBM, GRAIN, LEAVES, comb, soft_step, texture, texture_long
+from sicm_ros.render.surfaces import (
+    paint_car_body,
+    paint_facade,
+    paint_foliage,
+    paint_generic,
+    paint_glasshouse,
+    paint_ground,
+    paint_sign,
+    paint_wheel,
+)
+from sicm_ros.render.textures import FBM, texture
 
-__all__ = ["shade_view"]
+__all__ = ["Eye", "LightMaps", "Surfaces", "shade_view"]
+
+
+class Surfaces(NamedTuple):
+    """What is drawn: N vertices, M triangles, and what these belong to and are made of."""
+
+    projected: np.ndarray  # (N, 3) homogeneous sample coordinates (u w, v w, w)
+    world: np.ndarray  # (N, 3) metres
+    normals: np.ndarray  # (N, 3)
+    triangles: np.ndarray  # (M, 3)
+    instance: np.ndarray  # (M,) row of ``instances``
+    material: np.ndarray  # (M,) row of ``materials``
+    instances: np.ndarray  # (., 12) from the world to an object's own coordinates, by rows
+    materials: np.ndarray  # (., MATERIAL_SIZE)
+    ground: np.ndarray  # (GROUND_SIZE,)
+
+
+class LightMaps(NamedTuple):
+    """Maps of the ground: where the sun's light ends (y, metres), the share of the sky's light; origin and cell, m."""
+
+    height: np.ndarray
+    ambient: np.ndarray
+    x0: float
+    z0: float
+    cell: float
+
+
+class Eye(NamedTuple):
+    """The camera: its position (3,) in the world, and (fx, cx, fy, cy) in sample coordinates for the sky's rays."""
+
+    centre: np.ndarray
+    ray: np.ndarray
 
 
 @njit(cache=True, fastmath=True, error_model="numpy")
@@ -87,39 +128,19 @@ def _mirror(tex, dx, dy, dz, env, out):
 
 
 @njit(cache=True, fastmath=True, error_model="numpy")
-def shade_view(
-    q_buffer,
-    id_buffer,
-    v,
-    world,
-    normals,
-    tris,
-    tri_instance,
-    tri_material,
-    instances,
-    materials,
-    ground,
-    tex,
-    env,
-    sun,
-    sun_colour,
-    ambient_up,
-    ambient_down,
-    height_map,
-    ambient_map,
-    map_x0,
-    map_z0,
-    map_cell,
-    haze,
-    centre,
-    ray,
-    out,
-):
+def shade_view(id_buffer, surfaces, tex, light, maps, eye, out):
     """Light each surface in each pixel once or twice and average into ``out`` (H, W, 3), linear.
 
-    ``centre`` (3,): the camera's position; ``ray`` (fx, cx, fy, cy) in sample coordinates, for the sky.
-    ``env``: horizon rgb, zenith rgb, cloud cover, cloud offset, cloud brightness, ground rgb.
+    ``id_buffer``: the triangle at each sample, as ``rasterise`` gives it; ``surfaces``: Surfaces; ``tex``:
+    ``texture_pyramids``; ``light``: ``scene.Light``; ``maps``: LightMaps; ``eye``: Eye.
+
+    One loop, and only what takes few arrays in functions of its own: numba counts references to each array that a call
+    or a tuple hands on, which for a pixel takes longer than to shade it.
     """
+    v, world, normals, tris, tri_instance, tri_material, instances, materials, ground = surfaces
+    sun, sun_colour, ambient_up, ambient_down, env, haze = light
+    height_map, ambient_map, map_x0, map_z0, map_cell = maps
+    centre, ray = eye
     height, width = out.shape[0], out.shape[1]
     albedo = np.zeros(3)
     colour = np.zeros(3)
@@ -278,14 +299,7 @@ def shade_view(
                             )
                         ambient = 0.45 + 0.55 * min(1.0, lz / tall * 2)
                     elif kind == WHEEL:
-                        r = math.hypot(lx, lz) / m[4]
-                        fr = (fx + fz) / m[4]
-                        albedo[0] = albedo[1] = albedo[2] = 0.018
-                        rim = (1 - soft_step(r, 0.66, fr)) if my * my > 0.4 else 0.0
-                        angle = math.atan2(lz, lx) / 6.2832 * m[5] + m[6]
-                        spoke = comb(angle, 1.0, 0.55, fr * m[5] / max(r * 6.28, 0.3))
-                        v1 = m[1] * (0.25 + 0.75 * max(spoke, 1 - soft_step(r, 0.2, fr), soft_step(r, 0.58, fr)))
-                        mix(albedo, v1, v1, v1, rim)
+                        paint_wheel(lx, lz, fx, fz, my, m, albedo)
                         ambient = 0.55
                     elif kind == FACADE:
                         gloss = paint_facade(tex, lx, lz, fx, fz, m, albedo)
@@ -293,38 +307,18 @@ def shade_view(
                     elif kind == SIGN:
                         paint_sign(lx, lz, fx, fz, m, albedo)
                     elif kind == FOLIAGE:
-                        f = (fx + fy + fz) * 0.5
-                        k1 = m[4]
-                        n1 = texture(tex, LEAVES, (lx + 0.7 * ly) * k1, (lz + 0.5 * ly) * k1, f * k1)
-                        n2 = texture(
-                            tex, FBM, (lx - 0.6 * ly) * k1 * 0.3 + m[6], (lz + 0.6 * ly) * k1 * 0.3, f * k1 * 0.3
-                        )
-                        n3 = texture(tex, GRAIN, (lx + 0.4 * ly) * k1 * 0.8, (lz - 0.7 * ly) * k1 * 0.8, f * k1 * 0.8)
-                        tone = max(0.06, 1 + m[5] * (n1 + 0.6 * n3) + 0.35 * n2)
-                        tint = min(1.0, max(0.0, 0.3 + 0.35 * n2 + 0.2 * n1))
-                        albedo[0] = m[1] * tone * (1 + 0.5 * tint)
-                        albedo[1] = m[2] * tone * (1 + 0.15 * tint)
-                        albedo[2] = m[3] * tone
-                        ambient = m[7] + (1 - m[7]) * min(1.0, max(0.0, 0.5 + 0.5 * n2 - 0.5 * ny * 0.6))
+                        ambient = paint_foliage(tex, lx, ly, lz, (fx + fy + fz) * 0.5, ny, m, albedo)
                         translucent = 0.35
                     else:
                         # GENERIC: one texture mapped along the two axes that the surface faces least.
                         ax, ay2, az = abs(mx), abs(my), abs(mz)
-                        k1 = m[5]
                         if az >= ax and az >= ay2:
                             u2, v2, fu, fv = lx, ly, fx, fy
                         elif ax >= ay2:
                             u2, v2, fu, fv = ly, lz, fy, fz
                         else:
                             u2, v2, fu, fv = lx, lz, fx, fz
-                        n1 = texture_long(
-                            tex, int(m[4]), u2 * k1 + m[8], v2 * k1 + m[9], max(fu * k1, 1e-3), max(fv * k1, 1e-3)
-                        )
-                        tone = max(0.15, 1 + m[6] * n1)
-                        if m[10] > 0:
-                            n2 = comb(u2 + v2 * m[12], m[10], 0.5, fu + fv * m[12])
-                            tone *= 1 - m[11] * n2
-                        albedo[0], albedo[1], albedo[2] = m[1] * tone, m[2] * tone, m[3] * tone
+                        paint_generic(tex, u2, v2, fu, fv, m, albedo)
                         gloss = m[7]
                         ambient = m[13]
                 sunny = nx * sun[0] + ny * sun[1] + nz * sun[2]

@@ -15,6 +15,7 @@ from sicm_ros.render.textures import (
     COBBLE,
     FBM,
     GRAIN,
+    LEAVES,
     STREAK,
     comb,
     hash_unit,
@@ -24,7 +25,16 @@ from sicm_ros.render.textures import (
     texture_long,
 )
 
-__all__ = ["mix", "paint_car_body", "paint_facade", "paint_glasshouse", "paint_ground", "paint_sign"]
+__all__ = [
+    "paint_car_body",
+    "paint_facade",
+    "paint_foliage",
+    "paint_generic",
+    "paint_glasshouse",
+    "paint_ground",
+    "paint_sign",
+    "paint_wheel",
+]
 
 
 @njit(cache=True, fastmath=True, error_model="numpy")
@@ -339,3 +349,45 @@ def paint_sign(u, v, fu, fv, m, albedo):
             ink = hash_unit(column, row, int(m[11]))
             if ink > 0.55:
                 mix(albedo, m[8], m[9], m[10], ink * soft_band(v - (row / 3.0 - 1), 0.08, 0.26, fv))
+
+
+@njit(cache=True, fastmath=True, error_model="numpy")
+def paint_wheel(x, z, fx, fz, ny, m, albedo):
+    """Tyre, rim and spokes; metres from the hub, ``ny`` of the normal along the axle."""
+    r = math.hypot(x, z) / m[4]
+    fr = (fx + fz) / m[4]
+    albedo[0] = albedo[1] = albedo[2] = 0.018
+    rim = (1 - soft_step(r, 0.66, fr)) if ny * ny > 0.4 else 0.0
+    angle = math.atan2(z, x) / 6.2832 * m[5] + m[6]
+    spoke = comb(angle, 1.0, 0.55, fr * m[5] / max(r * 6.28, 0.3))
+    tone = m[1] * (0.25 + 0.75 * max(spoke, 1 - soft_step(r, 0.2, fr), soft_step(r, 0.58, fr)))
+    mix(albedo, tone, tone, tone, rim)
+
+
+@njit(cache=True, fastmath=True, error_model="numpy")
+def paint_foliage(tex, x, y, z, f, ny, m, albedo):
+    """Leaves in sun and shade; ``f``: footprint, metres, ``ny``: of the normal in the world.
+
+    Returns the share of the sky's light.
+    """
+    k = m[4]
+    n1 = texture(tex, LEAVES, (x + 0.7 * y) * k, (z + 0.5 * y) * k, f * k)
+    n2 = texture(tex, FBM, (x - 0.6 * y) * k * 0.3 + m[6], (z + 0.6 * y) * k * 0.3, f * k * 0.3)
+    n3 = texture(tex, GRAIN, (x + 0.4 * y) * k * 0.8, (z - 0.7 * y) * k * 0.8, f * k * 0.8)
+    tone = max(0.06, 1 + m[5] * (n1 + 0.6 * n3) + 0.35 * n2)
+    tint = min(1.0, max(0.0, 0.3 + 0.35 * n2 + 0.2 * n1))
+    albedo[0] = m[1] * tone * (1 + 0.5 * tint)
+    albedo[1] = m[2] * tone * (1 + 0.15 * tint)
+    albedo[2] = m[3] * tone
+    return m[7] + (1 - m[7]) * min(1.0, max(0.0, 0.5 + 0.5 * n2 - 0.5 * ny * 0.6))
+
+
+@njit(cache=True, fastmath=True, error_model="numpy")
+def paint_generic(tex, u, v, fu, fv, m, albedo):
+    """A plain surface: one texture, and ribs where it has some. ``m``: see ``materials.generic_surface``."""
+    k = m[5]
+    n = texture_long(tex, int(m[4]), u * k + m[8], v * k + m[9], max(fu * k, 1e-3), max(fv * k, 1e-3))
+    tone = max(0.15, 1 + m[6] * n)
+    if m[10] > 0:
+        tone *= 1 - m[11] * comb(u + v * m[12], m[10], 0.5, fu + fv * m[12])
+    albedo[0], albedo[1], albedo[2] = m[1] * tone, m[2] * tone, m[3] * tone

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from lightning_fabric.loggers import CSVLogger, TensorBoardLogger
-from lightning_fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from ..model_store import save_model
@@ -56,7 +55,9 @@ def export_model(net: MvsfcNet, folder: Path, out: Path) -> None:
     save_model(out / "model", net.config, {k: stored(k, v) for k, v in net.state_dict().items()})
 
 
-def open_loggers(out: Path, step: int, say: Callable[[str], None]) -> tuple[CSVLogger, TensorBoardLogger]:
+def open_loggers(
+    out: Path, step: int, first_process: bool, say: Callable[[str], None]
+) -> tuple[CSVLogger, TensorBoardLogger]:
     """Loggers to ``metrics.csv`` and to ``tensorboard`` in ``out``, of a run that goes on behind ``step``.
 
     What was logged up to there stays. What a killed run logged after its last checkpoint, or another one in the same
@@ -64,7 +65,7 @@ def open_loggers(out: Path, step: int, say: Callable[[str], None]) -> tuple[CSVL
     """
     board = TensorBoardLogger(out, name="tensorboard", version="", purge_step=step + 1)
     table = CSVLogger(out, name="", version="", flush_logs_every_n_steps=1)
-    if getattr(rank_zero_only, "rank", 0) != 0:
+    if not first_process:
         return table, board
     path = out / "metrics.csv"
     rows = []

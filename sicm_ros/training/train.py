@@ -217,7 +217,7 @@ class Trainer:
         self.trainee = Trainee(net, config)
         self.validation, self.say = validation, say
         self.checkpoint = out / "checkpoint.pt"
-        self.loggers = open_loggers(out, progress.step, say)
+        self.loggers = open_loggers(out, progress.step, fabric.is_global_zero, say)
         # Of the loss terms since the last report, on the device: to look at them there would make a step wait for it.
         self._sums: dict[str, Tensor] = {}
         self._gradients = torch.zeros((), device=fabric.device)  # the sum of their norms
@@ -302,8 +302,7 @@ class Trainer:
         terms = wrapped(batch, self.stage, rate_of_step(self.stage, config, self.trainee.net.config, step))
         fabric.backward(terms["loss"])
         norm = fabric.clip_gradients(wrapped, optimizer, max_norm=config.gradient_clip, error_if_nonfinite=False)
-        assert norm is not None  # as for every limit of a norm
-        self._gradients = self._gradients + norm
+        self._gradients = self._gradients + cast(Tensor, norm)
         optimizer.step()
         optimizer.zero_grad()
         for name, value in terms.items():
