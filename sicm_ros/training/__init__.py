@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training of MVSFC-Net: data, losses, the three stages."""
+"""Training of MVSFC-Net: data, losses, and the four stages."""

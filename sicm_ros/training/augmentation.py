@@ -93,7 +93,7 @@ def _right_disparity(disparity: np.ndarray) -> np.ndarray:
 
 
 def zoom(sample: Sample, rng: np.random.Generator) -> Sample:
-    """A part of both views, enlarged to their size: a longer lens, of which the rig tells.
+    """A part of both views, enlarged to their size, as a longer lens would show it; the rig follows.
 
     What a part of the image looks like then goes with more than one size, place and focal length, which matters most
     where real frames are few.

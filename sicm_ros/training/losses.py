@@ -67,7 +67,7 @@ def scale_errors(
     is only its mean.
 
     The variance, not the power, and of each channel by itself: a mean that grows, or one channel that is large and
-    easily coded, would make the error small for nothing. ``weights`` say how much a cell of stride 4 counts in the
+    easily coded, would make the error small without any gain. ``weights`` say how much a cell of stride 4 counts in the
     mean, (B, H/4, W/4) for each view; a coarser cell counts as its heaviest part.
     """
     errors = []

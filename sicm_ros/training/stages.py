@@ -108,7 +108,7 @@ def prepare_stage(net: MvsfcNet, stage: Stage, frozen_norms: bool) -> None:
 
 @dataclass
 class Progress:
-    """How far a run is. The schedule follows the steps, or the minutes where those run out first."""
+    """The progress of a run. The schedule follows the steps, or the minutes where those run out first."""
 
     total_steps: tuple[int, int, int, int]
     max_minutes: float | None

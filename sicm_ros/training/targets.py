@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the network should say: anchor priors from labels, which anchor stands for which object, what each cell counts.
+"""Training targets: anchor priors from labels, which anchor stands for which object, what each cell counts.
 
 All of it is made on the CPU, before a batch goes to the device: it takes loops over objects, and lengths that the data
 decide, each of which would make a GPU wait.

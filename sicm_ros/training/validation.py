@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -69,8 +70,8 @@ def detect_store(
 
 
 def validate(net: MvsfcNet, store: SampleStore, rate: float | None, device: torch.device) -> dict[str, float]:
-    """AP of each class (R40, moderate), and of cars at the model's threshold: recall, false positives a frame, and the
-    median error of depth by range in metres; bytes of a pair (before headers)."""
+    """AP (R40, moderate) of each class that is labelled; of cars at the model's threshold recall ("found"), false
+    positives per frame ("false"), and the median error of depth by range in metres; bytes of a pair (no headers)."""
     labels = source_labels(store, net)
     results, bits = detect_store(net, store, rate, device)
     table = evaluate(labels, results, net.config.classes)["R40"]
@@ -79,6 +80,7 @@ def validate(net: MvsfcNet, store: SampleStore, rate: float | None, device: torc
         f"{name} {metric}": table[metric][name][1]
         for name in net.config.classes
         for metric in ("2D", "BEV loose", "3D loose", "BEV", "3D")
+        if not math.isnan(table[metric][name][1])
     }
     errors = depth_errors(labels, results, threshold=net.config.analysis.score_threshold)
     biases = {f"depth {low}-{high} m": float(np.median(e)) for (low, high), e in errors.items() if e}
