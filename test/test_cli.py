@@ -365,6 +365,7 @@ def scored(tmp_path):
     return labels, results
 
 
+@pytest.mark.slow
 def test_score(sicm, scored, tmp_path):
     status, out, _ = sicm("score", *scored)
     assert status == 0 and "60 frames" in out and out.count("100.00") == 36

@@ -578,6 +578,7 @@ def test_an_input_that_is_mostly_padding_is_said(tmp_path: Path) -> None:
     assert said[0] == words
 
 
+@pytest.mark.slow
 def test_the_last_stage_trains_the_entropy_model_alone(tmp_path: Path) -> None:
     folder = small_model(tmp_path / "model", [0, 0, 0, 6])
     after = load_model(run(folder, None, tmp_path / "out", device="cpu")).net.state_dict()
