@@ -392,6 +392,7 @@ def test_bad_score(fails, scored, tmp_path):
     assert fails("score", *scored) == f"{labels / '000000.txt'}: no such file"
 
 
+@pytest.mark.slow
 @needs_kitti
 def test_score_prints_the_official_figures(sicm, tmp_path):
     for name, texts in (("labels", archive("label_2")), ("results", archive("ap_reference/results"))):

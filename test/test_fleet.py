@@ -271,6 +271,7 @@ def test_compressed_images_of_a_remapped_camera(graph, pairs, tmp_path):
         node.stop()
 
 
+@pytest.mark.slow
 def test_boxes_are_drawn_into_the_image_of_their_stamp(graph, pairs, tmp_path):
     pair = pairs[0][0]
     rig, box = pair.rig, Object3D("Car", (0, 0, 0, 0), 1.5, 1.7, 4.1, -3.0, 1.7, 12.0, -1.4, -1.2, score=0.8)

@@ -124,6 +124,7 @@ def test_the_observer_notices_symbols_beyond_their_table(target, monkeypatch):
     assert "latent's symbol beyond its table" in target.run(2, number)[2]
 
 
+@pytest.mark.slow
 def test_crashes_and_hangs_are_noticed_and_gone_on_after(capfd):
     shared, failed = supervise(5, 12, hang_s=5.0, worker=troubled, every_s=0.1)
     assert [(n, kind) for n, kind, _ in failed] == [(3, "crash"), (6, "crash"), (8, "cut")]

@@ -180,6 +180,7 @@ def check_against_codec(graph, frames, codec):
 # ------------------------------------------------------------------------------------------------------ the main job
 
 
+@pytest.mark.slow
 def test_lockstep_play_of_rendered_pairs(ready, rendered_root, codec, logs):
     status, output = play(rendered_root, logs, lockstep=True)
     assert status == 0, output
@@ -207,6 +208,7 @@ def decoder_ms(times):
     return times.wait_ms + times.entropy_ms + times.smfc_ms + times.analysis_ms + times.publish_ms
 
 
+@pytest.mark.slow
 def test_end_to_end_is_more_than_all_stages_of_both_ends(ready, rendered_root, logs):
     status, output = play(rendered_root, logs, lockstep=True, stamps="now")
     assert status == 0, output
@@ -345,18 +347,26 @@ def fields(image, **change):
             "left and right image: expected equal sizes, got 1242x375 and 1242x374",
         ),
         ("encoding", lambda i: fields(i, encoding="32FC1"), lambda i: i, "left/image_rect: image: encoding: expected"),
-        (
+        pytest.param(
             "data",
             lambda i: i,
             lambda i: fields(i, data=i.tobytes()[:1000]),
             "right/image_rect: image: data: expected 1397250 bytes (375 rows of 3726), got 1000",
+            marks=pytest.mark.slow,
         ),
-        ("step", lambda i: fields(i, step=7), lambda i: i, "left/image_rect: image: step: expected at least 3726"),
-        (
+        pytest.param(
+            "step",
+            lambda i: fields(i, step=7),
+            lambda i: i,
+            "left/image_rect: image: step: expected at least 3726",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
             "empty",
             lambda i: fields(i, width=0, height=0, data=b""),
             lambda i: i,
             "left/image_rect: image: expected width",
+            marks=pytest.mark.slow,
         ),
         ("tiny", lambda i: i[:10], lambda i: i[:10], "crop_top: expected 0 <= crop_top < image height 10"),
     ],
@@ -519,6 +529,7 @@ def test_gaps_and_repetitions_are_counted_and_a_recording_may_start_over(ready, 
     )
 
 
+@pytest.mark.slow
 def test_boxes_that_cannot_exist_are_counted_in_the_diagnostics(logs):
     """A model of wild weights, of whose boxes none can exist: an empty array, and the account says why."""
     namespace, packet = "/wild", (REPOSITORY / "test" / "data" / "tiny.sicm").read_bytes()
@@ -760,6 +771,7 @@ def test_every_policy_can_be_overridden(logs, history, kept):
             late.close()
 
 
+@pytest.mark.slow
 def test_the_policies_of_the_image_subscriptions_can_be_overridden(logs):
     namespace = "/overridden_images"
     image, info = f"{namespace}/left/image_rect", f"{namespace}/right/camera_info"

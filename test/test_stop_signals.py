@@ -52,7 +52,9 @@ class Started:
         return self.process.returncode, output
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2])
+@pytest.mark.parametrize(
+    "delay", [0.0, 0.05, 0.1, 0.2, 1.6, *(pytest.param(s, marks=pytest.mark.slow) for s in (0.4, 0.8, 3.2))]
+)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_at_any_moment_of_the_start_ends_a_node_with_status_0(number, delay):
     started = Started("encoder")

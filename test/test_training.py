@@ -360,6 +360,7 @@ def test_three_stages_resume_with_the_same_losses_and_leave_a_model(tmp_path: Pa
         assert scalars(tmp_path / "killed", tag) == scalars(tmp_path / "whole", tag), tag
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_an_earlier_version_resumes(tmp_path: Path) -> None:
     """Without the sums of the loss terms, which checkpoints have held since the loggers are Fabric's."""
     folder = small_model(tmp_path / "model", [1, 2, 0], checkpoint_minutes=0.0)
@@ -458,6 +459,7 @@ def test_equation_8_over_lambda() -> None:
     assert float(rate_distortion_loss(bits, 0.0, 0.25)) == 2.0
 
 
+@pytest.mark.slow
 def test_samples_go_on_after_a_kill(tmp_path: Path) -> None:
     """A process that is killed while it makes samples leaves those that it finished; the rest comes out the same."""
     config = replace(SMALL, **SIZES)
