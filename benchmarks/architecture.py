@@ -42,7 +42,7 @@ from sicm_ros.networks.complexity import count_complexity
 from sicm_ros.networks.config import MvsfcConfig
 from sicm_ros.networks.mvsfc_net import MvsfcNet
 from sicm_ros.training.augmentation import augment
-from sicm_ros.training.losses import feature_error, rate_distortion_loss, task_loss
+from sicm_ros.training.losses import feature_error, rate_distortion_loss, task_loss, volume_error
 from sicm_ros.training.samples import SampleStore
 from sicm_ros.training.targets import anchor_priors, collate, match
 from sicm_ros.training.validation import detect_store, source_labels
@@ -121,12 +121,15 @@ def train(
         if part == "codec":
             with torch.no_grad():
                 features = net.features(batch.left, batch.right)
-            reconstruction, left, right = net.compress(features, float(rate))
+                volumes = net.match(features)
+            reconstruction, left, right = net.compress(features, float(rate), volumes)
             if step < steps // 2:
                 weights = targets.left_weight, targets.right_weight
-                error = FEATURE_WEIGHT * feature_error(reconstruction, features, weights)
+                error = FEATURE_WEIGHT * feature_error(reconstruction.features, features, weights)
+                if volumes is not None and reconstruction.volumes is not None:
+                    error = error + FEATURE_WEIGHT * volume_error(reconstruction.volumes, volumes, weights[0])
             else:
-                error = task_loss(net.detect(reconstruction), targets).total
+                error = task_loss(net.detect_decoded(reconstruction), targets).total
             bits = (left + right).mean() / (net.config.height * net.config.width)
             loss = rate_distortion_loss(bits, error, net.config.lambdas[rate])
         else:
@@ -151,7 +154,7 @@ def points(net: MvsfcNet, store: SampleStore, rates: list[float | None]) -> list
     for rate in rates:
         found, bits = detect_store(net, store, rate, torch.device("cpu"))
         table = evaluate(labels, found, net.config.classes)["R40"]
-        error = 0.0 if rate is None else float(feature_error(net.compress(features, rate)[0], features))
+        error = 0.0 if rate is None else float(feature_error(net.compress(features, rate)[0].features, features))
         average = {f"{c} {m}": table[m][c][1] for c, m in METRICS}
         rows.append({"rate": rate, "bytes": bits / 8, "error": error, **average})
     return rows
@@ -173,7 +176,7 @@ def half_times(net: MvsfcNet, repeats: int = 21) -> dict[str, float]:
         (
             once(lambda: net.latents(net.features(view, view))),
             once(lambda: entropy(*net.latents(net.features(view, view)), rate)),
-            once(lambda: net.detect(net.smfc_decoder(coded.left, coded.right))),
+            once(lambda: net.detect_decoded(net.reconstruct(coded.left, coded.right, with_f0=False))),
         )
         for _ in range(repeats)
     ]

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the detector loses what it loses through packets: in which scale's features, and by transform or rounding.
 
-Detects on the validation samples that ``sicm train`` keeps, with the features uncompressed, with one scale of them
-coded and the others not, with all coded, and with all through the codec's transform but not rounded:
+Detects on the validation samples that ``sicm train`` keeps, with the features uncompressed, with one scale of them (or
+the volumes that the vehicle has matched) coded and the rest not, with all coded, and with all through the codec's
+transform but not rounded:
 
     python benchmarks/coding_loss.py --samples RUN/samples/val --rates 3 5
 
@@ -24,9 +25,9 @@ from torch import Tensor
 from sicm_ros.evaluation.kitti_ap import evaluate
 from sicm_ros.geometry import Object3D
 from sicm_ros.model_store import load_model
-from sicm_ros.networks.backbone import StereoFeatures
 from sicm_ros.networks.detection import to_objects
 from sicm_ros.networks.mvsfc_net import MvsfcNet
+from sicm_ros.networks.smfc import Reconstruction
 from sicm_ros.training.losses import scale_errors
 from sicm_ros.training.samples import SampleStore
 from sicm_ros.training.targets import collate
@@ -41,15 +42,18 @@ METRICS = (
     ("Pedestrian", "3D"),
 )
 BATCH = 8
-Way = tuple[str, float | None, tuple[int, ...], bool]  # name, rate, scales that are coded, whether they are rounded
+# Name, rate, what is coded (the scales, and VOLUMES), whether it is rounded.
+Way = tuple[str, float | None, tuple[int, ...], bool]
+VOLUMES = 3
 
 
-def ways(rates: list[float]) -> list[Way]:
-    """The rows of the table."""
-    everything = (0, 1, 2)
+def ways(rates: list[float], matched: bool) -> list[Way]:
+    """The rows of the table; ``matched``: the vehicle matches the views, and what is made of f0 is coded for it."""
+    everything = (1, 2, VOLUMES) if matched else (0, 1, 2)
     rows: list[Way] = [("uncompressed", None, (), False)]
     for rate in rates:
-        rows += [(f"rate {rate:g}, f{i} alone", rate, (i,), True) for i in everything]
+        names = ("f0", "f1", "f2", "volumes")
+        rows += [(f"rate {rate:g}, {names[i]} alone", rate, (i,), True) for i in everything]
         rows += [(f"rate {rate:g}", rate, everything, True), (f"rate {rate:g}, not rounded", rate, everything, False)]
     return rows
 
@@ -64,8 +68,9 @@ def measure(net: MvsfcNet, store: SampleStore, rows: list[Way]) -> tuple[list[li
         samples = [store[i] for i in range(start, min(start + BATCH, len(store)))]
         batch = collate(samples, net.config.classes, torch.device("cpu"))
         features = net.features(batch.left, batch.right)
-        latents = net.latents(features)
-        coded: dict[tuple[float | None, bool], StereoFeatures] = {(None, False): features}
+        volumes = net.match(features)
+        coded: dict[tuple[float | None, bool], Reconstruction] = {(None, False): Reconstruction(features, volumes)}
+        latents = net.latents(features, volumes)
         for index, (_, rate, scales, rounded) in enumerate(rows):
             if (rate, rounded) not in coded:
                 assert rate is not None
@@ -76,10 +81,17 @@ def measure(net: MvsfcNet, store: SampleStore, rows: list[Way]) -> tuple[list[li
                     y = net.entropy_model.inverse_gain(*net.entropy_model.gain(*latents, rate), rate)
                 coded[rate, rounded] = net.reconstruct(*y)
             whole = coded[rate, rounded]
-            s0, s1, s2 = (whole[i] if i in scales else features[i] for i in range(3))
+            mixed = Reconstruction(
+                (
+                    whole.features[0] if 0 in scales else features[0],
+                    whole.features[1] if 1 in scales else features[1],
+                    whole.features[2] if 2 in scales else features[2],
+                ),
+                whole.volumes if VOLUMES in scales else volumes,
+            )
             share = len(samples) / len(store)
-            errors[index] += share * scale_errors((s0, s1, s2), features)
-            output, iou = net.detect((s0, s1, s2)), net.config.analysis.nms_iou
+            errors[index] += share * scale_errors(mixed.features, features)
+            output, iou = net.detect_decoded(mixed), net.config.analysis.nms_iou
             boxes = net.analysis.decode(output, batch.rigs, LOW_SCORE, iou, [transform] * len(samples))
             found[index] += [to_objects(b, transform, net.config.classes) for b in boxes]
     return found, errors
@@ -97,7 +109,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     model = load_model(options.model)
     store = SampleStore(options.samples)
-    labels, rows = source_labels(store, model.net), ways(options.rates)
+    labels, rows = source_labels(store, model.net), ways(options.rates, model.config.matching == "vehicle")
     found, errors = measure(model.net, store, rows)
     table = Table("features", "error of f0, f1, f2", *(f"{name} {metric}" for name, metric in METRICS))
     for (name, *_), boxes, error in zip(rows, found, errors.tolist(), strict=True):

@@ -48,7 +48,7 @@ __all__ = [
 DEFAULT_MODEL = "sicm-compact"
 CONFIG_FILE, WEIGHTS_FILE = "config.yaml", "weights.safetensors"
 _HALVES = {
-    "vehicle": ("backbone.", "smfc_encoder.", "entropy_model."),
+    "vehicle": ("backbone.", "matching.", "smfc_encoder.", "entropy_model."),
     "remote": ("smfc_decoder.", "analysis.", "entropy_model."),
 }
 _REFERENCE = "analysis.anchors.reference_focal_baseline"
@@ -56,7 +56,7 @@ _REFERENCE = "analysis.anchors.reference_focal_baseline"
 _FREE_FIELDS = {"lambdas", "default_rate"}
 _FREE_ANALYSIS_FIELDS = {"score_threshold", "nms_iou", "dropout"}
 # Fields that came after the first packets were stored: left out of the fingerprint where they have the old meaning.
-_LATER_FIELDS = {"latent_stride": 32, "strided_stem": False, "context_channels": None}
+_LATER_FIELDS = {"latent_stride": 32, "strided_stem": False, "context_channels": None, "matching": "remote"}
 _LATER_ANALYSIS_FIELDS = {"disparity_refinement": 0}
 _ADAPTER = TypeAdapter(MvsfcConfig)
 

@@ -299,7 +299,7 @@ def test_images_to_packet_to_boxes(pair: tuple[np.ndarray, np.ndarray]) -> None:
     with torch.inference_mode():
         left, right, _ = prepare(*pair, both.transform, both.device)
         expected, _, _ = both.net.compress(both.net.features(left, right), encoded.rate)
-    for ours, theirs in zip(decoder.reconstruct(encoded.packet), expected, strict=True):
+    for ours, theirs in zip(decoder.reconstruct(encoded.packet), expected.features, strict=True):
         assert torch.allclose(ours[0], theirs[0]) and torch.allclose(ours[1], theirs[1])
     decoder.score_threshold = 1.0
     assert decoder.decode(encoded.packet).objects == []

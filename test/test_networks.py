@@ -99,7 +99,8 @@ def test_shapes_from_views_to_boxes(context: str, pad: bool, feedback: bool) -> 
     assert all(y.shape == (2, 8, *net.config.latent_size) for y in latents)
     assert net.config.latent_size == ((4, 4) if pad else (3, 4))
     out = net(left, right, 2.5)
-    assert [tuple(f.shape) for f, _ in out.reconstruction] == [tuple(f.shape) for f, _ in features]
+    assert [tuple(f.shape) for f, _ in out.reconstruction.features] == [tuple(f.shape) for f, _ in features]
+    assert out.reconstruction.volumes is None
     anchors = net.analysis.anchors
     assert len(anchors.boxes) == 9 * 16 * 12
     assert out.analysis.class_logits.shape == (2, len(anchors.boxes), 2)
@@ -113,6 +114,7 @@ def test_halves_hold_their_own_parts_and_share_names() -> None:
     assert vehicle | remote == whole
     assert {k.split(".")[0] for k in vehicle} == {"backbone", "smfc_encoder", "entropy_model"}
     assert {k.split(".")[0] for k in remote} == {"smfc_decoder", "analysis", "entropy_model"}
+    assert any(k.startswith("analysis.pyramid.expand4.") for k in remote)
 
 
 @pytest.mark.parametrize("per_pixel", [1, 2])
@@ -281,6 +283,72 @@ def test_training_sees_the_features_that_decompression_gives() -> None:
         coded = net.entropy_model(*net.latents(net.features(left, right)), 3.0)
         expected = net.reconstruct(coded.left, coded.right)
         got = net(left, right, 3.0).reconstruction
-    for scale, other in zip(expected, got, strict=True):
+    for scale, other in zip(expected.features, got.features, strict=True):
         for a, b in zip(scale, other, strict=True):
             assert torch.equal(a, b)
+
+
+def vehicle_matching(**changes: object) -> MvsfcNet:
+    analysis = replace(SMALL.analysis, depth_feedback=True, disparity_refinement=0)
+    return with_outputs(small_net(matching="vehicle", analysis=analysis, **changes))
+
+
+def with_outputs(net: MvsfcNet) -> MvsfcNet:
+    """The network with outputs that depend on its input; those of a new one are constant."""
+    for layer in (net.analysis.head.class_output, net.analysis.head.box_output):
+        torch.nn.init.normal_(layer.weight)
+    return net
+
+
+@pytest.mark.parametrize("feedback", [True, False])
+@pytest.mark.parametrize("pad", [True, False])
+def test_volumes_of_the_vehicle_are_coded_and_f0_is_not_needed(pad: bool, feedback: bool) -> None:
+    net = vehicle_matching(pad_features=pad, decoder_feedback=feedback, height=72)
+    left, right = torch.randn(2, 2, 3, 72, 128)
+    with torch.no_grad():
+        features = net.features(left, right)
+        volumes = net.match(features)
+        assert volumes is not None and volumes.shape == (2, SMALL.analysis.fusion_channels[1], 9, 16)
+        latents = net.latents(features)
+        whole, lean = net.reconstruct(*latents), net.reconstruct(*latents, with_f0=False)
+        assert whole.volumes is not None and whole.volumes.shape == volumes.shape
+        assert whole.features[0] is not None and whole.features[0][0].shape == features[0][0].shape
+        assert lean.features[0] is None
+        one, other = net.detect_decoded(whole), net.detect_decoded(lean)
+    assert torch.equal(one.regression, other.regression) and torch.equal(one.class_logits, other.class_logits)
+    changed = net.latents(features, volumes + 1.0)
+    assert not torch.equal(changed[0], latents[0])
+
+
+def test_matching_is_in_the_half_that_does_it() -> None:
+    whole = vehicle_matching()
+    vehicle, remote = (set(MvsfcNet(whole.config, half).state_dict()) for half in ("vehicle", "remote"))
+    assert vehicle | remote == set(whole.state_dict())
+    assert {k.split(".")[0] for k in vehicle} == {"backbone", "matching", "smfc_encoder", "entropy_model"}
+    assert {k.split(".")[0] for k in remote} == {"smfc_decoder", "analysis", "entropy_model"}
+    assert not any("expand4" in k or "block4" in k or "expand8" in k for k in remote)
+
+
+def test_matching_gives_the_same_boxes_wherever_it_is_done() -> None:
+    """The uncompressed network with the parts of one that matches remotely: equal outputs, but for the disparity."""
+    remote, vehicle = with_outputs(small_net()), vehicle_matching()
+    names = {k.replace("analysis.pyramid.", "matching."): k for k in remote.state_dict()}
+    state = remote.state_dict()
+    own = vehicle.state_dict()
+    vehicle.load_state_dict(
+        {
+            k: state[names.get(k, k)]
+            for k in own
+            if names.get(k, k) in state and state[names.get(k, k)].shape == own[k].shape
+        },
+        strict=False,
+    )
+    left, right = torch.randn(2, 1, 3, 64, 128)
+    with torch.no_grad():
+        a, b = (net.detect(net.features(left, right)) for net in (remote, vehicle))
+    assert a.class_logits.std() > 0.1 and torch.equal(a.class_logits, b.class_logits)
+
+
+def test_refinement_without_f0_is_refused() -> None:
+    with pytest.raises(ValueError, match="disparity_refinement"):
+        small_net(matching="vehicle", analysis=replace(SMALL.analysis, depth_feedback=True, disparity_refinement=8))

@@ -13,6 +13,7 @@ import torch
 from ..geometry import Object3D
 from ..model_store import StoredModel, open_model
 from ..networks.backbone import StereoFeatures
+from ..networks.smfc import Reconstruction
 from .detector import Boxes, analyse
 from .packet import (
     RATE_STEPS,
@@ -117,17 +118,21 @@ class StereoDecoder:
                 sound.append(latents)
         return outcomes, sound
 
-    def _features(self, headers: Sequence[PacketHeader], latents: Sequence[DecodedLatents]) -> StereoFeatures:
+    def _reconstruct(
+        self, headers: Sequence[PacketHeader], latents: Sequence[DecodedLatents], with_f0: bool
+    ) -> Reconstruction:
         net = self.model.net
         left, right = torch.cat([x.left for x in latents]), torch.cat([x.right for x in latents])
         rates = torch.tensor([header.rate for header in headers], dtype=torch.float32)
-        return net.reconstruct(*net.entropy_model.inverse_gain(left, right, rates))
+        return net.reconstruct(*net.entropy_model.inverse_gain(left, right, rates), with_f0)
 
     @torch.inference_mode()
     def reconstruct(self, packet: bytes) -> StereoFeatures:
         """The features of both views at strides 4, 8 and 16. Raises a PacketError."""
         outcomes, latents = self._latents([packet])
-        return self._features([_raised(outcomes[0])], latents)
+        f0, f1, f2 = self._reconstruct([_raised(outcomes[0])], latents, with_f0=True).features
+        assert f0 is not None
+        return f0, f1, f2
 
     @torch.inference_mode()
     def decode_batch(self, packets: Sequence[bytes]) -> list[DecodedPair | PacketError]:
@@ -141,10 +146,11 @@ class StereoDecoder:
         if not headers:
             return [outcome for outcome in outcomes if isinstance(outcome, PacketError)]
         clock.lap("entropy")
-        features = self._features(headers, latents)
+        reconstruction = self._reconstruct(headers, latents, with_f0=False)
         clock.lap("smfc")
         geometries = [header.geometry for header in headers]
-        boxes = iter(analyse(self.model, features, geometries, self.score_threshold))
+        output = self.model.net.detect_decoded(reconstruction)
+        boxes = iter(analyse(self.model, output, geometries, self.score_threshold))
         clock.lap("analysis")
         cpu_ms = {stage: value / len(headers) for stage, value in clock.cpu_ms.items()}
 

@@ -13,8 +13,7 @@ import torch
 from ..geometry import InputGeometry, Object3D, StereoRig
 from ..model_store import StoredModel, open_model
 from ..networks.anchors import rig_tensor
-from ..networks.backbone import StereoFeatures
-from ..networks.detection import to_objects
+from ..networks.detection import AnalysisOutput, to_objects
 from ..preprocessing import prepare
 
 __all__ = ["Boxes", "StereoDetector", "analyse"]
@@ -29,18 +28,18 @@ class Boxes(NamedTuple):
 
 def analyse(
     model: StoredModel,
-    features: StereoFeatures,
+    output: AnalysisOutput,
     geometries: Sequence[InputGeometry],
     score_threshold: float,
 ) -> list[Boxes]:
-    """Visual analysis: the boxes found in the features (B, C, h, w) of B pairs, best first.
+    """The boxes that the visual analysis has found in B pairs, best first.
 
     ``geometries`` has, for each pair, how the camera images became the network's input, and the rigs of both.
     """
     analysis, config = model.net.analysis, model.config
     rigs = rig_tensor([geometry.rig for geometry in geometries], model.device)
     transforms = [geometry.transform for geometry in geometries]
-    found = analysis.decode(analysis(features), rigs, score_threshold, config.analysis.nms_iou, transforms)
+    found = analysis.decode(output, rigs, score_threshold, config.analysis.nms_iou, transforms)
     return [
         Boxes(to_objects(boxes, transform, config.classes), boxes.refused)
         for boxes, transform in zip(found, transforms, strict=True)
@@ -62,4 +61,5 @@ class StereoDetector:
         """Boxes of one pair: (H, W, 3) uint8 RGB each; ``rig`` is that of these images."""
         left_view, right_view, transform = prepare(left, right, self.model.transform, self.model.device)
         features = self.model.net.features(left_view, right_view)
-        return analyse(self.model, features, [InputGeometry(transform, rig)], self.score_threshold)[0].objects
+        output = self.model.net.detect(features)
+        return analyse(self.model, output, [InputGeometry(transform, rig)], self.score_threshold)[0].objects

@@ -8,10 +8,12 @@ from torch import Tensor, nn
 
 from .config import MvsfcConfig
 
-__all__ = ["Backbone", "BasicBlock", "StereoFeatures", "conv_bn"]
+__all__ = ["Backbone", "BasicBlock", "DecodedFeatures", "StereoFeatures", "ViewPair", "conv_bn"]
 
-# Three scales (strides 4, 8, 16), each the left and the right view's map (B, C, h, w).
-StereoFeatures = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+ViewPair = tuple[Tensor, Tensor]  # the left and the right view's map (B, C, h, w)
+StereoFeatures = tuple[ViewPair, ViewPair, ViewPair]  # at three scales (strides 4, 8, 16)
+# Where the vehicle has matched the views, nothing remote needs f0.
+DecodedFeatures = tuple[ViewPair | None, ViewPair, ViewPair]
 
 
 def conv_bn(

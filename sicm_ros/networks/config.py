@@ -63,6 +63,9 @@ class MvsfcConfig:
     context_channels: int | None = None  # of the features in the entropy model; None: twice latent_channels
     attention: Literal["efficient", "epipolar"] = "efficient"  # in the bi-directional contextual transform
     decoder_feedback: bool = True  # what a decoder unit has decoded goes into the next one
+    # Where the views are matched at strides 4 and 8: remotely, on reconstructed features, as in the paper, or on the
+    # vehicle, before anything is lost; then the result is coded beside the features.
+    matching: Literal["remote", "vehicle"] = "remote"
     pad_features: bool = True  # zero-pad so that the latent is a multiple of 4; else pad nothing
     context: Literal["raster", "checkerboard"] = "raster"
     lambdas: tuple[float, ...] = (0.5, 1.0, 4.0, 16.0, 64.0, 256.0)  # the loss's weight at each rate

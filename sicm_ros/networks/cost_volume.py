@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .backbone import BasicBlock, StereoFeatures, conv_bn
+from .backbone import BasicBlock, DecodedFeatures, StereoFeatures, conv_bn
 from .config import MvsfcConfig
 
-__all__ = ["ConcatenationVolume", "CostVolumePyramid", "GhostExpansion", "correlation_volume"]
+__all__ = ["ConcatenationVolume", "GhostExpansion", "StereoMatching", "VolumeFusion", "correlation_volume"]
 
 
 _STRETCH = 16  # columns of a row that the correlation takes at once
@@ -84,8 +84,34 @@ class GhostExpansion(nn.Module):
         return torch.cat([x, torch.cat([primary, self.cheap(primary)], 1)[:, : self.added]], 1)
 
 
-class CostVolumePyramid(nn.Module):
-    """The three volumes, fused from stride 4 to 16, with the left view's features.
+class StereoMatching(nn.Module):
+    """Correlation of both views at strides 4 and 8, fused at stride 8.
+
+    Everything that tells the depth of an object to better than a stride 16 cell. Coded features hardly carry it: what
+    packets lose is the matching of f0. With ``matching: vehicle`` it happens before anything is lost, and the result is
+    coded.
+    """
+
+    def __init__(self, config: MvsfcConfig) -> None:
+        super().__init__()
+        a = config.analysis
+        self.bins, self.per_pixel = a.correlation_bins, a.correlations_per_pixel
+        g4, g8, _ = a.fusion_channels
+        self.expand4 = GhostExpansion(self.bins[0], g4)
+        self.block4 = BasicBlock(g4, g4)
+        self.expand8 = GhostExpansion(g4 + self.bins[1], g8)
+
+    def forward(self, features: StereoFeatures) -> tuple[Tensor, Tensor]:
+        """Features at strides 4, 8, 16 -> the fused volumes (B, C, H/8, W/8), and the expanded one (B, C', H/4,
+        W/4)."""
+        (l0, r0), (l1, r1), _ = features
+        x4 = self.expand4(correlation_volume(l0, r0, self.bins[0], self.per_pixel))
+        x8 = self.block4(_halve(x4, l1.shape[2:]))
+        return self.expand8(torch.cat([x8, correlation_volume(l1, r1, self.bins[1], self.per_pixel)], 1)), x4
+
+
+class VolumeFusion(nn.Module):
+    """The fused volumes of strides 4 and 8, joined by that of stride 16, with the left view's features.
 
     The head of the compact model is at stride 8: there the fused map is brought up again and joins the left f1.
     """
@@ -93,13 +119,10 @@ class CostVolumePyramid(nn.Module):
     def __init__(self, config: MvsfcConfig) -> None:
         super().__init__()
         a = config.analysis
-        self.bins, self.per_pixel, self.head_stride = a.correlation_bins, a.correlations_per_pixel, a.head_stride
+        self.head_stride = a.head_stride
         _, f1, f2 = config.channels
-        g4, g8, g16 = a.fusion_channels
+        _, g8, g16 = a.fusion_channels
         self.volume16 = ConcatenationVolume(f2, a.concat_channels, a.concat_bins)
-        self.expand4 = GhostExpansion(self.bins[0], g4)
-        self.block4 = BasicBlock(g4, g4)
-        self.expand8 = GhostExpansion(g4 + self.bins[1], g8)
         self.block8 = BasicBlock(g8, g8)
         self.expand16 = GhostExpansion(g8 + a.concat_channels * a.concat_bins, g16)
         self.block16 = BasicBlock(g16, g16)
@@ -109,21 +132,18 @@ class CostVolumePyramid(nn.Module):
             self.lateral = conv_bn(g16 + f2, g8, 1)
             self.fused_channels = self.out_channels = 2 * g8 + f1
 
-    def forward(self, features: StereoFeatures) -> tuple[Tensor, Tensor, Tensor]:
-        """Features at strides 4, 8, 16 -> the head's input, the disparity head's (both (B, C, h, w) at its stride) and
-        the expanded stride 4 volume."""
-        (l0, r0), (l1, r1), (l2, r2) = features
-        x4 = self.expand4(correlation_volume(l0, r0, self.bins[0], self.per_pixel))
-        x8 = self.block4(_halve(x4, l1.shape[2:]))
-        x8 = self.expand8(torch.cat([x8, correlation_volume(l1, r1, self.bins[1], self.per_pixel)], 1))
+    def forward(self, x8: Tensor, features: DecodedFeatures) -> tuple[Tensor, Tensor]:
+        """The fused volumes of strides 4 and 8 (B, C, H/8, W/8), and the features at strides 8 and 16 -> the head's
+        input and the disparity head's, both (B, C', h, w) at the head's stride."""
+        _, (l1, _), (l2, r2) = features
         x16 = self.block8(_halve(x8, l2.shape[2:]))
         x16 = self.block16(self.expand16(torch.cat([x16, self.volume16(l2, r2)], 1)))
         x = torch.cat([x16, l2], 1)
         if self.head_stride == 16:
-            return x, x16, x4
+            return x, x16
         x = F.interpolate(self.lateral(x), scale_factor=2.0, mode="nearest")[:, :, : l1.shape[2], : l1.shape[3]]
         x = torch.cat([x, x8, l1], 1)
-        return x, x, x4
+        return x, x
 
 
 def _halve(x: Tensor, size: torch.Size) -> Tensor:

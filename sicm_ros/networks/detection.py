@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from ..geometry import InputTransform, Object3D, wrap_angle
 from .anchors import TARGETS, Anchors
-from .backbone import BasicBlock, StereoFeatures, conv_bn
+from .backbone import BasicBlock, DecodedFeatures, conv_bn
 from .config import MvsfcConfig
-from .cost_volume import CostVolumePyramid
+from .cost_volume import StereoMatching, VolumeFusion
 
 __all__ = [
     "AnalysisOutput",
@@ -80,13 +80,14 @@ class DisparityHead(nn.Module):
         self.skip = conv_bn(widths[-1] + skip_channels, widths[-1]) if skip_channels else None
         self.logits = nn.Conv2d(widths[-1], bins, 1)
 
-    def forward(self, x: Tensor, stride4: Tensor) -> Tensor:
-        """The fused volume (B, C, h, w), the expanded one at stride 4 (B, C', H/4, W/4) -> (B, bins, H/4, W/4)."""
-        size = stride4.shape[2:]
+    def forward(self, x: Tensor, stride4: Tensor | None, size: tuple[int, int]) -> Tensor:
+        """The fused volume (B, C, h, w), the expanded one at stride 4 (B, C', H/4, W/4) where it is matched here, and
+        ``size``, H/4 and W/4 -> (B, bins, H/4, W/4)."""
         for step in self.steps:  # the convolution comes first, a quarter of the work at the same size
             x = F.interpolate(step(x), scale_factor=2.0, mode="bilinear", align_corners=False)
         x = x[:, :, : size[0], : size[1]]
         if self.skip is not None:
+            assert stride4 is not None
             x = self.skip(torch.cat([x, stride4], 1))
         return self.logits(x)
 
@@ -180,12 +181,22 @@ class VisualAnalysis(nn.Module):
         super().__init__()
         a = config.analysis
         self.anchors = Anchors(config)
-        self.pyramid = CostVolumePyramid(config)
+        self.pyramid = VolumeFusion(config)
+        self.size4 = -(-config.height // 4), -(-config.width // 4)
+        # Not a child of its own: stored weights have its parts beside the pyramid's.
+        self._matching: list[StereoMatching] = []
+        if config.matching == "remote":
+            matching = StereoMatching(config)
+            for name, part in matching.named_children():
+                self.pyramid.add_module(name, part)
+            self._matching.append(matching)
+        elif a.disparity_refinement:
+            raise ValueError("disparity_refinement needs f0, which is not decoded with matching: vehicle")
         self.depth_feedback = a.depth_feedback
         self.cell = a.head_stride // 4
         self.disparity_head = DisparityHead(
             self.pyramid.fused_channels,
-            a.fusion_channels[0] if a.depth_feedback else 0,
+            a.fusion_channels[0] if a.depth_feedback and self._matching else 0,
             a.disparity_channels,
             a.disparity_bins,
         )
@@ -197,16 +208,26 @@ class VisualAnalysis(nn.Module):
         depth_channels = self.cell**2 if a.depth_feedback else 0
         self.head = DetectionHead(self.pyramid.out_channels, depth_channels, config, self.anchors.per_cell)
 
-    def forward(self, features: StereoFeatures) -> AnalysisOutput:
-        """Features at strides 4, 8, 16 -> raw outputs; ``decode`` makes boxes of them."""
-        x, for_disparity, stride4 = self.pyramid(features)
+    def forward(self, features: DecodedFeatures, volumes: Tensor | None = None) -> AnalysisOutput:
+        """Features at strides 4, 8, 16 -> raw outputs; ``decode`` makes boxes of them.
+
+        ``volumes`` (B, C, H/8, W/8): what ``StereoMatching`` gives, where that is not done here; then f0 may be None.
+        """
+        stride4 = None
+        if volumes is None:
+            f0, f1, f2 = features
+            assert f0 is not None
+            (matching,) = self._matching
+            volumes, stride4 = matching((f0, f1, f2))
+        x, for_disparity = self.pyramid(volumes, features)
         disparity_logits = refined = depth = None
         if self.training or self.depth_feedback:
-            disparity_logits = self.disparity_head(for_disparity, stride4)
+            disparity_logits = self.disparity_head(for_disparity, stride4, self.size4)
         if self.depth_feedback:
             assert disparity_logits is not None
             disparity = expected_disparity(disparity_logits)
             if self.refinement is not None:
+                assert features[0] is not None
                 disparity = refined = self.refinement(*features[0], disparity)
             depth = self._depth(disparity[:, None], x.shape[2:])
         classes, regression = self.head(x, depth)

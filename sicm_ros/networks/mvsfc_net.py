@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from .backbone import Backbone, StereoFeatures
 from .config import MvsfcConfig
+from .cost_volume import StereoMatching
 from .detection import AnalysisOutput, VisualAnalysis
 from .entropy_model import StereoEntropyModel
-from .smfc import SmfcDecoder, SmfcEncoder
+from .smfc import Reconstruction, SmfcDecoder, SmfcEncoder
 
 __all__ = ["Half", "MvsfcNet", "MvsfcOutput"]
 
@@ -24,7 +25,7 @@ class MvsfcOutput(NamedTuple):
     analysis: AnalysisOutput
     bits_left: Tensor
     bits_right: Tensor
-    reconstruction: StereoFeatures
+    reconstruction: Reconstruction
 
 
 class MvsfcNet(nn.Module):
@@ -36,6 +37,7 @@ class MvsfcNet(nn.Module):
         self.entropy_model = StereoEntropyModel.from_config(config)
         if half != "remote":
             self.backbone = Backbone(config)
+            self.matching = StereoMatching(config) if config.matching == "vehicle" else None
             self.smfc_encoder = SmfcEncoder(config)
         if half != "vehicle":
             self.smfc_decoder = SmfcDecoder(config)
@@ -45,24 +47,37 @@ class MvsfcNet(nn.Module):
         """Normalised views (B, 3, H, W) -> features of both views, (B, C, H/s, W/s) at strides s = 4, 8, 16."""
         return self.backbone(left, right)
 
-    def latents(self, features: StereoFeatures) -> tuple[Tensor, Tensor]:
-        """Features -> both views' latents (B, C, *config.latent_size), not quantised, before the gain."""
-        return self.smfc_encoder(features)
+    def match(self, features: StereoFeatures) -> Tensor | None:
+        """Features -> the fused volumes of strides 4 and 8 (B, C, H/8, W/8); None where they are made remotely."""
+        return None if self.matching is None else self.matching(features)[0]
 
-    def reconstruct(self, left: Tensor, right: Tensor) -> StereoFeatures:
-        """Dequantised latents, after the inverse gain -> features at strides 4, 8, 16."""
-        return self.smfc_decoder(left, right)
+    def latents(self, features: StereoFeatures, volumes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Features, and what ``match`` makes of them if that is at hand -> both views' latents
+        (B, C, *config.latent_size), not quantised, before the gain."""
+        return self.smfc_encoder(features, self.match(features) if volumes is None else volumes)
+
+    def reconstruct(self, left: Tensor, right: Tensor, with_f0: bool = True) -> Reconstruction:
+        """Dequantised latents, after the inverse gain -> features at strides 4, 8, 16, and the volumes if they are
+        coded. ``with_f0`` False leaves f0 out if nothing remote needs it."""
+        return self.smfc_decoder(left, right, with_f0 or self.config.matching == "remote")
 
     def detect(self, features: StereoFeatures) -> AnalysisOutput:
-        """Features, from the backbone or reconstructed -> raw outputs of the visual analysis."""
-        return self.analysis(features)
+        """Features of the backbone -> raw outputs of the visual analysis."""
+        return self.analysis(features, self.match(features))
 
-    def compress(self, features: StereoFeatures, rate: Tensor | float) -> tuple[StereoFeatures, Tensor, Tensor]:
-        """Features through quantised latents: the reconstruction, of equal shapes, and the bits of each view (B,)."""
-        coded = self.entropy_model(*self.latents(features), rate)
+    def detect_decoded(self, reconstruction: Reconstruction) -> AnalysisOutput:
+        """Decoded features -> raw outputs of the visual analysis."""
+        return self.analysis(*reconstruction)
+
+    def compress(
+        self, features: StereoFeatures, rate: Tensor | float, volumes: Tensor | None = None
+    ) -> tuple[Reconstruction, Tensor, Tensor]:
+        """Features, and ``volumes`` as in ``latents``, through quantised latents: the reconstruction, of equal shapes,
+        and the bits of each view (B,)."""
+        coded = self.entropy_model(*self.latents(features, volumes), rate)
         return self.reconstruct(coded.left, coded.right), coded.bits_left, coded.bits_right
 
     def forward(self, left: Tensor, right: Tensor, rate: Tensor | float = 0.0) -> MvsfcOutput:
         """Normalised views (B, 3, H, W), coded at ``rate``: a float or one for each image (B,)."""
         reconstruction, bits_left, bits_right = self.compress(self.features(left, right), rate)
-        return MvsfcOutput(self.detect(reconstruction), bits_left, bits_right, reconstruction)
+        return MvsfcOutput(self.detect_decoded(reconstruction), bits_left, bits_right, reconstruction)

@@ -34,6 +34,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     # weights of the reconstructed features' squared error, which counts most on objects, in the codec and joint stages
     feature_loss: tuple[float, float] = (0.0, 0.0)
+    volume_loss: tuple[float, float] = (0.0, 0.0)  # of the coded volumes likewise, where the vehicle matches the views
     codec_task_loss: bool = True  # the codec stage has the task's loss, as in the paper; else the feature loss alone
     frozen_norms: bool = False  # batch norms rest in the first stage too, for a training from trained weights
     uncompressed_share: float = 0.0  # of the joint stage's steps that train the detector without the codec

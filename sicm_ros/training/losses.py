@@ -13,11 +13,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..networks.backbone import StereoFeatures
+from ..networks.backbone import DecodedFeatures, StereoFeatures
 from ..networks.detection import AnalysisOutput
 from .targets import Targets
 
-__all__ = ["TaskLoss", "disparity_loss", "feature_error", "rate_distortion_loss", "scale_errors", "task_loss"]
+__all__ = [
+    "TaskLoss",
+    "disparity_loss",
+    "feature_error",
+    "rate_distortion_loss",
+    "scale_errors",
+    "task_loss",
+    "volume_error",
+]
 
 FOCAL_GAMMA, FOCAL_ALPHA = 2.0, 0.25
 # Where the error of each target turns from squared to absolute. That of the angles is large, so that the many cars that
@@ -54,14 +62,14 @@ def rate_distortion_loss(rate: Tensor, distortion: Tensor | float, rate_weight: 
 
 
 def feature_error(
-    reconstruction: StereoFeatures, features: StereoFeatures, weights: tuple[Tensor, Tensor] | None = None
+    reconstruction: DecodedFeatures, features: StereoFeatures, weights: tuple[Tensor, Tensor] | None = None
 ) -> Tensor:
     """Mean of ``scale_errors``."""
     return scale_errors(reconstruction, features, weights).mean()
 
 
 def scale_errors(
-    reconstruction: StereoFeatures, features: StereoFeatures, weights: tuple[Tensor, Tensor] | None = None
+    reconstruction: DecodedFeatures, features: StereoFeatures, weights: tuple[Tensor, Tensor] | None = None
 ) -> Tensor:
     """Mean squared error over the variance, averaged over channels and views, of each scale (3,); 1 where every channel
     is only its mean.
@@ -72,15 +80,26 @@ def scale_errors(
     """
     errors = []
     for level, (scale, original) in enumerate(zip(reconstruction, features, strict=True)):
+        assert scale is not None
         for view, (a, b) in enumerate(zip(scale, original, strict=True)):
-            square = (a - b) ** 2  # (B, C, h, w)
-            if weights is None:
-                mean = square.mean((0, 2, 3))
-            else:
-                weight = F.max_pool2d(weights[view][:, None], 1 << level, ceil_mode=True)
-                mean = (square * weight).sum((0, 2, 3)) / weight.sum()
-            errors.append((mean / b.var((0, 2, 3)).clamp(min=LEAST_VARIANCE)).mean())
+            errors.append(_map_error(a, b, None if weights is None else weights[view], level))
     return torch.stack(errors).view(3, 2).mean(1)
+
+
+def volume_error(reconstruction: Tensor, volumes: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The same for the volumes of ``StereoMatching`` (B, C, H/8, W/8); ``weights`` of the left view (B, H/4, W/4)."""
+    return _map_error(reconstruction, volumes, weights, 1)
+
+
+def _map_error(decoded: Tensor, original: Tensor, weights: Tensor | None, level: int) -> Tensor:
+    """Of one map (B, C, h, w) at stride 4 << level: the mean over the channels of squared error over variance."""
+    square = (decoded.float() - original.float()) ** 2
+    if weights is None:
+        mean = square.mean((0, 2, 3))
+    else:
+        weight = F.max_pool2d(weights[:, None], 1 << level, ceil_mode=True)
+        mean = (square * weight).sum((0, 2, 3)) / weight.sum()
+    return (mean / original.float().var((0, 2, 3)).clamp(min=LEAST_VARIANCE)).mean()
 
 
 def disparity_loss(logits: Tensor, disparity: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -18,7 +18,7 @@ from ..networks.config import MvsfcConfig
 from ..networks.mvsfc_net import MvsfcNet
 from .config import TrainConfig
 from .loader import TrainingBatch
-from .losses import TaskLoss, feature_error, rate_distortion_loss, task_loss
+from .losses import TaskLoss, feature_error, rate_distortion_loss, task_loss, volume_error
 
 __all__ = ["Progress", "STAGES", "Stage", "Trainee", "learning_rate", "prepare_stage", "rate_of_step"]
 
@@ -51,21 +51,26 @@ class Trainee(nn.Module):
         if rate is None:
             task = task_loss(net.detect(features), batch.targets)
             return {"loss": task.total, **_terms(task)}
-        reconstruction, bits_left, bits_right = net.compress(features, self._codec_rate(rate))
+        volumes = net.match(features)
+        reconstruction, bits_left, bits_right = net.compress(features, self._codec_rate(rate), volumes)
         bits = self._bits_per_pixel(bits_left, bits_right)
         terms = {"bpp": bits}
         distortion: Tensor | float = 0.0
         if stage != "codec" or self.config.codec_task_loss:
-            task = task_loss(net.detect(reconstruction), batch.targets)
+            task = task_loss(net.detect_decoded(reconstruction), batch.targets)
             distortion = task.total
             terms |= _terms(task)
         loss = rate_distortion_loss(bits, distortion, net.config.lambdas[rate])
+        weights = batch.targets.left_weight, batch.targets.right_weight
         weight = self.config.feature_loss[stage == "joint"]
         if weight:
             # The joint stage lets it shape the features too: towards ones that the codec can carry.
-            weights = batch.targets.left_weight, batch.targets.right_weight
-            terms["feature"] = feature_error(reconstruction, features, weights)
+            terms["feature"] = feature_error(reconstruction.features, features, weights)
             loss = loss + weight * terms["feature"]
+        weight = self.config.volume_loss[stage == "joint"]
+        if weight and volumes is not None and reconstruction.volumes is not None:
+            terms["volume"] = volume_error(reconstruction.volumes, volumes, weights[0])
+            loss = loss + weight * terms["volume"]
         return {"loss": loss, **terms}
 
     def _codec_rate(self, rate: int) -> float:

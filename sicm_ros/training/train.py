@@ -25,6 +25,7 @@ from ..model_store import load_config
 from ..networks.config import MvsfcConfig
 from ..networks.mvsfc_net import MvsfcNet
 from .config import TrainConfig, TrainError, load_train_config
+from .initial_weights import adopt
 from .loader import StepBatches, TrainingBatch, load_batches
 from .run_files import export_model, log_losses, log_validation, open_loggers, save_checkpoint
 from .samples import SampleStore, recorded_count
@@ -102,7 +103,7 @@ def run(
     fabric.barrier()  # the samples are there
     mixture, validation = open_stores(out, roots)
 
-    net = _new_net(model_config, mixture.stores[0], start_from)
+    net = _new_net(model_config, mixture.stores[0], start_from, say)
     progress = Progress(_stage_steps(config, mixture, fabric.world_size, chosen), max_minutes)
     state: dict[str, Any] = {}
     if resume and (out / "checkpoint.pt").is_file():
@@ -178,7 +179,9 @@ def _default_loaders(device: torch.device, processes: int) -> int:
     return min(GPU_LOADERS, max(1, (os.cpu_count() or 1) // processes - 1))
 
 
-def _new_net(config: MvsfcConfig, store: SampleStore, start_from: str | Path | None) -> MvsfcNet:
+def _new_net(
+    config: MvsfcConfig, store: SampleStore, start_from: str | Path | None, say: Callable[[str], None]
+) -> MvsfcNet:
     """The network before its first step; the priors of its anchors are those of the store's labels."""
     net = MvsfcNet(config)
     labels = ((store.labels(i), store.rig(i)) for i in range(len(store)))
@@ -186,7 +189,8 @@ def _new_net(config: MvsfcConfig, store: SampleStore, start_from: str | Path | N
     if start_from:
         from safetensors.torch import load_file
 
-        net.load_state_dict(load_file(start_from), strict=False)
+        untouched, partial = adopt(net, load_file(start_from))
+        say(f"{start_from}: {len(untouched)} tensors of the network are not in it, {len(partial)} have more channels")
     _channels_last(net)
     return net
 

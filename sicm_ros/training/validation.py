@@ -57,13 +57,14 @@ def detect_store(
         samples = [store[i] for i in range(start, min(start + batch_size, len(store)))]
         batch = collate(samples, net.config.classes, device)
         features = net.features(batch.left, batch.right)
-        if rate is not None:
-            features, bits_left, bits_right = net.compress(features, rate)
+        if rate is None:
+            output = net.detect(features)
+        else:
+            reconstruction, bits_left, bits_right = net.compress(features, rate)
+            output = net.detect_decoded(reconstruction)
             bits += float((bits_left + bits_right).sum())
         transforms = [source_transform(net)] * len(samples)
-        boxes = net.analysis.decode(
-            net.detect(features), batch.rigs, score_threshold, net.config.analysis.nms_iou, transforms
-        )
+        boxes = net.analysis.decode(output, batch.rigs, score_threshold, net.config.analysis.nms_iou, transforms)
         found += [to_objects(b, t, net.config.classes) for b, t in zip(boxes, transforms, strict=True)]
     net.train(was_training)
     return found, bits / max(len(store), 1)
