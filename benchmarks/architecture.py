@@ -2,13 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small trainings of several shapes of a model, side by side: AP, bytes, and time of each half.
 
-Each variant is the given model with some fields of its configuration changed; backbone and detector start from the
-model's weights wherever they fit. With ``--train codec`` both keep those weights; the codec is trained from scratch,
-half the steps on feature error and rate, half on the task's loss and the rate, and evaluated at every rate. With
-``--train detector`` backbone and detector are trained on the task's loss, and evaluated without the codec. Every
-variant gets the same steps, samples in the same order, and samples for evaluation that none has seen:
+Each variant is the given model with some fields of its configuration changed, and starts from the model's weights
+wherever they fit. With ``--train codec`` backbone and detector keep them; the codec is trained, a third of the steps on
+feature error and rate, the others on the task's loss and the rate, and evaluated at every rate; with ``--fresh`` it
+starts from scratch. With ``--train detector`` backbone and detector are trained on the task's loss, and evaluated
+without the codec. Every variant gets the same steps, samples in the same order, and samples for evaluation that none
+has seen:
 
-    python benchmarks/architecture.py --train codec --samples RUN/samples --steps 800 \\
+    python benchmarks/architecture.py --train codec --samples RUN/samples --steps 450 --rates 1 3 \\
+        --variant "" --variant "matching=vehicle analysis.disparity_refinement=0"
+    python benchmarks/architecture.py --train codec --fresh --samples RUN/samples --steps 800 \\
         --variant "" --variant "latent_channels=48 latent_stride=16" --variant "joint_channels=48,96"
     python benchmarks/architecture.py --train detector --samples RUN/samples --samples OTHER/samples --steps 600 \\
         --variant "" --variant "height=128 width=896 analysis.disparity_refinement=32"
@@ -42,14 +45,17 @@ from sicm_ros.networks.complexity import count_complexity
 from sicm_ros.networks.config import MvsfcConfig
 from sicm_ros.networks.mvsfc_net import MvsfcNet
 from sicm_ros.training.augmentation import augment
+from sicm_ros.training.initial_weights import adopt
 from sicm_ros.training.losses import feature_error, rate_distortion_loss, task_loss, volume_error
 from sicm_ros.training.samples import SampleStore
-from sicm_ros.training.targets import anchor_priors, collate, match
+from sicm_ros.training.targets import Batch, Targets, anchor_priors, collate, match
+from sicm_ros.training.train import bfloat16_is_native
 from sicm_ros.training.validation import detect_store, source_labels
 
 METRICS = (("Car", "2D"), ("Car", "BEV loose"), ("Car", "BEV"), ("Car", "3D"), ("Pedestrian", "3D"))
 FEATURE_WEIGHT = 3.0
-PEAK_RATE = {"codec": 1e-3, "detector": 4e-4}
+VOLUME_WEIGHT = 0.5  # of the coded volumes' error beside the task's loss
+PEAK_RATE = {"codec": 6e-4, "detector": 4e-4}
 WARMUP, BATCH = 30, 4
 
 
@@ -74,20 +80,6 @@ def variant_config(base: MvsfcConfig, text: str) -> MvsfcConfig:
     """``base`` with fields changed, such as ``latent_channels=48 joint_channels=48,96 analysis.head_stride=16``."""
     items = [item.partition("=") for item in text.split()]
     return _changed(base, {name: value for name, _, value in items})
-
-
-def fitting(weights: Mapping[str, Tensor], net: MvsfcNet) -> dict[str, Tensor]:
-    """Backbone's and detector's weights that the network has in the same shape; not the anchors' priors, which follow
-    from the samples."""
-    own = net.state_dict()
-    return {
-        k: v
-        for k, v in weights.items()
-        if k.startswith(("backbone.", "analysis."))
-        and not k.startswith("analysis.anchors.")
-        and k in own
-        and own[k].shape == v.shape
-    }
 
 
 def train(
@@ -119,21 +111,11 @@ def train(
         batch = collate([augment(store[int(i)], rng) for i in chosen], net.config.classes)
         targets = match(batch, net.analysis.anchors)
         if part == "codec":
-            with torch.no_grad():
-                features = net.features(batch.left, batch.right)
-                volumes = net.match(features)
-            reconstruction, left, right = net.compress(features, float(rate), volumes)
-            if step < steps // 2:
-                weights = targets.left_weight, targets.right_weight
-                error = FEATURE_WEIGHT * feature_error(reconstruction.features, features, weights)
-                if volumes is not None and reconstruction.volumes is not None:
-                    error = error + FEATURE_WEIGHT * volume_error(reconstruction.volumes, volumes, weights[0])
-            else:
-                error = task_loss(net.detect_decoded(reconstruction), targets).total
-            bits = (left + right).mean() / (net.config.height * net.config.width)
-            loss = rate_distortion_loss(bits, error, net.config.lambdas[rate])
+            with autocast():
+                loss, error = codec_loss(net, batch, targets, rate, step < steps // 3)
         else:
-            loss = error = task_loss(net.detect(net.features(batch.left, batch.right)), targets).total
+            with autocast():
+                loss = error = task_loss(net.detect(net.features(batch.left, batch.right)), targets).total
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 5.0)
@@ -143,6 +125,29 @@ def train(
             left_s = (time.monotonic() - began) / (step + 1) * (steps - step - 1)
             say(f"  step {step + 1}/{steps}, loss {np.mean(recent[-50:]):.3f}, {left_s / 60:.1f} min left")
     net.eval()
+
+
+def autocast() -> torch.autocast:
+    """bfloat16 where the processor computes in it."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_is_native())
+
+
+def codec_loss(net: MvsfcNet, batch: Batch, targets: Targets, rate: int, features_only: bool) -> tuple[Tensor, Tensor]:
+    """Rate and error over lambda, and the error itself: that of the features and volumes, or the task's loss."""
+    with torch.no_grad():
+        features = net.features(batch.left, batch.right)
+        volumes = net.match(features)
+    reconstruction, left, right = net.compress(features, float(rate), volumes)
+    weights = targets.left_weight, targets.right_weight
+    if features_only:
+        error = FEATURE_WEIGHT * feature_error(reconstruction.features, features, weights)
+    else:
+        error = task_loss(net.detect_decoded(reconstruction), targets).total
+    if volumes is not None and reconstruction.volumes is not None:
+        weight = FEATURE_WEIGHT if features_only else VOLUME_WEIGHT
+        error = error + weight * volume_error(reconstruction.volumes, volumes, weights[0])
+    bits = (left + right).mean() / (net.config.height * net.config.width)
+    return rate_distortion_loss(bits, error, net.config.lambdas[rate]), error
 
 
 @torch.no_grad()
@@ -194,6 +199,7 @@ def main() -> None:
         "--samples", type=Path, action="append", required=True, help="folder with train and val, as sicm train keeps it"
     )
     parser.add_argument("--variant", action="append", help="changed fields, name=value; may be given several times")
+    parser.add_argument("--fresh", action="store_true", help="train the codec from scratch")
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--rates", type=float, nargs="*", help="of the codec's table (default: all; no number: none)")
     parser.add_argument("--seed", type=int, default=1)
@@ -217,12 +223,13 @@ def main() -> None:
         samples, val = by_size[config.height, config.width]
         torch.manual_seed(options.seed)
         net = MvsfcNet(config)
-        labels = ((samples.labels(i), samples.rig(i)) for i in range(len(samples)))
-        anchor_priors(net.analysis.anchors, config.classes, labels)
-        missing = net.load_state_dict(fitting(trained.state_dict(), net), strict=False).missing_keys
-        fresh = [k for k in missing if k.startswith(("backbone.", "analysis.")) and ".anchors." not in k]
+        kept = ("backbone.", "analysis.") if options.fresh else ("",)
+        new, partial = adopt(net, {k: v for k, v in trained.state_dict().items() if k.startswith(kept)})
+        if config.analysis.anchors != trained.config.analysis.anchors:
+            labels = ((samples.labels(i), samples.rig(i)) for i in range(len(samples)))
+            anchor_priors(net.analysis.anchors, config.classes, labels)
         console.print(
-            f"variant {number + 1}: {text or 'unchanged'}; new in backbone and detector: {len(fresh)} tensors"
+            f"variant {number + 1}: {text or 'unchanged'}; new: {len(new)} tensors, {len(partial)} with new channels"
         )
         train(net, options.train, samples, options.steps, options.seed, console.print)
         parameters, operations = count_complexity(config)["total"]
