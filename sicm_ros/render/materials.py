@@ -17,6 +17,7 @@ __all__ = [
     "GENERIC",
     "GROUND",
     "GROUND_SIZE",
+    "SHEEN",
     "MATERIAL_SIZE",
     "PAINTS",
     "PAINT_WEIGHTS",
@@ -34,6 +35,7 @@ GENERIC, GROUND, CAR_BODY, CAR_SIDE, CAR_GLASSHOUSE, WHEEL, FACADE, FOLIAGE, SIG
 Vector: TypeAlias = "Sequence[float] | np.ndarray"
 MATERIAL_SIZE = 40
 GROUND_SIZE = 48
+SHEEN = 39  # of the ground's parameters: how much sun it throws on at grazing angles
 
 
 def generic_surface(

@@ -80,7 +80,7 @@ def _light(rng: np.random.Generator) -> Light:
         environment[6], environment[8] = rng.uniform(0.4, 1.0), rng.uniform(1.6, 3.0)
     else:
         sun_colour = rng.uniform(2.2, 3.6) * np.array([1 + warm, 1.0, 1 - 1.3 * warm])
-        ambient_up = rng.uniform(0.2, 0.55) * np.array([0.84, 0.98, 1.22])
+        ambient_up = rng.uniform(0.15, 0.5) * np.array([0.84, 0.98, 1.22])
         pale = rng.uniform()
         environment[0:3] = rng.uniform(1.2, 2.6) * (pale + (1 - pale) * np.array([0.84, 0.96, 1.1]))
         environment[3:6] = rng.uniform(0.5, 1.3) * (0.6 * pale + (1 - 0.6 * pale) * np.array([0.36, 0.62, 1.15]))

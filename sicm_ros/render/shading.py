@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from sicm_ros.render.materials import CAR_BODY, CAR_GLASSHOUSE, CAR_SIDE, FACADE, FOLIAGE, GROUND, SIGN, WHEEL
+from sicm_ros.render.materials import CAR_BODY, CAR_GLASSHOUSE, CAR_SIDE, FACADE, FOLIAGE, GROUND, SHEEN, SIGN, WHEEL
 from sicm_ros.render.rasteriser import SUPER_X, SUPER_Y
 from sicm_ros.render.surfaces import (
     paint_car_body,
@@ -261,11 +261,13 @@ def shade_view(id_buffer, surfaces, tex, light, maps, eye, out):
                 if facing < 0 and kind != FOLIAGE:
                     nx, ny, nz, facing = -nx, -ny, -nz, -facing
                 gloss = 0.0
+                sheen = 0.0
                 ambient = 1.0
                 translucent = 0.0
                 if kind == GROUND:
                     paint_ground(tex, px, pz, abs(ux) + abs(vx), abs(uz) + abs(vz), ground, albedo)
                     ambient = _map(ambient_map, px, pz, map_x0, map_z0, map_cell, 1.0)
+                    sheen = ground[SHEEN]
                 else:
                     w = instances[tri_instance[t]]
                     lx = w[0] * px + w[1] * py + w[2] * pz + w[3]
@@ -334,6 +336,13 @@ def shade_view(id_buffer, surfaces, tex, light, maps, eye, out):
                 for c in range(3):
                     light = direct * sun_colour[c] + ambient * (ambient_up[c] * up + ambient_down[c] * (1 - up))
                     colour[c] = albedo[c] * light
+                if sheen > 0 and direct > 0:
+                    # Against the sun a road is as bright as the sky: its grains mirror at grazing angles.
+                    rx, ry, rz = 2 * facing * nx - ex, 2 * facing * ny - ey, 2 * facing * nz - ez
+                    spot = rx * sun[0] + ry * sun[1] + rz * sun[2]
+                    scattered = sheen * (albedo[0] + albedo[1]) * (1 - facing) ** 2 * math.exp((spot - 1) * 4)
+                    for c in range(3):
+                        colour[c] += scattered * direct * sun_colour[c]
                 if gloss > 0.01:
                     rx, ry, rz = 2 * facing * nx - ex, 2 * facing * ny - ey, 2 * facing * nz - ez
                     fresnel = 0.04 + 0.96 * (1 - facing) ** 5

@@ -13,7 +13,7 @@ from sicm_ros.render import meshes
 from sicm_ros.render.builder import Builder
 from sicm_ros.render.buildings import add_building
 from sicm_ros.render.furniture import add_clutter, add_fence, add_pole, add_sign
-from sicm_ros.render.materials import FOLIAGE, GROUND_SIZE, pick
+from sicm_ros.render.materials import FOLIAGE, GROUND_SIZE, SHEEN, pick
 from sicm_ros.render.meshes import Mesh
 from sicm_ros.render.plants import LEAF_COLOURS, LEAF_WEIGHTS, add_bush, add_hedge, add_tree, add_wood
 
@@ -120,7 +120,7 @@ def ground_parameters(rng: np.random.Generator, street: Street) -> np.ndarray:
     """The parameters of the ground for ``surfaces.paint_ground``."""
     g = np.zeros(GROUND_SIZE)
     g[0], g[1], g[2], g[3], g[4], g[5] = street.c, street.s, street.offset, street.bend, street.left, street.right
-    g[6] = rng.uniform(0.10, 0.28)
+    g[6] = rng.uniform(0.10, 0.34)
     g[7] = rng.uniform(0.35, 1.2)
     g[8] = rng.normal(0.0, 0.025)
     g[9] = rng.uniform(-1, 1)
@@ -140,6 +140,7 @@ def ground_parameters(rng: np.random.Generator, street: Street) -> np.ndarray:
         g[13 + 3 * k], g[14 + 3 * k], g[15 + 3 * k] = lateral, kind, rng.choice([6.0, 9.0, 12.0])
     g[25] = street.kerb
     g[26] = rng.uniform(0, 200)
+    g[SHEEN] = rng.uniform(0.0, 3.0)
     g[27:30] = np.array([0.20, 0.17, 0.08]) * rng.uniform(0.6, 1.2)
     if rng.uniform() < 0.18:
         g[30], g[31] = rng.uniform(8, 30), rng.choice([0.4, 3.0])
