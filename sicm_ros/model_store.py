@@ -54,7 +54,7 @@ _HALVES = {
 _REFERENCE = "analysis.anchors.reference_focal_baseline"
 # What may be changed in config.yaml without making another model of it.
 _FREE_FIELDS = {"lambdas", "default_rate"}
-_FREE_ANALYSIS_FIELDS = {"score_threshold", "nms_iou", "dropout"}
+_FREE_ANALYSIS_FIELDS = {"score_calibration", "score_threshold", "nms_iou", "dropout"}
 # Fields that came after the first packets were stored: left out of the fingerprint where they have the old meaning.
 _LATER_FIELDS = {"latent_stride": 32, "strided_stem": False, "context_channels": None, "matching": "remote"}
 _LATER_ANALYSIS_FIELDS = {"disparity_refinement": 0}

@@ -40,6 +40,9 @@ class AnalysisConfig:
     depth_feedback: bool = False  # the disparity estimate is an input of the regression branch
     disparity_refinement: int = 0  # channels of the residual from features warped by the estimate; 0 goes without
     anchors: AnchorConfig = AnchorConfig()
+    # For each class, scale and offset of the logit, such that a score is the share of boxes of this score that are
+    # right; measured after the training (benchmarks/calibration.py). Empty: as trained.
+    score_calibration: tuple[tuple[float, float], ...] = ()
     score_threshold: float = 0.75
     nms_iou: float = 0.4
 

@@ -181,6 +181,12 @@ class VisualAnalysis(nn.Module):
         super().__init__()
         a = config.analysis
         self.anchors = Anchors(config)
+        self.calibration = a.score_calibration
+        if self.calibration and len(self.calibration) != len(config.classes):
+            raise ValueError(
+                f"score_calibration: expected scale and offset of {len(config.classes)} classes, "
+                f"got {len(self.calibration)}"
+            )
         self.pyramid = VolumeFusion(config)
         self.size4 = -(-config.height // 4), -(-config.width // 4)
         # Not a child of its own: stored weights have its parts beside the pyramid's.
@@ -256,7 +262,11 @@ class VisualAnalysis(nn.Module):
         ``rigs`` (B, 8) are those of the network's input, see ``anchors.rig_tensor``; ``transforms`` (B) say how camera
         images became it.
         """
-        scores, classes = output.class_logits.float().sigmoid().max(2)
+        logits = output.class_logits.float()
+        if self.calibration:
+            scale, offset = torch.tensor(self.calibration, device=logits.device).unbind(1)
+            logits = logits * scale + offset
+        scores, classes = logits.sigmoid().max(2)
         scores = torch.where(self.anchors.near_road(rigs), scores, torch.zeros_like(scores))
         found = []
         for b in range(len(rigs)):
