@@ -1,14 +1,17 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Recall of cars on rendered frames outside the training data, with uncompressed features and through packets.
+"""Recall of cars outside the training data, with uncompressed features and through packets.
 
-Frames are rendered at 1242x375 for layouts of a KITTI label folder, or for random layouts, with a seed of their own:
+Frames are rendered at 1242x375 for layouts of a KITTI label folder, or for random layouts, with a seed of their own; or
+they are those of folders with images:
 
     python benchmarks/recall.py --layouts KITTI --split KITTI/ImageSets/val.txt --count 200 --seed 2024 --rates 3
+    python benchmarks/recall.py --images ROOT --images OTHER_ROOT
 
-``KITTI/training`` holds ``label_2`` and ``calib``. Prints for each of them the recall of unoccluded cars within 30 m (a
-detection overlaps the ground truth in bird's-eye view with IoU 0.5 or more), the false positives per frame, the mean
-packet size in bytes, and KITTI's AP (R40, moderate) of every class.
+``KITTI/training`` holds ``label_2`` and ``calib``, ``ROOT/training`` also images. Prints for each of them the recall of
+unoccluded cars within 30 m (a detection overlaps the ground truth in bird's-eye view with IoU 0.5 or more), the false
+positives per frame, how many of them packets have invented (no label and no uncompressed detection overlaps them in the
+image), the median error of depth by range, the mean packet size in bytes, and KITTI's AP (R40, moderate) of each class.
 """
 
 from __future__ import annotations
@@ -34,10 +37,10 @@ from rich.table import Table
 from sicm_ros.codec.decoder import StereoDecoder
 from sicm_ros.codec.detector import StereoDetector
 from sicm_ros.codec.encoder import StereoEncoder
-from sicm_ros.data.kitti import read_labels, read_object_calib, read_split
+from sicm_ros.data.kitti import KittiObject, read_labels, read_object_calib, read_split
 from sicm_ros.evaluation.kitti_ap import evaluate
-from sicm_ros.evaluation.recall import count_found
-from sicm_ros.geometry import Object3D
+from sicm_ros.evaluation.recall import count_found, count_invented, depth_errors
+from sicm_ros.geometry import Object3D, StereoRig
 from sicm_ros.model_store import load_model
 from sicm_ros.render.layouts import KITTI_RIG, KITTI_SIZE, random_layout
 from sicm_ros.render.pair import render_pair
@@ -51,6 +54,7 @@ METRICS = ("2D", "BEV loose", "BEV", "3D loose", "3D")  # loose: IoU 0.5 for car
 class _Settings:
     model: str
     layouts: Path | None
+    images: tuple[Path, ...]
     seed: int
     rates: tuple[float, ...]
     threads: int
@@ -80,7 +84,10 @@ def _frame(settings: _Settings, i: int, name: str) -> _Frame:
             StereoEncoder(model),
             StereoDecoder(model, score_threshold=LOW_SCORE),
         )
-    detector, encoder, decoder = _coders
+    if settings.images:
+        root, _, name = name.rpartition("/")
+        frame = KittiObject(root, ids=[name])[0]
+        return frame.labels or [], _ways(settings.rates, _coders, frame.left, frame.right, frame.rig)
     rng = np.random.default_rng((settings.seed, i))
     rig, layout = KITTI_RIG, None
     if settings.layouts:
@@ -89,11 +96,23 @@ def _frame(settings: _Settings, i: int, name: str) -> _Frame:
     else:
         layout = random_layout(rng, rig, *KITTI_SIZE)
     pair = render_pair(layout, rig, *KITTI_SIZE, int(rng.integers(2**31)))
-    ways = {UNCOMPRESSED: (detector.detect(pair.left, pair.right, rig), 0)}
-    for rate in settings.rates:
-        packet = encoder.encode(pair.left, pair.right, rig, rate=rate).packet
+    return pair.labels, _ways(settings.rates, _coders, pair.left, pair.right, rig)
+
+
+def _ways(
+    rates: tuple[float, ...],
+    coders: tuple[StereoDetector, StereoEncoder, StereoDecoder],
+    left: np.ndarray,
+    right: np.ndarray,
+    rig: StereoRig,
+) -> dict[str, tuple[list[Object3D], int]]:
+    """For each way the detections in a pair (H, W, 3), and the bytes of its packet."""
+    detector, encoder, decoder = coders
+    ways = {UNCOMPRESSED: (detector.detect(left, right, rig), 0)}
+    for rate in rates:
+        packet = encoder.encode(left, right, rig, rate=rate).packet
         ways[f"rate {rate:g}"] = (decoder.decode(packet).objects, len(packet))
-    return pair.labels, ways
+    return ways
 
 
 def run(settings: _Settings, ids: list[str], workers: int) -> _Results:
@@ -118,6 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="sicm-compact")
     parser.add_argument("--layouts", type=Path, help="KITTI root with training/label_2 and training/calib")
+    parser.add_argument("--images", type=Path, action="append", default=[], help="root with training/image_2 and so on")
     parser.add_argument("--split", type=Path, help="file with frame ids, one a line")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=2024)
@@ -129,18 +149,27 @@ def main() -> None:
     config = load_model(options.model).config
     threshold = config.analysis.score_threshold
     rates = tuple(options.rates if options.rates is not None else [config.default_rate])
-    settings = _Settings(options.model, options.layouts, options.seed, rates, options.threads)
-    ids = read_split(options.split)[: options.count] if options.split else [f"{i:06d}" for i in range(options.count)]
+    settings = _Settings(options.model, options.layouts, tuple(options.images), options.seed, rates, options.threads)
+    if options.images:
+        ids = [f"{root}/{name}" for root in options.images for name in KittiObject(root).ids]
+    elif options.split:
+        ids = read_split(options.split)[: options.count]
+    else:
+        ids = [f"{i:06d}" for i in range(options.count)]
     results = run(settings, ids, options.workers)
     table: dict[str, dict[str, Any]] = {}
     for way, found in results.found.items():
         near = count_found(results.labels, found, threshold=threshold)
+        invented = count_invented(results.labels, found, results.found[UNCOMPRESSED], threshold=threshold)
+        depth = depth_errors(results.labels, found, threshold=threshold)
         average = evaluate(results.labels, found, config.classes)["R40"]
         table[way] = {
             "found": near.found,
             "wanted": near.wanted,
             "recall": near.recall,
             "false_per_frame": near.false_per_frame,
+            "invented_per_frame": invented / len(ids),
+            "depth": {f"{low}-{high} m": float(np.median(e)) for (low, high), e in depth.items() if e},
             "bytes": float(np.mean(results.sizes[way])) if way != UNCOMPRESSED else None,
             **{f"{c} {m}": average[m][c][1] for c in config.classes for m in METRICS},
         }
@@ -150,16 +179,20 @@ def main() -> None:
     # Wide enough for the tables where the output goes to a file.
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(
-        f"{options.model}, {len(ids)} rendered frames, seed {options.seed}, threshold {threshold:g}", highlight=False
+        f"{options.model}, {len(ids)} {'' if options.images else 'rendered '}frames, "
+        f"{'' if options.images else f'seed {options.seed}, '}threshold {threshold:g}",
+        highlight=False,
     )
     counts = Table(
-        "", "unoccluded cars within 30 m", "found", "recall", "false positives per frame", "bytes per packet"
+        "", "cars within 30 m", "found", "recall", "false a frame", "invented", "bytes", "median error of depth"
     )
     precision = Table("AP, R40, moderate", "", *METRICS)
     for way, row in table.items():
         size = f"{row['bytes']:.0f}" if row["bytes"] else ""
         recall, false = f"{100 * row['recall']:.1f} %", f"{row['false_per_frame']:.2f}"
-        counts.add_row(way, str(row["wanted"]), str(row["found"]), recall, false, size)
+        new = f"{row['invented_per_frame']:.2f}"
+        errors = ", ".join(f"{reach}: {error:+.2f}" for reach, error in row["depth"].items())
+        counts.add_row(way, str(row["wanted"]), str(row["found"]), recall, false, new, size, errors)
         for c in config.classes:
             precision.add_row(way, c, *(f"{row[f'{c} {m}']:.1f}" for m in METRICS))
     console.print(counts)

@@ -24,7 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_networks import SMALL, small_net
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sicm_ros.evaluation.recall import count_found, depth_errors
+from sicm_ros.evaluation.recall import count_found, count_invented, depth_errors
 from sicm_ros.geometry import Object3D, StereoRig, project
 from sicm_ros.model_store import load_config, load_model
 from sicm_ros.networks.anchors import RIG_FIELDS, Anchors
@@ -642,6 +642,19 @@ def test_true_and_false_positives_are_counted() -> None:
     counted = count_found(labels, results, threshold=0.3)
     assert counted == (1, 1, 1, 1)
     assert count_found(labels, [[]]) == (0, 1, 0, 1)
+
+
+def test_boxes_that_packets_have_invented_are_counted() -> None:
+    car = Object3D("Car", (0, 0, 9, 9), 1.5, 1.6, 4.0, 0.0, 1.6, 20.0, 0.0, 0.0, score=0.8)
+
+    def at(left: float, score: float = 0.8, label: str = "Car") -> Object3D:
+        return replace(car, label=label, bbox=(left, 0, left + 9, 9), score=score)
+
+    labels = [[replace(car, score=None), replace(at(100), label="DontCare", score=None)], []]
+    plain = [[at(20, 0.3), at(40, 0.2), at(60, 0.9, "Pedestrian")], []]
+    coded = [[at(1), at(20), at(40), at(60), at(100), at(200, 0.4)], [at(1)]]
+    # Those at 40, where the uncompressed network sees next to nothing, and in the second frame, where there is nothing.
+    assert count_invented(labels, coded, plain, threshold=0.5) == 2
 
 
 def test_depth_errors_by_range() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from ..geometry import Object3D
 from .kitti_ap import bev_iou
 
-__all__ = ["DEPTH_RANGES", "Found", "count_found", "depth_errors"]
+__all__ = ["DEPTH_RANGES", "Found", "count_found", "count_invented", "depth_errors"]
 
 DEPTH_RANGES = ((5, 15), (15, 25), (25, 35), (35, 50))  # metres
 
@@ -66,6 +66,25 @@ def count_found(
             justified = (bev_iou(detections, others) >= iou).any(1) if len(others) else np.zeros(len(detections), bool)
             false += int((~justified).sum())
     return Found(found, wanted, false, len(labels))
+
+
+def count_invented(
+    labels: Sequence[Sequence[Object3D]],
+    results: Sequence[Sequence[Object3D]],
+    uncompressed: Sequence[Sequence[Object3D]],
+    threshold: float = 0.0,
+    iou: float = 0.3,
+) -> int:
+    """Number of detections through packets that stand where nothing is: with a score of at least ``threshold``, and
+    overlapping in the image by ``iou`` neither a labelled object of any class, regions without labels (DontCare)
+    included, nor a detection of any class in the ``uncompressed`` features with at least half that score."""
+    invented = 0
+    for truth, result, reference in zip(labels, results, uncompressed, strict=True):
+        known = [*truth, *(o for o in reference if (o.score or 0.0) >= threshold / 2)]
+        for o in result:
+            if (o.score or 0.0) >= threshold:
+                invented += not any(_image_iou(o, other) >= iou for other in known)
+    return invented
 
 
 def depth_errors(
