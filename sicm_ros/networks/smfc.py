@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .backbone import BasicBlock, DecodedFeatures, StereoFeatures, conv_bn
+from .backbone import DecodedFeatures, StereoFeatures
 from .config import MvsfcConfig
 from .context_transform import BiDirectionalContextualTransform
 
@@ -136,14 +136,17 @@ class VolumeSynthesis(nn.Module):
     def __init__(self, in_channels: int, beside: int, out_channels: int) -> None:
         super().__init__()
         self.upsample = nn.ConvTranspose2d(in_channels, out_channels, 4, 2, 1)
-        self.join = conv_bn(out_channels + beside, out_channels)
-        self.block = BasicBlock(out_channels, out_channels)
+        self.join = nn.Conv2d(out_channels + beside, out_channels, 3, padding=1)
+        self.conv1 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.output = nn.Conv2d(out_channels, out_channels, 1)
 
     def forward(self, x: Tensor, beside: Tensor) -> Tensor:
         """(B, C, ceil(h/2), ceil(w/2)), and the unit's output (B, C', h, w) -> (B, C'', h, w)."""
         x = _fit(self.upsample(x), (beside.shape[2], beside.shape[3]))
-        return self.output(self.block(self.join(torch.cat([x, beside], 1))))
+        x = torch.relu(self.join(torch.cat([x, beside], 1)))
+        x = torch.relu(x + self.conv2(torch.relu(self.conv1(x))))
+        return self.output(x)
 
 
 def _fit(x: Tensor, size: tuple[int, int]) -> Tensor:
