@@ -14,19 +14,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_decoder import Reference, decode_packet
 from safetensors.torch import load_file
+from test_networks import vehicle_matching
 
 from sicm_ros.codec import packet
 from sicm_ros.codec.decoder import DecodedPair, StereoDecoder
-from sicm_ros.codec.detector import StereoDetector
+from sicm_ros.codec.detector import StereoDetector, analyse
 from sicm_ros.codec.encoder import StereoEncoder
 from sicm_ros.codec.packet import DamagedPacketError, TruncatedPacketError
 from sicm_ros.codec.payload import compress, decompress
 from sicm_ros.codec.range_coder import RangeCoder, SymbolDecoder, SymbolEncoder
-from sicm_ros.model_store import ModelError, load_model
+from sicm_ros.geometry import InputGeometry
+from sicm_ros.model_store import ModelError, load_model, save_model
 from sicm_ros.networks.entropy_model import StereoEntropyModel
 from sicm_ros.networks.entropy_tables import TOTAL, EntropyTables, TableError
 from sicm_ros.networks.integer_prior import QuantisedLatents, symbol_limits
-from sicm_ros.preprocessing import InputError
+from sicm_ros.preprocessing import InputError, prepare
 
 CONTEXTS = ["raster", "checkerboard"]
 
@@ -294,8 +296,6 @@ def test_images_to_packet_to_boxes(pair: tuple[np.ndarray, np.ndarray]) -> None:
     assert [o.score for o in decoded.objects] == sorted((o.score for o in decoded.objects), reverse=True)
     # The features are those of the network's own evaluation mode.
     both = load_model(TAME_MODEL)
-    from sicm_ros.preprocessing import prepare
-
     with torch.inference_mode():
         left, right, _ = prepare(*pair, both.transform, both.device)
         expected, _, _ = both.net.compress(both.net.features(left, right), encoded.rate)
@@ -303,6 +303,34 @@ def test_images_to_packet_to_boxes(pair: tuple[np.ndarray, np.ndarray]) -> None:
         assert torch.allclose(ours[0], theirs[0]) and torch.allclose(ours[1], theirs[1])
     decoder.score_threshold = 1.0
     assert decoder.decode(encoded.packet).objects == []
+
+
+def test_a_model_that_matches_on_the_vehicle(
+    pair: tuple[np.ndarray, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The boxes of random weights can hardly exist.
+    monkeypatch.setattr("sicm_ros.networks.detection.can_exist", lambda boxes, *_: np.isfinite(boxes).all(1))
+    net = vehicle_matching()
+    save_model(tmp_path / "model", net.config, net.state_dict())
+    encoder = StereoEncoder(tmp_path / "model")
+    decoder = StereoDecoder(tmp_path / "model", score_threshold=0.0)
+    assert encoder.model.half == "vehicle" and decoder.model.half == "remote"
+    encoded = encoder.encode(*pair, RIG, rate=2)
+    found = decoder.decode(encoded.packet)
+    # The way through one network that has both halves.
+    both = load_model(tmp_path / "model")
+    with torch.inference_mode():
+        left, right, transform = prepare(*pair, both.transform, both.device)
+        reconstruction, _, _ = both.net.compress(both.net.features(left, right), encoded.rate)
+        output = both.net.detect_decoded(reconstruction)
+        expected = analyse(both, output, [InputGeometry(transform, RIG)], 0.0)[0].objects
+    assert len(found.objects) == len(expected) > 0
+    for ours, theirs in zip(found.objects, expected, strict=True):
+        assert ours.label == theirs.label and ours.score == pytest.approx(theirs.score, abs=1e-5)
+        assert ours.z == pytest.approx(theirs.z, rel=1e-4)
+    # f0 is decoded where somebody asks for it.
+    features = decoder.reconstruct(encoded.packet)
+    assert [tuple(f.shape[1:]) for f, _ in features] == [(8, 16, 32), (16, 8, 16), (16, 4, 8)]
 
 
 def test_a_batch_decodes_to_what_its_packets_do_and_keeps_errors_apart(pair: tuple[np.ndarray, np.ndarray]) -> None:
