@@ -407,3 +407,20 @@ def test_codec_runs_without_ros_and_training_libraries() -> None:
         cwd=Path(__file__).resolve().parents[1],
     )
     assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("model", [TINY_MODEL, TAME_MODEL])
+def test_no_packet_is_shorter_than_the_least(pair: tuple[np.ndarray, np.ndarray], model: Path) -> None:
+    encoder = StereoEncoder(model)
+    grey = np.full_like(pair[0], 128)
+    flat = encoder.encode(grey, grey, RIG, rate=0.0)
+    assert packet.OVERHEAD <= encoder.least_bytes <= len(flat.packet)
+    # The shortest payload that these tables allow: every symbol the likeliest of the narrowest table.
+    coder = RangeCoder(encoder.model.tables)
+    symbols = SymbolEncoder(coder)
+    for view in (0, 1):
+        likeliest = encoder.model.tables.hyper[view].argmax(1).astype(np.int32) - 63
+        symbols.hyper(view, np.tile(likeliest[:, None, None], (1, 1, 3)))
+    symbols.latents(np.zeros(2 * 4 * 27, np.int32), np.zeros(2 * 4 * 27, np.int32))
+    shortest = packet.OVERHEAD + len(symbols.finish())
+    assert shortest - 8 <= encoder.least_bytes <= shortest

@@ -585,6 +585,37 @@ def test_rate_and_threshold_change_while_running(ready, rendered, codec):
         ready.set_parameter("decoder_node", "score_threshold", -1.0)
 
 
+def test_integers_do_for_numbers_while_running(ready, rendered, codec):
+    pair = rendered[0]
+    try:
+        assert ready.set_parameter("encoder_node", "rate", 0) == (True, "")
+        expect_answer(ready, time.time_ns(), pair)
+        assert (
+            ready.received["stereo_bitstream"][-1].data.tobytes()
+            == codec[0].encode(pair.left, pair.right, pair.rig, rate=0.0).packet
+        )
+        assert ready.set_parameter("encoder_node", "rate", 5) == (True, "")
+        successful, reason = ready.set_parameter("encoder_node", "rate", 6)
+        assert not successful and "rate: expected 0 to 5 (or -1) for model tame, got 6" in reason
+        assert ready.set_parameter("decoder_node", "score_threshold", 1) == (True, "")
+        assert ready.set_parameter("decoder_node", "timeout", 0) == (True, "")
+        assert not ready.set_parameter("encoder_node", "max_bitrate", 1e6)[0]
+    finally:
+        ready.set_parameter("encoder_node", "rate", -1.0)
+        ready.set_parameter("decoder_node", "score_threshold", -1.0)
+
+
+def test_a_max_bitrate_that_no_packet_keeps_is_refused_with_the_least(ready):
+    successful, reason = ready.set_parameter("encoder_node", "max_bitrate", 1000)
+    assert not successful
+    least = int(re.search(r"max_bitrate: expected 0 \(no limit\) or at least (\d+), the bits on the wire of the", reason)[1])
+    try:
+        assert not ready.set_parameter("encoder_node", "max_bitrate", least - 1)[0]
+        assert ready.set_parameter("encoder_node", "max_bitrate", least) == (True, "")
+    finally:
+        assert ready.set_parameter("encoder_node", "max_bitrate", 0) == (True, "")
+
+
 def test_classes_are_chosen_while_running(ready, rendered):
     pair = rendered[0]
     expect_answer(ready, time.time_ns(), pair)
@@ -842,7 +873,9 @@ def test_lifecycle_and_nothing_is_subscribed_while_nobody_listens(logs):
         ("encoder", {"model": "no-such-model"}, "encoder_node: cannot configure: model 'no-such-model' not found"),
         ("decoder", {"model": TINY_MODEL, "device": "quantum"}, "decoder_node: cannot configure: device 'quantum'"),
         ("encoder", {"sync": "sometimes"}, "parameter sync: expected one of exact, approximate, got 'sometimes'"),
-        ("encoder", {"rate": 3}, "parameter rate: expected a number with a decimal point in [-1, 15]"),
+        ("encoder", {"rate": "fast"}, "parameter rate: expected a number in [-1, 15]"),
+        ("encoder", {"rate": 16}, "parameter rate: expected a number in [-1, 15]"),
+        ("encoder", {"model": TINY_MODEL, "max_bitrate": 1000}, "parameter max_bitrate: expected 0 (no limit) or at l"),
         ("encoder", {"model": TINY_MODEL, "rate": 9.0}, "rate: expected 0 to 5 (or -1) for model tame, got 9"),
         ("decoder", {"queue_depth": 0}, "parameter queue_depth: expected an integer in [1, 1000]"),
         ("kitti_player", {}, "parameter path: expected a KITTI folder or a bag, got nothing"),

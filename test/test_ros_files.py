@@ -39,7 +39,7 @@ def test_parameter_files_hold_valid_values_of_the_node(file, node):
     for name, value in values.items():
         spec = specs[name]
         value = tuple(value) if isinstance(value, list) else value
-        # ROS refuses an integer for a floating point parameter.
+        # As ros2 param dump would write it.
         assert type(value) is type(spec.default), name
         assert spec.check(value) is None
         assert spec.minimum is None or spec.minimum <= value <= spec.maximum

@@ -41,6 +41,11 @@ class RangeCoder:
         self.low, self.width = (np.concatenate(x).astype(np.uint32) for x in (lows, widths))
         self.first = np.array(firsts, np.int32)
 
+    def least_bits(self) -> tuple[float, float]:
+        """The fewest bits that a latent's symbol has, and those of one symbol of every hyper-latent channel together."""
+        least = np.minimum.reduceat(self.bits, self.centres - self.limits)
+        return float(least[:SCALE_LEVELS].min()), float(least[SCALE_LEVELS:].sum())
+
     def hyper_rows(self, view: int, shape: Sequence[int]) -> np.ndarray:
         """The row (Z * hz * wz,) uint16 of each symbol of a hyper-latent of ``shape`` (Z, hz, wz)."""
         if shape[0] != self.channels:
