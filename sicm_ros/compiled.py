@@ -19,10 +19,12 @@ def compiled(*signatures: str, **options: Any) -> Callable[[Callable[..., Any]],
     Where none of these can be written, or what is there is damaged, the function is compiled again in each process.
     """
 
+    jit: Any = njit  # its annotations know no list of signatures that may be empty
+
     def decorate(function: Callable[..., Any]) -> Any:
         try:
-            return njit(*signatures, cache=True, **options)(function)
+            return jit(*signatures, cache=True, **options)(function)
         except Exception:  # noqa: BLE001 - no folder for the cache, no room in it, a damaged file in it
-            return njit(*signatures, **options)(function)
+            return jit(*signatures, **options)(function)
 
     return decorate

@@ -608,7 +608,9 @@ def test_integers_do_for_numbers_while_running(ready, rendered, codec):
 def test_a_max_bitrate_that_no_packet_keeps_is_refused_with_the_least(ready):
     successful, reason = ready.set_parameter("encoder_node", "max_bitrate", 1000)
     assert not successful
-    least = int(re.search(r"max_bitrate: expected 0 \(no limit\) or at least (\d+), the bits on the wire of the", reason)[1])
+    least = int(
+        re.search(r"max_bitrate: expected 0 \(no limit\) or at least (\d+), the bits on the wire of the", reason)[1]
+    )
     try:
         assert not ready.set_parameter("encoder_node", "max_bitrate", least - 1)[0]
         assert ready.set_parameter("encoder_node", "max_bitrate", least) == (True, "")

@@ -79,7 +79,12 @@ def test_cmake_requires_what_package_xml_declares():
 
 def test_every_import_is_declared():
     undeclared = {}
-    known = requirements("core.txt") | requirements("viewer.txt") | dependencies("depend", "exec_depend")
+    known = (
+        requirements("nodes.txt")
+        | requirements("core.txt")
+        | requirements("viewer.txt")
+        | dependencies("depend", "exec_depend")
+    )
     known |= {*sys.stdlib_module_names, "sicm_ros"}
     for path in (ROOT / "sicm_ros").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -101,7 +106,7 @@ def test_every_core_requirement_is_imported():
     modules["tensorboard"] = r"lightning_fabric\.loggers"  # its TensorBoardLogger imports it
     assert [
         name
-        for name in sorted(requirements("core.txt"))
+        for name in sorted(requirements("nodes.txt") | requirements("core.txt"))
         if not re.search(rf"^\s*(?:import|from) {modules.get(name, re.escape(name))}\b", text, re.MULTILINE)
     ] == []
 
@@ -121,12 +126,12 @@ def test_every_ros_dependency_is_used():
 
 def test_every_requirement_is_pinned_once():
     pins = {}
-    for name in ("core.txt", "dev.txt", "ros.txt", "torch.txt", "viewer.txt"):
+    for name in ("nodes.txt", "core.txt", "dev.txt", "ros.txt", "torch.txt", "viewer.txt"):
         for line in (ROOT / "requirements" / name).read_text().splitlines():
             if line[:1].isalpha() and "python_version >=" not in line:
                 distribution, _, version = line.split(";")[0].strip().partition("==")
                 pins.setdefault(distribution, []).append(version)
-    # PyTorch is named in core.txt and pinned in torch.txt.
+    # PyTorch is named in nodes.txt and pinned in torch.txt.
     assert {name: versions for name, versions in pins.items() if len(list(filter(None, versions))) != 1} == {}
 
 

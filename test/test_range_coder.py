@@ -145,9 +145,7 @@ def test_every_word_is_the_oracles(stream, seed: int, loud: float, peaked: float
 def test_any_bytes_give_the_oracles_symbols(stream, seed: int, payload: bytes) -> None:
     rng = np.random.default_rng(seed)
     tables, pair = any_tables(rng, 8.0), any_pair(rng, 0.3)
-    assert_the_same(
-        ours_decoded(RangeCoder(tables), payload, pair), Oracle(stream, tables).decode(payload, pair)
-    )
+    assert_the_same(ours_decoded(RangeCoder(tables), payload, pair), Oracle(stream, tables).decode(payload, pair))
 
 
 def test_stored_symbols_give_the_stored_bytes() -> None:

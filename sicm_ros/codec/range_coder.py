@@ -27,7 +27,9 @@ class RangeCoder:
         self.tables = tables
         self.channels = tables.hyper.shape[1]
         hyper = tables.hyper.reshape(-1, tables.hyper.shape[2])
-        self.limits = np.concatenate([symbol_limits().numpy(), np.full(len(hyper), HYPER_SYMBOL_LIMIT)]).astype(np.int32)
+        self.limits = np.concatenate([symbol_limits().numpy(), np.full(len(hyper), HYPER_SYMBOL_LIMIT)]).astype(
+            np.int32
+        )
         sizes = 2 * self.limits + 1
         self.centres = (np.cumsum(sizes) - self.limits - 1).astype(np.int32)
         self.bits = np.concatenate([tables.latent_bits, tables.hyper_bits.reshape(-1)])
