@@ -13,19 +13,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
-
-pytest.importorskip("rclpy", reason="no ROS 2 in this environment")
-pytest.importorskip("sicm_ros.msg", reason="the messages of sicm_ros are not built in this environment")
-pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not in this environment")
-
-from lifecycle_msgs.msg import Transition  # noqa: E402
-from lifecycle_msgs.srv import ChangeState, GetState  # noqa: E402
-from PIL import Image as PilImage  # noqa: E402
-from rclpy.duration import Duration  # noqa: E402
-from rclpy.qos import DurabilityPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy  # noqa: E402
-from rclpy.serialization import serialize_message  # noqa: E402
-from rclpy.time import Time  # noqa: E402
-from ros_graph import (  # noqa: E402
+from needs import NODES, missing
+from PIL import Image as PilImage
+from ros_graph import (
     DECODER,
     ENCODER,
     ERROR,
@@ -36,24 +26,35 @@ from ros_graph import (  # noqa: E402
     WARN,
     Graph,
     NodeProcess,
-    latched_qos,
     stamp_ns,
 )
-from rosgraph_msgs.msg import Clock  # noqa: E402
-from sensor_msgs.msg import CameraInfo, Image  # noqa: E402
-from sicm_ros.msg import CodecInfo, DecodeStats, StereoBitstream  # noqa: E402
-from std_msgs.msg import Header  # noqa: E402
-from vision_msgs.msg import Detection3DArray, LabelInfo  # noqa: E402
-from visualization_msgs.msg import MarkerArray  # noqa: E402
 
-from sicm_ros.bags.writer import BagWriter  # noqa: E402
-from sicm_ros.codec.decoder import StereoDecoder  # noqa: E402
-from sicm_ros.codec.encoder import StereoEncoder  # noqa: E402
-from sicm_ros.conversion.camera_info import camera_info_fields  # noqa: E402
-from sicm_ros.conversion.stamps import nanoseconds  # noqa: E402
-from sicm_ros.data.kitti import open_source, write_object_calib  # noqa: E402
-from sicm_ros.render.layouts import KITTI_RIG, KITTI_SIZE, random_layout  # noqa: E402
-from sicm_ros.render.pair import render_pair  # noqa: E402
+from sicm_ros.bags.writer import BagWriter
+from sicm_ros.codec.decoder import StereoDecoder
+from sicm_ros.codec.encoder import StereoEncoder
+from sicm_ros.data.kitti import open_source, write_object_calib
+from sicm_ros.render.layouts import KITTI_RIG, KITTI_SIZE, random_layout
+from sicm_ros.render.pair import render_pair
+
+MISSING = missing(*NODES)
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+if not MISSING:
+    from lifecycle_msgs.msg import Transition
+    from lifecycle_msgs.srv import ChangeState, GetState
+    from rclpy.duration import Duration
+    from rclpy.qos import DurabilityPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
+    from rclpy.serialization import serialize_message
+    from rclpy.time import Time
+    from rosgraph_msgs.msg import Clock
+    from sensor_msgs.msg import CameraInfo, Image
+    from sicm_ros.msg import CodecInfo, DecodeStats, StereoBitstream
+    from std_msgs.msg import Header
+    from vision_msgs.msg import Detection3DArray, LabelInfo
+    from visualization_msgs.msg import MarkerArray
+
+    from sicm_ros.conversion.camera_info import camera_info_fields
+    from sicm_ros.conversion.stamps import nanoseconds
+    from sicm_ros.ros.qos import latched_qos
 
 NAMESPACE = "/car"
 

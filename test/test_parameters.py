@@ -4,18 +4,20 @@
 import math
 
 import pytest
+from needs import NODES as NEEDED
+from needs import missing
 
-try:
+MISSING = missing(*NEEDED)
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+if not MISSING:
     import rclpy
     from rclpy.parameter import Parameter
 
     from sicm_ros.nodes import decoder, encoder, kitti_player, overlay, viewer
     from sicm_ros.ros.parameters import ParameterError, ParameterSpec, declare
-except ImportError as error:
-    pytestmark = pytest.mark.skip(reason=f"no ROS 2 or messages in this environment: {error}")
-    NODES = {}
-else:
+
     NODES = {m.__name__.rsplit(".", 1)[1]: m.PARAMETERS for m in (decoder, encoder, kitti_player, overlay, viewer)}
+NAMES = ("decoder", "encoder", "kitti_player", "overlay", "viewer")
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def declared(context, specs, *arguments):
 
 
 @pytest.mark.parametrize("way", ["argument", "file"])
-@pytest.mark.parametrize("name", sorted(NODES))
+@pytest.mark.parametrize("name", NAMES)
 def test_integers_do_for_every_number_at_start(context, tmp_path, name, way):
     doubles = [spec for spec in NODES[name] if isinstance(spec.default, float)]
     values = {spec.name: math.ceil(spec.minimum) for spec in doubles}

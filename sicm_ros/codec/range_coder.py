@@ -27,9 +27,8 @@ class RangeCoder:
         self.tables = tables
         self.channels = tables.hyper.shape[1]
         hyper = tables.hyper.reshape(-1, tables.hyper.shape[2])
-        self.limits = np.concatenate([symbol_limits().numpy(), np.full(len(hyper), HYPER_SYMBOL_LIMIT)]).astype(
-            np.int32
-        )
+        limits = [*symbol_limits().tolist(), *([HYPER_SYMBOL_LIMIT] * len(hyper))]
+        self.limits = np.array(limits, np.int32)
         sizes = 2 * self.limits + 1
         self.centres = (np.cumsum(sizes) - self.limits - 1).astype(np.int32)
         self.bits = np.concatenate([tables.latent_bits, tables.hyper_bits.reshape(-1)])
@@ -44,7 +43,7 @@ class RangeCoder:
         self.first = np.array(firsts, np.int32)
 
     def least_bits(self) -> tuple[float, float]:
-        """The fewest bits that a latent's symbol has, and those of one symbol of every hyper-latent channel together."""
+        """The fewest bits of a latent's symbol, and those of one symbol of each hyper-latent channel together."""
         least = np.minimum.reduceat(self.bits, self.centres - self.limits)
         return float(least[:SCALE_LEVELS].min()), float(least[SCALE_LEVELS:].sum())
 
