@@ -12,29 +12,30 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-import rclpy
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from rcl_interfaces.srv import SetParameters
-from rclpy.executors import SingleThreadedExecutor
-from rclpy.parameter import Parameter
-from rclpy.time import Time
-from sensor_msgs.msg import CameraInfo, Image
-from std_msgs.msg import Header
+from needs import missing
 
-from sicm_ros.conversion.camera_info import camera_info_fields
-from sicm_ros.conversion.images import rgb_to_message_fields
-from sicm_ros.conversion.stamps import nanoseconds
-from sicm_ros.ros.qos import boxes_qos, latched_qos
+if not missing("rclpy"):
+    import rclpy
+    from diagnostic_msgs.msg import DiagnosticArray
+    from rcl_interfaces.srv import SetParameters
+    from rclpy.executors import SingleThreadedExecutor
+    from rclpy.parameter import Parameter
+    from rclpy.time import Time
+    from sensor_msgs.msg import CameraInfo, Image
+    from std_msgs.msg import Header
+
+    from sicm_ros.conversion.camera_info import camera_info_fields
+    from sicm_ros.conversion.images import rgb_to_message_fields
+    from sicm_ros.conversion.stamps import nanoseconds
+    from sicm_ros.ros.qos import boxes_qos, latched_qos
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # The tiny model whose boxes can exist.
 TINY_MODEL = REPOSITORY / "test" / "data" / "models" / "tame"
 # How long a test waits for what must come, in seconds. Only a fault lets it pass: machines differ, and are busy.
 PATIENCE_S = 180.0
-# Of a status, as a message has it.
-OK, WARN, ERROR, STALE = (
-    level[0] for level in (DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR, DiagnosticStatus.STALE)
-)
+# Levels of diagnostic_msgs/DiagnosticStatus.
+OK, WARN, ERROR, STALE = range(4)
 # Parameters with which nothing is lost and no boxes are cleared.
 ENCODER = {"model": TINY_MODEL, "threads": 1, "image_reliability": "reliable", "queue_depth": 100, "lifespan": 0.0}
 DECODER = {

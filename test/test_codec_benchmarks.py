@@ -121,21 +121,22 @@ def test_bits_counted_in_each_way(kind: str) -> None:
 
 
 @pytest.mark.slow
-def test_both_range_coders_code_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_range_coders_code_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         ans = coders.import_ans()
     except ImportError as e:
         pytest.skip(f"no CompressAI: {e}")
+    pytest.importorskip("constriction")
     net = entropy_model("checkerboard", channels=16, hyper_channels=8)
     tables = EntropyTables.build(net)
     pair = coders.PairSymbols.of(net.quantise(*latents(6, 16, (5, 20), loud=8.0)))
-    ours, theirs = coders.Ours(tables), coders.CompressAi(tables, ans)
-    seconds, size, other = coders.compare(pair, ours, theirs, turns=2)
+    ours, theirs, library = coders.Ours(tables), coders.CompressAi(tables, ans), coders.Constriction(tables)
+    seconds, size, other = coders.compare(pair, ours, theirs, library, turns=2)
     assert other == pytest.approx(size, rel=0.01) and size > 1000
-    assert len(seconds) == 6 and all(len(v) == 2 for v in seconds.values())
+    assert len(seconds) == 8 and all(len(v) == 2 for v in seconds.values())
     monkeypatch.setattr(theirs, "decode", lambda *a: [x + 1 for x in coders.CompressAi.decode(theirs, *a)])
     with pytest.raises(ValueError, match="CompressAI's coder: expected the symbols back"):
-        coders.compare(pair, ours, theirs, turns=0)
+        coders.compare(pair, ours, theirs, library, turns=0)
 
 
 def test_training_of_either_context_starts_alike_and_saves_bytes() -> None:

@@ -10,20 +10,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from needs import missing
 from PIL import Image
+from ros_graph import PATIENCE_S, REPOSITORY, TINY_MODEL, NodeProcess
+from rosbags.rosbag2 import Reader
 
-pytest.importorskip("rclpy", reason="no ROS 2 in this environment")
-pytest.importorskip("sicm_ros.msg", reason="the messages of sicm_ros are not built in this environment")
+from sicm_ros.bags.types import typestore
+from sicm_ros.codec.decoder import StereoDecoder
+from sicm_ros.preprocessing import InputError
 
-from ros_graph import PATIENCE_S, REPOSITORY, TINY_MODEL, NodeProcess  # noqa: E402
-from rosbags.rosbag2 import Reader  # noqa: E402
-
-from sicm_ros.bags.types import typestore  # noqa: E402
-from sicm_ros.codec.decoder import StereoDecoder  # noqa: E402
-from sicm_ros.conversion.stamps import nanoseconds  # noqa: E402
-from sicm_ros.jobs.demo import run  # noqa: E402
-from sicm_ros.jobs.demo_watcher import DemoError  # noqa: E402
-from sicm_ros.preprocessing import InputError  # noqa: E402
+MISSING = missing("rclpy", "sicm_ros.msg")
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+if not MISSING:
+    from sicm_ros.conversion.stamps import nanoseconds
+    from sicm_ros.jobs.demo import run
+    from sicm_ros.jobs.demo_watcher import DemoError
 
 MARK = "SICM_ROS_TEST"  # in the environment of a demo of these tests, and so in that of its nodes
 

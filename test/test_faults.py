@@ -16,41 +16,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from needs import NODES, missing
+from ros_graph import DECODER, ENCODER, ERROR, OK, STALE, TINY_MODEL, Graph, NodeProcess, resident_mb, stamp_ns
+from safetensors.numpy import load_file, save_file
 
-pytest.importorskip("rclpy", reason="no ROS 2 in this environment")
-pytest.importorskip("sicm_ros.msg", reason="the messages of sicm_ros are not built in this environment")
-pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not in this environment")
+from sicm_ros.render.layouts import KITTI_RIG, KITTI_SIZE, random_layout
+from sicm_ros.render.pair import render_pair
 
-from lifecycle_msgs.msg import Transition  # noqa: E402
-from lifecycle_msgs.srv import ChangeState  # noqa: E402
-from rclpy.time import Time  # noqa: E402
-from ros_graph import (  # noqa: E402
-    DECODER,
-    ENCODER,
-    ERROR,
-    OK,
-    STALE,
-    TINY_MODEL,
-    Graph,
-    NodeProcess,
-    boxes_qos,
-    resident_mb,
-    stamp_ns,
-)
-from rosgraph_msgs.msg import Clock  # noqa: E402
-from safetensors.numpy import load_file, save_file  # noqa: E402
-from sensor_msgs.msg import CameraInfo, Image  # noqa: E402
-from sicm_ros.msg import StereoBitstream  # noqa: E402
-from std_msgs.msg import Header  # noqa: E402
-from vision_msgs.msg import Detection3DArray  # noqa: E402
+MISSING = missing(*NODES)
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(MISSING), reason=MISSING)]
+if not MISSING:
+    from lifecycle_msgs.msg import Transition
+    from lifecycle_msgs.srv import ChangeState
+    from rclpy.time import Time
+    from rosgraph_msgs.msg import Clock
+    from sensor_msgs.msg import CameraInfo, Image
+    from sicm_ros.msg import StereoBitstream
+    from std_msgs.msg import Header
+    from vision_msgs.msg import Detection3DArray
 
-from sicm_ros.conversion.camera_info import camera_info_fields  # noqa: E402
-from sicm_ros.conversion.images import rgb_to_message_fields  # noqa: E402
-from sicm_ros.render.layouts import KITTI_RIG, KITTI_SIZE, random_layout  # noqa: E402
-from sicm_ros.render.pair import render_pair  # noqa: E402
+    from sicm_ros.conversion.camera_info import camera_info_fields
+    from sicm_ros.conversion.images import rgb_to_message_fields
+    from sicm_ros.ros.qos import boxes_qos
 
 # Each test starts node processes; the quick tests have the nodes of test_nodes.py.
-pytestmark = pytest.mark.slow
 
 NAMESPACE = "/faulty"
 

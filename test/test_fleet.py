@@ -14,33 +14,32 @@ from xml.etree import ElementTree
 import cv2
 import numpy as np
 import pytest
+from needs import NODES, missing
+from ros_graph import ERROR, TINY_MODEL, Graph, NodeProcess, stamp_ns
 
-pytest.importorskip("rclpy", reason="no ROS 2 in this environment")
-pytest.importorskip("sicm_ros.msg", reason="the messages of sicm_ros are not built in this environment")
-pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not in this environment")
+from sicm_ros.codec.decoder import StereoDecoder
+from sicm_ros.codec.encoder import StereoEncoder
+from sicm_ros.geometry import Object3D
+from sicm_ros.pictures import draw_boxes
+from sicm_ros.render.layouts import KITTI_RIG, KITTI_SIZE, random_layout
+from sicm_ros.render.pair import render_pair
 
-from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
-from rclpy.time import Time  # noqa: E402
-from ros_graph import TINY_MODEL, Graph, NodeProcess, boxes_qos, stamp_ns  # noqa: E402
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image  # noqa: E402
-from sicm_ros.msg import DecodeStats, StereoBitstream  # noqa: E402
-from std_msgs.msg import Header  # noqa: E402
-from vision_msgs.msg import Detection3DArray, LabelInfo  # noqa: E402
+MISSING = missing(*NODES)
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+if not MISSING:
+    from rclpy.time import Time
+    from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+    from sicm_ros.msg import DecodeStats, StereoBitstream
+    from std_msgs.msg import Header
+    from vision_msgs.msg import Detection3DArray, LabelInfo
 
-from sicm_ros.codec.decoder import StereoDecoder  # noqa: E402
-from sicm_ros.codec.encoder import StereoEncoder  # noqa: E402
-from sicm_ros.conversion.boxes import detection_array  # noqa: E402
-from sicm_ros.conversion.camera_info import camera_info_fields  # noqa: E402
-from sicm_ros.conversion.images import to_rgb  # noqa: E402
-from sicm_ros.geometry import Object3D  # noqa: E402
-from sicm_ros.nodes.decoder import vehicle_names  # noqa: E402
-from sicm_ros.pictures import draw_boxes  # noqa: E402
-from sicm_ros.render.layouts import KITTI_RIG, KITTI_SIZE, random_layout  # noqa: E402
-from sicm_ros.render.pair import render_pair  # noqa: E402
-from sicm_ros.ros.qos import latched_qos  # noqa: E402
+    from sicm_ros.conversion.boxes import detection_array
+    from sicm_ros.conversion.camera_info import camera_info_fields
+    from sicm_ros.conversion.images import to_rgb
+    from sicm_ros.nodes.decoder import vehicle_names
+    from sicm_ros.ros.qos import boxes_qos, latched_qos
 
 NAMESPACE = "/depot"
-ERROR = DiagnosticStatus.ERROR[0]
 
 
 @pytest.fixture(scope="module")

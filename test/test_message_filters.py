@@ -8,15 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from needs import missing
+from ros_graph import REPOSITORY, Graph
 
-pytest.importorskip("rclpy", reason="no ROS 2 in this environment")
+MISSING = missing("rclpy")
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+if not MISSING:
+    from rclpy.parameter import Parameter
+    from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+    from std_msgs.msg import Header
 
-from rclpy.parameter import Parameter  # noqa: E402
-from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy  # noqa: E402
-from ros_graph import REPOSITORY, Graph  # noqa: E402
-from std_msgs.msg import Header  # noqa: E402
-
-from sicm_ros.ros.qos import boxes_qos, image_qos, overridable  # noqa: E402
+    from sicm_ros.ros.qos import boxes_qos, image_qos, overridable
 
 STAND_IN = REPOSITORY / "interfaces/message_filters/message_filters/__init__.py"
 

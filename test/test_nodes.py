@@ -13,19 +13,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
-
-pytest.importorskip("rclpy", reason="no ROS 2 in this environment")
-pytest.importorskip("sicm_ros.msg", reason="the messages of sicm_ros are not built in this environment")
-pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not in this environment")
-
-from lifecycle_msgs.msg import Transition  # noqa: E402
-from lifecycle_msgs.srv import ChangeState, GetState  # noqa: E402
-from PIL import Image as PilImage  # noqa: E402
-from rclpy.duration import Duration  # noqa: E402
-from rclpy.qos import DurabilityPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy  # noqa: E402
-from rclpy.serialization import serialize_message  # noqa: E402
-from rclpy.time import Time  # noqa: E402
-from ros_graph import (  # noqa: E402
+from needs import NODES, missing
+from PIL import Image as PilImage
+from ros_graph import (
     DECODER,
     ENCODER,
     ERROR,
@@ -36,24 +26,35 @@ from ros_graph import (  # noqa: E402
     WARN,
     Graph,
     NodeProcess,
-    latched_qos,
     stamp_ns,
 )
-from rosgraph_msgs.msg import Clock  # noqa: E402
-from sensor_msgs.msg import CameraInfo, Image  # noqa: E402
-from sicm_ros.msg import CodecInfo, DecodeStats, StereoBitstream  # noqa: E402
-from std_msgs.msg import Header  # noqa: E402
-from vision_msgs.msg import Detection3DArray, LabelInfo  # noqa: E402
-from visualization_msgs.msg import MarkerArray  # noqa: E402
 
-from sicm_ros.bags.writer import BagWriter  # noqa: E402
-from sicm_ros.codec.decoder import StereoDecoder  # noqa: E402
-from sicm_ros.codec.encoder import StereoEncoder  # noqa: E402
-from sicm_ros.conversion.camera_info import camera_info_fields  # noqa: E402
-from sicm_ros.conversion.stamps import nanoseconds  # noqa: E402
-from sicm_ros.data.kitti import open_source, write_object_calib  # noqa: E402
-from sicm_ros.render.layouts import KITTI_RIG, KITTI_SIZE, random_layout  # noqa: E402
-from sicm_ros.render.pair import render_pair  # noqa: E402
+from sicm_ros.bags.writer import BagWriter
+from sicm_ros.codec.decoder import StereoDecoder
+from sicm_ros.codec.encoder import StereoEncoder
+from sicm_ros.data.kitti import open_source, write_object_calib
+from sicm_ros.render.layouts import KITTI_RIG, KITTI_SIZE, random_layout
+from sicm_ros.render.pair import render_pair
+
+MISSING = missing(*NODES)
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+if not MISSING:
+    from lifecycle_msgs.msg import Transition
+    from lifecycle_msgs.srv import ChangeState, GetState
+    from rclpy.duration import Duration
+    from rclpy.qos import DurabilityPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
+    from rclpy.serialization import serialize_message
+    from rclpy.time import Time
+    from rosgraph_msgs.msg import Clock
+    from sensor_msgs.msg import CameraInfo, Image
+    from sicm_ros.msg import CodecInfo, DecodeStats, StereoBitstream
+    from std_msgs.msg import Header
+    from vision_msgs.msg import Detection3DArray, LabelInfo
+    from visualization_msgs.msg import MarkerArray
+
+    from sicm_ros.conversion.camera_info import camera_info_fields
+    from sicm_ros.conversion.stamps import nanoseconds
+    from sicm_ros.ros.qos import latched_qos
 
 NAMESPACE = "/car"
 
@@ -585,6 +586,39 @@ def test_rate_and_threshold_change_while_running(ready, rendered, codec):
         ready.set_parameter("decoder_node", "score_threshold", -1.0)
 
 
+def test_integers_do_for_numbers_while_running(ready, rendered, codec):
+    pair = rendered[0]
+    try:
+        assert ready.set_parameter("encoder_node", "rate", 0) == (True, "")
+        expect_answer(ready, time.time_ns(), pair)
+        assert (
+            ready.received["stereo_bitstream"][-1].data.tobytes()
+            == codec[0].encode(pair.left, pair.right, pair.rig, rate=0.0).packet
+        )
+        assert ready.set_parameter("encoder_node", "rate", 5) == (True, "")
+        successful, reason = ready.set_parameter("encoder_node", "rate", 6)
+        assert not successful and "rate: expected 0 to 5 (or -1) for model tame, got 6" in reason
+        assert ready.set_parameter("decoder_node", "score_threshold", 1) == (True, "")
+        assert ready.set_parameter("decoder_node", "timeout", 0) == (True, "")
+        assert not ready.set_parameter("encoder_node", "max_bitrate", 1e6)[0]
+    finally:
+        ready.set_parameter("encoder_node", "rate", -1.0)
+        ready.set_parameter("decoder_node", "score_threshold", -1.0)
+
+
+def test_a_max_bitrate_that_no_packet_keeps_is_refused_with_the_least(ready):
+    successful, reason = ready.set_parameter("encoder_node", "max_bitrate", 1000)
+    assert not successful
+    least = int(
+        re.search(r"max_bitrate: expected 0 \(no limit\) or at least (\d+), the bits on the wire of the", reason)[1]
+    )
+    try:
+        assert not ready.set_parameter("encoder_node", "max_bitrate", least - 1)[0]
+        assert ready.set_parameter("encoder_node", "max_bitrate", least) == (True, "")
+    finally:
+        assert ready.set_parameter("encoder_node", "max_bitrate", 0) == (True, "")
+
+
 def test_classes_are_chosen_while_running(ready, rendered):
     pair = rendered[0]
     expect_answer(ready, time.time_ns(), pair)
@@ -842,7 +876,9 @@ def test_lifecycle_and_nothing_is_subscribed_while_nobody_listens(logs):
         ("encoder", {"model": "no-such-model"}, "encoder_node: cannot configure: model 'no-such-model' not found"),
         ("decoder", {"model": TINY_MODEL, "device": "quantum"}, "decoder_node: cannot configure: device 'quantum'"),
         ("encoder", {"sync": "sometimes"}, "parameter sync: expected one of exact, approximate, got 'sometimes'"),
-        ("encoder", {"rate": 3}, "parameter rate: expected a number with a decimal point in [-1, 15]"),
+        ("encoder", {"rate": "fast"}, "parameter rate: expected a number in [-1, 15]"),
+        ("encoder", {"rate": 16}, "parameter rate: expected a number in [-1, 15]"),
+        ("encoder", {"model": TINY_MODEL, "max_bitrate": 1000}, "parameter max_bitrate: expected 0 (no limit) or at l"),
         ("encoder", {"model": TINY_MODEL, "rate": 9.0}, "rate: expected 0 to 5 (or -1) for model tame, got 9"),
         ("decoder", {"queue_depth": 0}, "parameter queue_depth: expected an integer in [1, 1000]"),
         ("kitti_player", {}, "parameter path: expected a KITTI folder or a bag, got nothing"),

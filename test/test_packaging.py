@@ -79,7 +79,12 @@ def test_cmake_requires_what_package_xml_declares():
 
 def test_every_import_is_declared():
     undeclared = {}
-    known = requirements("core.txt") | requirements("viewer.txt") | dependencies("depend", "exec_depend")
+    known = (
+        requirements("nodes.txt")
+        | requirements("core.txt")
+        | requirements("viewer.txt")
+        | dependencies("depend", "exec_depend")
+    )
     known |= {*sys.stdlib_module_names, "sicm_ros"}
     for path in (ROOT / "sicm_ros").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -101,7 +106,7 @@ def test_every_core_requirement_is_imported():
     modules["tensorboard"] = r"lightning_fabric\.loggers"  # its TensorBoardLogger imports it
     assert [
         name
-        for name in sorted(requirements("core.txt"))
+        for name in sorted(requirements("nodes.txt") | requirements("core.txt"))
         if not re.search(rf"^\s*(?:import|from) {modules.get(name, re.escape(name))}\b", text, re.MULTILINE)
     ] == []
 
@@ -119,14 +124,43 @@ def test_every_ros_dependency_is_used():
     ] == []
 
 
+def test_the_list_of_the_nodes_is_all_that_they_import():
+    """Not only where the nodes import something at their start: all modules below them."""
+    files, waiting = set(), [ROOT / "sicm_ros/nodes" / f"{name}.py" for name in ("encoder", "decoder")]
+    imported = set()
+    while waiting:
+        path = waiting.pop()
+        if path in files or not path.is_file():
+            continue
+        files.add(path)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                folder = path.parents[node.level - 1] if node.level else None
+                base = (
+                    ".".join([*folder.relative_to(ROOT).parts, node.module or ""]).rstrip(".")
+                    if folder
+                    else node.module
+                )
+                names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+            else:
+                continue
+            waiting += [(ROOT / name.replace(".", "/")).with_suffix(".py") for name in names]
+            imported |= {name.split(".")[0] for name in names}
+    assert len(files) > 30
+    third_party = imported - {*sys.stdlib_module_names, "sicm_ros"} - dependencies("depend", "exec_depend")
+    assert {DISTRIBUTIONS.get(name, name) for name in third_party} == requirements("nodes.txt")
+
+
 def test_every_requirement_is_pinned_once():
     pins = {}
-    for name in ("core.txt", "dev.txt", "ros.txt", "torch.txt", "viewer.txt"):
+    for name in ("nodes.txt", "core.txt", "dev.txt", "ros.txt", "torch.txt", "viewer.txt"):
         for line in (ROOT / "requirements" / name).read_text().splitlines():
             if line[:1].isalpha() and "python_version >=" not in line:
                 distribution, _, version = line.split(";")[0].strip().partition("==")
                 pins.setdefault(distribution, []).append(version)
-    # PyTorch is named in core.txt and pinned in torch.txt.
+    # PyTorch is named in nodes.txt and pinned in torch.txt.
     assert {name: versions for name, versions in pins.items() if len(list(filter(None, versions))) != 1} == {}
 
 
@@ -339,6 +373,21 @@ def test_run_names_the_missing_tool(project):
     add_tool(project, "python3", 'case "$2" in *ensurepip*) exit 1 ;; esac')
     assert_one_line(start(project, "demo"), "venv module", "apt install python3-venv")
     assert not (project / ".venv").exists()
+
+
+def test_run_asks_for_the_glibc_that_its_wheels_need():
+    if not any(distribution.name == "ros-jazzy-rclpy" for distribution in metadata.distributions()):
+        pytest.skip("ROS 2 is not from PyPI here")
+    needed = {}
+    for distribution in metadata.distributions():
+        tags = re.findall(r"^Tag: .*-manylinux_2_(\d+)_x86_64$", distribution.read_text("WHEEL") or "", re.MULTILINE)
+        if tags:
+            needed[distribution.name] = min(map(int, tags))
+    text = (ROOT / "run").read_text()
+    (asked,) = re.findall(r">= \(2, (\d+)\)", text)
+    assert max(needed.values()) == int(asked), max(needed, key=needed.get)
+    assert set(re.findall(r"glibc\s+2\.(\d+)", text)) == {asked}
+    assert f"it is 2.{asked}" in (ROOT / "requirements/ros.txt").read_text()
 
 
 def test_run_leaves_alone_an_environment_that_it_did_not_make(project):

@@ -7,24 +7,27 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from needs import missing
+from ros_graph import Graph
 
-pytest.importorskip("rclpy", reason="no ROS 2 in this environment")
-message_filters = pytest.importorskip("message_filters")
+MISSING = missing("rclpy", "message_filters")
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+if not MISSING:
+    import message_filters
+    from message_filters import SimpleFilter, Subscriber
+    from rclpy.time import Time
+    from sensor_msgs.msg import CameraInfo
+    from std_msgs.msg import Header
 
-from message_filters import SimpleFilter, Subscriber  # noqa: E402
-from rclpy.time import Time  # noqa: E402
-from ros_graph import Graph  # noqa: E402
-from sensor_msgs.msg import CameraInfo  # noqa: E402
-from std_msgs.msg import Header  # noqa: E402
-
-from sicm_ros.conversion.stamps import nanoseconds  # noqa: E402
-from sicm_ros.nodes.stereo_sync import StereoSync  # noqa: E402
-from sicm_ros.ros.qos import image_qos  # noqa: E402
+    from sicm_ros.conversion.stamps import nanoseconds
+    from sicm_ros.nodes.stereo_sync import StereoSync
+    from sicm_ros.ros.qos import image_qos
 
 MS = 1_000_000
 # The stand-in has none; the genuine package has.
 needs_the_package = pytest.mark.skipif(
-    not hasattr(message_filters, "TimeSynchronizer"), reason="needs the genuine message_filters of a ROS 2 install"
+    bool(MISSING) or not hasattr(message_filters, "TimeSynchronizer"),
+    reason="needs the genuine message_filters of a ROS 2 install",
 )
 
 

@@ -10,12 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from needs import NODES, missing
+from ros_graph import PATIENCE_S, TINY_MODEL
 
-pytest.importorskip("rclpy", reason="no ROS 2 in this environment")
-pytest.importorskip("sicm_ros.msg", reason="the messages of sicm_ros are not built in this environment")
-pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not in this environment")
-
-from ros_graph import PATIENCE_S, TINY_MODEL  # noqa: E402
+MISSING = missing(*NODES)
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 PARAMETERS = {"encoder": ["-p", f"model:={TINY_MODEL}"], "decoder": ["-p", f"model:={TINY_MODEL}"]}
 

@@ -6,10 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from needs import missing
 from PIL import Image as PilImage
-
-pytest.importorskip("rclpy")
-pytest.importorskip("sicm_ros.msg")
 
 from sicm_ros.bags.from_kitti import from_kitti
 from sicm_ros.bags.reader import open_bag
@@ -17,8 +15,12 @@ from sicm_ros.bags.types import BagError
 from sicm_ros.codec.decoder import StereoDecoder
 from sicm_ros.codec.encoder import StereoEncoder
 from sicm_ros.data.kitti import open_source, write_object_calib
-from sicm_ros.jobs.transcode import transcode
 from sicm_ros.render.layouts import KITTI_RIG
+
+MISSING = missing("rclpy", "sicm_ros.msg")
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+if not MISSING:
+    from sicm_ros.jobs.transcode import transcode
 
 TINY = str(Path(__file__).parent / "data" / "models" / "tame")
 

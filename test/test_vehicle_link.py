@@ -4,24 +4,26 @@
 import time
 
 import pytest
+from needs import NODES, missing
 
-rclpy = pytest.importorskip("rclpy", reason="no ROS 2 in this environment")
-pytest.importorskip("sicm_ros.msg", reason="the messages of sicm_ros are not built in this environment")
-pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not in this environment")
+from sicm_ros.codec.packet import SymbolMismatchError, WrongModelError
 
-from rclpy.executors import SingleThreadedExecutor  # noqa: E402
-from rclpy.lifecycle import LifecycleNode  # noqa: E402
-from rclpy.time import Time  # noqa: E402
-from sicm_ros.msg import DecodeStats, StereoBitstream  # noqa: E402
-from std_msgs.msg import Header  # noqa: E402
-from vision_msgs.msg import Detection3DArray  # noqa: E402
+MISSING = missing(*NODES)
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+if not MISSING:
+    import rclpy
+    from rclpy.executors import SingleThreadedExecutor
+    from rclpy.lifecycle import LifecycleNode
+    from rclpy.time import Time
+    from sicm_ros.msg import DecodeStats, StereoBitstream
+    from std_msgs.msg import Header
+    from vision_msgs.msg import Detection3DArray
 
-from sicm_ros.codec.packet import SymbolMismatchError, WrongModelError  # noqa: E402
-from sicm_ros.conversion.stamps import nanoseconds  # noqa: E402
-from sicm_ros.nodes.link_status import link_status  # noqa: E402
-from sicm_ros.nodes.vehicle_link import Decoded, VehicleLink  # noqa: E402
-from sicm_ros.ros.diagnostics import Problems  # noqa: E402
-from sicm_ros.ros.qos import boxes_qos  # noqa: E402
+    from sicm_ros.conversion.stamps import nanoseconds
+    from sicm_ros.nodes.link_status import link_status
+    from sicm_ros.nodes.vehicle_link import Decoded, VehicleLink
+    from sicm_ros.ros.diagnostics import Problems
+    from sicm_ros.ros.qos import boxes_qos
 
 SLOW_S = 0.2
 

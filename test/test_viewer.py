@@ -7,32 +7,32 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
+from needs import NODES, missing
+from ros_graph import REPOSITORY, Graph, NodeProcess
 
-pytest.importorskip("rclpy", reason="no ROS 2 in this environment")
-pytest.importorskip("sicm_ros.msg", reason="the messages of sicm_ros are not built in this environment")
-pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not in this environment")
-pytest.importorskip("rerun", reason="rerun-sdk is not in this environment: pip install -r requirements/viewer.txt")
+from sicm_ros.bags.writer import BagWriter
+from sicm_ros.cli.app import main
+from sicm_ros.geometry import Object3D, project
+from sicm_ros.pictures import class_colour
+from sicm_ros.render.layouts import KITTI_RIG, KITTI_SIZE
 
-import cv2  # noqa: E402
-from rclpy.serialization import serialize_message  # noqa: E402
-from rclpy.time import Time  # noqa: E402
-from rerun import dataframe  # noqa: E402
-from ros_graph import REPOSITORY, Graph, NodeProcess  # noqa: E402
-from sensor_msgs.msg import CameraInfo  # noqa: E402
-from sicm_ros.msg import DecodeStats, StereoBitstream  # noqa: E402
-from std_msgs.msg import Header  # noqa: E402
-from vision_msgs.msg import Detection3DArray  # noqa: E402
+MISSING = missing(*NODES, "rerun")
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+if not MISSING:
+    from rclpy.serialization import serialize_message
+    from rclpy.time import Time
+    from rerun import dataframe
+    from sensor_msgs.msg import CameraInfo
+    from sicm_ros.msg import DecodeStats, StereoBitstream
+    from std_msgs.msg import Header
+    from vision_msgs.msg import Detection3DArray
 
-from sicm_ros.bags.writer import BagWriter  # noqa: E402
-from sicm_ros.cli.app import main  # noqa: E402
-from sicm_ros.conversion.boxes import detection_array  # noqa: E402
-from sicm_ros.conversion.camera_info import camera_info_fields  # noqa: E402
-from sicm_ros.geometry import Object3D, project  # noqa: E402
-from sicm_ros.pictures import class_colour  # noqa: E402
-from sicm_ros.render.layouts import KITTI_RIG, KITTI_SIZE  # noqa: E402
-from sicm_ros.ros import rerun_view  # noqa: E402
+    from sicm_ros.conversion.boxes import detection_array
+    from sicm_ros.conversion.camera_info import camera_info_fields
+    from sicm_ros.ros import rerun_view
 
 NAMESPACE = "/looked_at"
 SECOND = 10**9

@@ -15,7 +15,7 @@ from ..geometry import InputTransform, StereoRig
 from ..model_store import StoredModel, open_model
 from ..preprocessing import InputError, prepare
 from . import packet
-from .payload import compress
+from .payload import compress, least_bytes
 from .range_coder import RangeCoder
 from .rate_control import RateController, RateDecision
 from .stage_clock import StageClock
@@ -73,6 +73,12 @@ class StereoEncoder:
         if not (math.isfinite(rate) and 0 <= rate <= highest):
             raise InputError(f"rate: expected 0 to {highest} for model {self.model.name}, got {rate:g}")
         return rate
+
+    @property
+    def least_bytes(self) -> int:
+        """No packet of the model is shorter, whatever the images and the rate."""
+        config = self.model.config
+        return packet.OVERHEAD + least_bytes(self._coder, config.latent_channels, config.latent_size)
 
     def encode(self, left: np.ndarray, right: np.ndarray, rig: StereoRig, rate: float | None = None) -> EncodedPair:
         """Encode one pair: (H, W, 3) uint8 RGB each; ``rig`` is that of these images."""

@@ -19,7 +19,7 @@ from ..networks.entropy_layers import hyper_size
 from ..networks.integer_prior import IntegerPrior, QuantisedLatents, Step, to_maps
 from .range_coder import RangeCoder, SymbolDecoder, SymbolEncoder
 
-__all__ = ["DecodedLatents", "compress", "decompress", "decompress_batch", "symbol_count"]
+__all__ = ["DecodedLatents", "compress", "decompress", "decompress_batch", "least_bytes", "symbol_count"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,15 @@ def symbol_count(channels: int, hyper_channels: int, size: tuple[int, int]) -> i
     """Number of symbols of one pair with latents of ``size`` (h, w)."""
     rows, columns = hyper_size(*size)
     return 2 * (channels * size[0] * size[1] + hyper_channels * rows * columns)
+
+
+def least_bytes(coder: RangeCoder, channels: int, size: tuple[int, int]) -> int:
+    """No payload of latents with ``channels`` and ``size`` (h, w) is shorter: every symbol the likeliest of its table,
+    every latent's table the narrowest."""
+    rows, columns = hyper_size(*size)
+    latents, hyper = coder.least_bits()
+    bits = 2 * channels * size[0] * size[1] * latents + rows * columns * hyper
+    return max(0, int(bits / 8) - 8)  # the coder starts from an empty state, which is worth up to a word or two
 
 
 def compress(coded: QuantisedLatents, coder: RangeCoder, item: int = 0) -> tuple[bytes, int, float]:

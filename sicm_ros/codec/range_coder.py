@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The entropy coder: symbols to bytes and back, under integer tables.
 
-It is ``constriction``'s ANS coder (64-bit state, 32-bit words, 24-bit probabilities). It was chosen over CompressAI's
-because it takes numpy arrays (CompressAI's takes lists, tables included, at each call), it cannot read beyond its input
-(range checks there are debug assertions), and it does not bring in a whole training framework. Of the symbols of one
-step, those with the same table are coded in one call.
+The bytes are those of ``constriction``'s ANS coder, which the tests compare with. That library has wheels for x86_64
+alone. Of the symbols of one step, those with the same table are coded one after another.
 """
 
 from __future__ import annotations
@@ -12,70 +10,91 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from constriction import stream  # its submodules cannot be imported by their paths
 
 from ..networks.entropy_layers import HYPER_SYMBOL_LIMIT, SCALE_LEVELS
-from ..networks.entropy_tables import TOTAL, EntropyTables
+from ..networks.entropy_tables import TABLE_BITS, EntropyTables
 from ..networks.integer_prior import symbol_limits
+from . import ans
 
 __all__ = ["RangeCoder", "SymbolDecoder", "SymbolEncoder"]
 
 
-def _model(counts: np.ndarray) -> stream.model.Categorical:
-    # With perfect=False the bounds are exact integers: floor(before * (2 ** 24 - n) / 2 ** 16) + i, see docs/packet.md.
-    return stream.model.Categorical(counts.astype(np.float64) / TOTAL, perfect=False)
-
-
 class RangeCoder:
-    """The coder's models for one set of tables."""
+    """The coder's form of one set of tables: flat arrays of all rows, first the latents' (a row for each scale index),
+    then the hyper-latents' (a row for each channel, left view first)."""
 
     def __init__(self, tables: EntropyTables) -> None:
         self.tables = tables
-        self.latent_models = [_model(row) for row in tables.latent_rows]
-        self.hyper_models = [[_model(row) for row in view] for view in tables.hyper]
+        self.channels = tables.hyper.shape[1]
+        hyper = tables.hyper.reshape(-1, tables.hyper.shape[2])
+        limits = [*symbol_limits().tolist(), *([HYPER_SYMBOL_LIMIT] * len(hyper))]
+        self.limits = np.array(limits, np.int32)
+        sizes = 2 * self.limits + 1
+        self.centres = (np.cumsum(sizes) - self.limits - 1).astype(np.int32)
+        self.bits = np.concatenate([tables.latent_bits, tables.hyper_bits.reshape(-1)])
+        lows, widths, firsts = [], [], []
+        for counts, start in zip([*tables.latent_rows, *hyper], self.centres - self.limits, strict=True):
+            bounds = _bounds(counts)
+            lows.append(bounds[:-1])
+            widths.append(np.diff(bounds))
+            buckets = np.arange(ans.BUCKETS) * (1 << ans.PRECISION) // ans.BUCKETS
+            firsts.append(start + np.searchsorted(bounds, buckets, "right") - 1)
+        self.low, self.width = (np.concatenate(x).astype(np.uint32) for x in (lows, widths))
+        self.first = np.array(firsts, np.int32)
+
+    def least_bits(self) -> tuple[float, float]:
+        """The fewest bits of a latent's symbol, and those of one symbol of each hyper-latent channel together."""
+        least = np.minimum.reduceat(self.bits, self.centres - self.limits)
+        return float(least[:SCALE_LEVELS].min()), float(least[SCALE_LEVELS:].sum())
+
+    def hyper_rows(self, view: int, shape: Sequence[int]) -> np.ndarray:
+        """The row (Z * hz * wz,) uint16 of each symbol of a hyper-latent of ``shape`` (Z, hz, wz)."""
+        if shape[0] != self.channels:
+            raise ValueError(f"hyper-latent: expected {self.channels} channels, got {shape[0]}")
+        start = SCALE_LEVELS + view * self.channels
+        return np.arange(start, start + self.channels, dtype=np.uint16).repeat(int(np.prod(shape[1:])))
 
 
-def _grouped(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Coding order (n,) of symbols with scale indices (n,): by index, then as they come; and the ends of the groups."""
-    return np.argsort(indices, kind="stable"), np.cumsum(np.bincount(indices, minlength=SCALE_LEVELS))
-
-
-_LIMITS = symbol_limits().numpy().astype(np.int32)
-_CENTRES = np.cumsum(2 * _LIMITS + 1) - _LIMITS - 1  # of each row in EntropyTables.latent
+def _bounds(counts: np.ndarray) -> np.ndarray:
+    """Bounds (m + 1,) int64 of the symbols with ``counts`` (m,), in 2 ** -24; see docs/packet.md, section 2."""
+    m = len(counts)
+    before = np.concatenate([[0], np.cumsum(counts[:-1].astype(np.int64))])
+    return np.append(before * ((1 << ans.PRECISION) - m) // (1 << TABLE_BITS) + np.arange(m), 1 << ans.PRECISION)
 
 
 class SymbolEncoder:
-    """Collects symbols in the order in which they are to be decoded; ``bits`` is their information content so far."""
+    """Collects symbols in the order in which they are to be decoded; ``bits`` is their information content so far.
+
+    Raises ValueError for symbols that their table does not have.
+    """
 
     def __init__(self, coder: RangeCoder) -> None:
         self._coder = coder
-        self._runs: list[tuple[np.ndarray, stream.model.Categorical]] = []
+        self._positions: list[np.ndarray] = []
         self.bits = 0.0
 
     def hyper(self, view: int, symbols: np.ndarray) -> None:
         """Append a hyper-latent (Z, hz, wz) of integers in [-63, 63]; ``view`` 0 is left, 1 is right."""
-        rows = symbols.reshape(len(symbols), -1).astype(np.int32) + HYPER_SYMBOL_LIMIT
-        self._runs += zip(rows, self._coder.hyper_models[view], strict=True)
-        self.bits += float(np.take_along_axis(self._coder.tables.hyper_bits[view], rows, 1).sum())
+        self._append(symbols, self._coder.hyper_rows(view, symbols.shape))
 
     def latents(self, symbols: np.ndarray, indices: np.ndarray) -> None:
         """Append the symbols of one step with their scale indices: integer arrays of one shape."""
-        indices, symbols = indices.reshape(-1).astype(np.uint8), symbols.reshape(-1).astype(np.int32)
-        order, ends = _grouped(indices)
-        shifted = (symbols + _LIMITS[indices])[order]
-        self.bits += float(self._coder.tables.latent_bits[symbols + _CENTRES[indices]].sum())
-        start = 0
-        for model, end in zip(self._coder.latent_models, ends.tolist(), strict=True):
-            if end > start:
-                self._runs.append((shifted[start:end], model))
-            start = end
+        self._append(symbols, indices.reshape(-1).astype(np.uint16))
+
+    def _append(self, symbols: np.ndarray, rows: np.ndarray) -> None:
+        positions = np.empty(len(rows), np.int32)
+        flat = symbols.reshape(-1).astype(np.int32)
+        if len(flat) != len(rows):
+            raise ValueError(f"symbols: expected a scale index for each, got {len(flat)} and {len(rows)}")
+        if not ans.group(flat, rows, self._coder.limits, self._coder.centres, positions):
+            raise ValueError("symbols: expected those of their tables, got one beyond")
+        self._positions.append(positions)
+        self.bits += float(self._coder.bits[positions].sum())
 
     def finish(self) -> bytes:
         """The coded bytes: little-endian words without the zero bytes at their end."""
-        stack = stream.stack.AnsCoder()
-        for symbols, model in reversed(self._runs):
-            stack.encode_reverse(symbols, model)
-        return stack.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
+        positions = np.concatenate([np.empty(0, np.int32), *self._positions])
+        return ans.encode(positions, self._coder.low, self._coder.width).astype("<u4").tobytes().rstrip(b"\0")
 
 
 class SymbolDecoder:
@@ -87,28 +106,27 @@ class SymbolDecoder:
     def __init__(self, coder: RangeCoder, payload: bytes) -> None:
         self._coder = coder
         words = np.frombuffer(payload + bytes(-len(payload) % 4), "<u4").astype(np.uint32)
-        # An ANS stream never ends in a zero word; only a forged one reaches the coder's own check, so drop them.
-        used = np.flatnonzero(words)
-        self._stack = stream.stack.AnsCoder(words[: used[-1] + 1] if len(used) else words[:0])
+        used = np.flatnonzero(words)  # an ANS stream never ends in a zero word
+        left = int(used[-1]) + 1 if len(used) else 0
+        state = 0
+        while state < 1 << 32 and left:
+            left -= 1
+            state = state << 32 | int(words[left])
+        self._words, self._stack = words, np.array([state, left], np.uint64)
 
     def hyper(self, view: int, shape: Sequence[int]) -> np.ndarray:
         """The next hyper-latent (Z, hz, wz), int32."""
-        count = int(np.prod(shape[1:]))
-        rows = [self._stack.decode(model, count) for model in self._coder.hyper_models[view]]
-        return np.stack(rows).reshape(shape) - HYPER_SYMBOL_LIMIT
+        return self._take(self._coder.hyper_rows(view, shape)).reshape(shape)
 
     def latents(self, indices: np.ndarray) -> np.ndarray:
         """The next step's symbols, int32, in the shape of ``indices``."""
-        flat = indices.reshape(-1).astype(np.uint8)
-        order, ends = _grouped(flat)
-        symbols = np.empty(len(flat), np.int32)
-        start = 0
-        for model, end in zip(self._coder.latent_models, ends.tolist(), strict=True):
-            if end > start:
-                symbols[order[start:end]] = self._stack.decode(model, end - start)
-            start = end
-        return (symbols - _LIMITS[flat]).reshape(indices.shape)
+        return self._take(indices.reshape(-1).astype(np.uint16)).reshape(indices.shape)
+
+    def _take(self, rows: np.ndarray) -> np.ndarray:
+        coder, symbols = self._coder, np.empty(len(rows), np.int32)
+        ans.decode(self._words, self._stack, rows, coder.low, coder.width, coder.first, coder.centres, symbols)
+        return symbols
 
     def at_end(self) -> bool:
         """Whether exactly what was encoded has been decoded."""
-        return bool(self._stack.is_empty())
+        return not self._stack.any()

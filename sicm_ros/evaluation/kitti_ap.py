@@ -15,8 +15,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
+from sicm_ros.compiled import compiled
 from sicm_ros.geometry import Object3D
 
 __all__ = ["CLASSES", "DIFFICULTIES", "METRICS", "bev_iou", "box3d_iou", "evaluate"]
@@ -41,7 +41,7 @@ COUNTS, IGNORED, ABSENT = 0, 1, -1
 # ------------------------------------------------------------------------------------------------------------ overlaps
 
 
-@njit(cache=True)
+@compiled()
 def _bev_intersection(ax, az, al, aw, ar, bx, bz, bl, bw, br):  # type: ignore[no-untyped-def]
     """Area, in square metres, that two rotated rectangles share: b, in a's own axes, is clipped by a's four edges."""
     dx, dz = bx - ax, bz - az
@@ -86,7 +86,7 @@ def _bev_intersection(ax, az, al, aw, ar, bx, bz, bl, bw, br):  # type: ignore[n
     return abs(area) / 2
 
 
-@njit(cache=True)
+@compiled()
 def _bev_iou(a, b, out):  # type: ignore[no-untyped-def]
     for i in range(a.shape[0]):
         for j in range(b.shape[0]):
@@ -97,7 +97,7 @@ def _bev_iou(a, b, out):  # type: ignore[no-untyped-def]
             out[i, j] = shared / union if union > 0 else 0.0
 
 
-@njit(cache=True)
+@compiled()
 def _box3d_iou(a, b, out):  # type: ignore[no-untyped-def]
     for i in range(a.shape[0]):
         for j in range(b.shape[0]):
@@ -228,7 +228,7 @@ def _detection_flags(found: _Boxes, name: str, difficulty: int) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------------ matching
 
 
-@njit(cache=True)
+@compiled()
 def _matched_scores(truth_start, truth_flags, found_start, found_flags, scores, overlap_start, overlaps, least):  # type: ignore[no-untyped-def]
     """Scores (n,) of the true positives if every detection may match: each object takes the one of highest score."""
     matched = np.empty(truth_flags.shape[0])
@@ -254,7 +254,7 @@ def _matched_scores(truth_start, truth_flags, found_start, found_flags, scores, 
     return matched[:count]
 
 
-@njit(cache=True)
+@compiled()
 def _count(
     truth_start,
     truth_flags,

@@ -132,7 +132,7 @@ class EncoderNode(ManagedNode):
         if self.value("threads"):
             torch.set_num_threads(self.value("threads"))
         model = self._load(self.value("device"))
-        refused = self._check_rate(self.value("rate"))
+        refused = self._on_change({name: self.value(name) for name in ("rate", "max_bitrate")})
         if refused:
             raise ValueError(f"parameter {refused}")
         self._controller = RateController(model.config.highest_rate, self._sent_bits)
@@ -335,7 +335,20 @@ class EncoderNode(ManagedNode):
         self._info_publisher.publish(codec_info(header, self._encoder.model))
 
     def _on_change(self, changed: dict[str, Any]) -> str | None:
-        return self._check_rate(changed["rate"]) if "rate" in changed else None
+        checks = {"rate": self._check_rate, "max_bitrate": self._check_max_bitrate}
+        problems = [checks[name](value) for name, value in changed.items() if name in checks]
+        return "; ".join(filter(None, problems)) or None
+
+    def _check_max_bitrate(self, max_bitrate: int) -> str | None:
+        if self._encoder is None or max_bitrate == 0:
+            return None
+        least = 8 * wire_bytes(self._encoder.least_bytes)
+        if max_bitrate >= least:
+            return None
+        return (
+            f"max_bitrate: expected 0 (no limit) or at least {least}, the bits on the wire of the smallest packet of "
+            f"model {self._encoder.model.name}, got {max_bitrate}"
+        )
 
     def _check_rate(self, rate: float) -> str | None:
         if self._model is None or rate == -1:

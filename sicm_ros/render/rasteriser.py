@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 
-from numba import njit
-
+from sicm_ros.compiled import compiled
 from sicm_ros.render.textures import HOLES
 
 __all__ = [
@@ -27,7 +26,7 @@ SUPER_X, SUPER_Y = 4, 2
 NEAR = 0.25
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def rasterise(v, world, tris, cutout, tex, q_buffer, id_buffer):
     """Draw triangles into an inverse-depth buffer.
 
@@ -121,32 +120,32 @@ def rasterise(v, world, tris, cutout, tex, q_buffer, id_buffer):
                     id_buffer[y, x] = t
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def leaf_u(px, py, pz, scale):
     """First texture coordinate, texels, of a point in metres on a leafy surface; ``scale`` in texels per metre."""
     return (px * 0.83 + pz * 0.55 + py * 0.27) * scale
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def leaf_v(px, py, pz, scale):
     """Second texture coordinate, texels, of a point in metres on a leafy surface."""
     return (py * 0.9 + pz * 0.35 - px * 0.25) * scale
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def leaf_hole(tex, u, v, hole):
     """Whether a leafy surface, of which the fraction ``hole`` is missing, has a hole at (u, v) texels."""
     # The offset makes both positive, so that truncation rounds down.
     return tex[HOLES, (int(v + 1048576.0) & 255) * 256 + (int(u + 1048576.0) & 255)] < hole
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def leaf_scale(z):
     """Texels per metre of leaves at depth ``z`` metres: coarser far away, and the same in both views."""
     return 160.0 if z < 10 else (90.0 if z < 20 else (50.0 if z < 40 else 26.0))
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def light_height_map(vertices, tris, casts, cutout, tex, sun, x0, z0, cell, height_map):
     """Shadow map: for each cell of the plane y = 0, along the sun's direction, the smallest y (highest point).
 
@@ -217,7 +216,7 @@ def light_height_map(vertices, tris, casts, cutout, tex, sun, x0, z0, cell, heig
                     height_map[y, x] = h
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def darken_under_box(ambient, x0, z0, cell, x, z, ry, half_length, half_width, strength, reach):
     """Multiply the ground's ambient light by the occlusion of a box that stands on it (contact shadow).
 
@@ -240,7 +239,7 @@ def darken_under_box(ambient, x0, z0, cell, x, z, ry, half_length, half_width, s
             ambient[r, k] *= 1 - strength * min(1.0, 1.25 * cover)
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def count_silhouettes(v, tris, first, last, stamp, counts):
     """Count the samples that each labelled object would cover if nothing stood in front of it, into ``counts`` (K,).
 
@@ -276,7 +275,7 @@ def count_silhouettes(v, tris, first, last, stamp, counts):
         counts[k] = total
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def disparity_at_centres(q_buffer, fx, cx, left_t, right_t, disparity):
     """Disparity u_left - u_right, pixels, at each pixel's centre, into ``disparity`` (H, W) float32; 0 for the sky.
 

@@ -7,8 +7,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from sicm_ros.compiled import compiled
 from sicm_ros.render.materials import CAR_BODY, CAR_GLASSHOUSE, CAR_SIDE, FACADE, FOLIAGE, GROUND, SHEEN, SIGN, WHEEL
 from sicm_ros.render.rasteriser import SUPER_X, SUPER_Y
 from sicm_ros.render.surfaces import (
@@ -57,7 +57,7 @@ class Eye(NamedTuple):
     ray: np.ndarray
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def _map(grid, x, z, x0, z0, cell, outside):
     rows, columns = grid.shape
     u = (x - x0) / cell - 0.5
@@ -71,7 +71,7 @@ def _map(grid, x, z, x0, z0, cell, outside):
     ) * b
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def _lit(height_map, px, py, pz, sun, x0, z0, cell):
     """Fraction of the sun that reaches a point: four depth tests of a height map, weighted bilinearly."""
     rows, columns = height_map.shape
@@ -90,7 +90,7 @@ def _lit(height_map, px, py, pz, sun, x0, z0, cell):
     return (s00 * (1 - a) + s01 * a) * (1 - b) + (s10 * (1 - a) + s11 * a) * b
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def _sky(tex, dx, dy, dz, env, out):
     """Radiance of the sky in a direction (unit vector, y down)."""
     up = max(-dy, 0.0)
@@ -113,7 +113,7 @@ def _sky(tex, dx, dy, dz, env, out):
 MIRRORED_SKY = 0.5
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def _mirror(tex, dx, dy, dz, env, out):
     """What a glossy surface reflects: sky, a ragged dark horizon, ground."""
     azimuth = math.atan2(dx, dz) * 90
@@ -127,7 +127,7 @@ def _mirror(tex, dx, dy, dz, env, out):
         out[c] = MIRRORED_SKY * out[c] * a + dark * (1 - a)
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def shade_view(id_buffer, surfaces, tex, light, maps, eye, out):
     """Light each surface in each pixel once or twice and average into ``out`` (H, W, 3), linear.
 

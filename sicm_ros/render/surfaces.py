@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 
-from numba import njit
-
+from sicm_ros.compiled import compiled
 from sicm_ros.render.textures import (
     COBBLE,
     FBM,
@@ -37,7 +36,7 @@ __all__ = [
 ]
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def mix(albedo, r, g, b, a):
     """Blend a colour into ``albedo``, in place, with weight ``a`` in [0, 1]."""
     albedo[0] += (r - albedo[0]) * a
@@ -45,7 +44,7 @@ def mix(albedo, r, g, b, a):
     albedo[2] += (b - albedo[2]) * a
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def paint_ground(tex, px, pz, fx, fz, g, albedo):
     """Road, markings, kerbs, pavement and verge at (px, pz), metres. ``g``: see ``street.ground_parameters``."""
     c, s = g[0], g[1]
@@ -121,7 +120,7 @@ def paint_ground(tex, px, pz, fx, fz, g, albedo):
         albedo[c] = (g[base + 4 + c] * (1 - dry) + g[27 + c] * dry) * tone
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def paint_car_body(tex, s, y, h, ns, ny, nh, fs, fy, fh, m, albedo, wall):
     """Painted body: lights, plates, grille, doors. ``s`` 0 front .. 1 rear, ``y`` in [-0.5, 0.5], ``h`` 0..1.
 
@@ -205,7 +204,7 @@ def paint_car_body(tex, s, y, h, ns, ny, nh, fs, fy, fh, m, albedo, wall):
     return gloss
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def _plate(tex, u, v, footprint, m, albedo, amount):
     if amount <= 0:
         return
@@ -216,7 +215,7 @@ def _plate(tex, u, v, footprint, m, albedo, amount):
     mix(albedo, 0.05, 0.08, 0.35, amount * soft_band(u, 0.21, 0.26, footprint))
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def paint_glasshouse(tex, s, y, h, fs, fy, fh, m, albedo, wall):
     """Cabin above the belt line. Returns gloss; glass is dark and mirrors."""
     albedo[0], albedo[1], albedo[2] = m[1], m[2], m[3]
@@ -257,7 +256,7 @@ def paint_glasshouse(tex, s, y, h, fs, fy, fh, m, albedo, wall):
     return gloss * (1 - glass) + 1.9 * glass
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def paint_facade(tex, along, up, fa, fu, m, albedo):
     """A wall with rows of windows, doors or garages. Returns gloss."""
     kind = int(m[4])
@@ -319,7 +318,7 @@ def paint_facade(tex, along, up, fa, fu, m, albedo):
     return gloss
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def paint_sign(u, v, fu, fv, m, albedo):
     """A traffic sign or poster in [-1, 1]^2: border colour, ground colour, a dark device."""
     kind = int(m[4])
@@ -351,7 +350,7 @@ def paint_sign(u, v, fu, fv, m, albedo):
                 mix(albedo, m[8], m[9], m[10], ink * soft_band(v - (row / 3.0 - 1), 0.08, 0.26, fv))
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def paint_wheel(x, z, fx, fz, ny, m, albedo):
     """Tyre, rim and spokes; metres from the hub, ``ny`` of the normal along the axle."""
     r = math.hypot(x, z) / m[4]
@@ -364,7 +363,7 @@ def paint_wheel(x, z, fx, fz, ny, m, albedo):
     mix(albedo, tone, tone, tone, rim)
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def paint_foliage(tex, x, y, z, f, ny, m, albedo):
     """Leaves in sun and shade; ``f``: footprint, metres, ``ny``: of the normal in the world.
 
@@ -382,7 +381,7 @@ def paint_foliage(tex, x, y, z, f, ny, m, albedo):
     return m[7] + (1 - m[7]) * min(1.0, max(0.0, 0.5 + 0.5 * n2 - 0.5 * ny * 0.6))
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def paint_generic(tex, u, v, fu, fv, m, albedo):
     """A plain surface: one texture, and ribs where it has some. ``m``: see ``materials.generic_surface``."""
     k = m[5]

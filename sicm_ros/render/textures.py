@@ -7,7 +7,8 @@ import math
 from functools import lru_cache
 
 import numpy as np
-from numba import njit
+
+from sicm_ros.compiled import compiled
 
 __all__ = [
     "BRICK",
@@ -99,7 +100,7 @@ def texture_pyramids() -> np.ndarray:
     return np.ascontiguousarray(np.stack(rows).astype(np.float32))
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def _texel(tex, kind, level, u, v):
     """Bilinear look-up in one level; ``u, v`` in texels of the finest level."""
     n = TEXTURE_SIZE >> level
@@ -121,7 +122,7 @@ def _texel(tex, kind, level, u, v):
     return top * (1 - ay) + bottom * ay
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def texture(tex, kind, u, v, footprint):
     """Texture number ``kind`` of the pyramids ``tex`` at (u, v) texels, averaged over about ``footprint`` texels."""
     if kind == PLAIN or footprint > 90 or (kind == GRAIN and footprint > 14):
@@ -137,7 +138,7 @@ def texture(tex, kind, u, v, footprint):
     return _texel(tex, kind, low, u, v) * (1 - f) + _texel(tex, kind, low + 1, u, v) * f
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def texture_long(tex, kind, u, v, fu, fv):
     """``texture`` with different footprints along both axes: up to four look-ups along the longer one."""
     if fv > fu:
@@ -153,13 +154,13 @@ def texture_long(tex, kind, u, v, fu, fv):
     return total / taps
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def soft_step(x, edge, footprint):
     """A unit step averaged over the footprint."""
     return min(1.0, max(0.0, (x - edge) / max(footprint, 1e-6) + 0.5))
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def soft_band(x, low, high, footprint):
     """1 between ``low`` and ``high``, averaged over the footprint."""
     f = max(footprint, 1e-6)
@@ -168,7 +169,7 @@ def soft_band(x, low, high, footprint):
     return min(1.0, max(0.0, (b - a) / f))
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def comb(x, period, duty, footprint):
     """A square wave (1 on the first ``duty`` of each period), averaged over the footprint."""
     f = max(footprint, 1e-6) / period
@@ -181,7 +182,7 @@ def comb(x, period, duty, footprint):
     return (fb * duty + min(b - fb, duty) - fa * duty - min(a - fa, duty)) / f
 
 
-@njit(cache=True, fastmath=True, error_model="numpy")
+@compiled(fastmath=True, error_model="numpy")
 def hash_unit(a, b, c):
     """A number in [0, 1) from three integers."""
     h = (a * 374761393 + b * 668265263 + c * 1274126177) & 0xFFFFFFFF

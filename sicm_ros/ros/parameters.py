@@ -62,13 +62,12 @@ def declare(
     table = {spec.name: spec for spec in specs}
     for spec in specs:
         try:
-            default = list(spec.default) if isinstance(spec.default, tuple) else spec.default
-            value = node.declare_parameter(spec.name, default, spec.descriptor()).value
+            value = _declare(node, spec).value
         except (InvalidParameterTypeException, InvalidParameterValueException) as error:
             expected = {
                 bool: "true or false",
                 int: "an integer",
-                float: "a number with a decimal point",
+                float: "a number",
                 str: "text",
                 tuple: "a list of texts",
             }[type(spec.default)]
@@ -88,4 +87,29 @@ def declare(
             problems = [refused] if refused else []
         return SetParametersResult(successful=not problems, reason="; ".join(problems))
 
+    doubles = [spec.name for spec in specs if isinstance(spec.default, float)]
+
+    def convert(parameters: list[Parameter]) -> list[Parameter]:
+        return [_as_double(p) if p.name in doubles else p for p in parameters]
+
+    node.add_pre_set_parameters_callback(convert)
     node.add_on_set_parameters_callback(validate)
+
+
+def _as_double(parameter: Parameter) -> Parameter:
+    """ROS takes ``rate:=0`` for an integer, which it refuses for a parameter of type double."""
+    if parameter.type_ != Parameter.Type.INTEGER:
+        return parameter
+    return Parameter(parameter.name, Parameter.Type.DOUBLE, float(parameter.value))
+
+
+def _declare(node: Node, spec: ParameterSpec) -> Parameter:
+    """Declare one parameter. Raises rclpy's exceptions for a value of another type or out of range."""
+    default = list(spec.default) if isinstance(spec.default, tuple) else spec.default
+    if isinstance(default, float):
+        # The value given at start has to be seen before its type is fixed.
+        given = node.declare_parameter(spec.name, default, ParameterDescriptor(dynamic_typing=True))
+        node.undeclare_parameter(spec.name)
+        if given.type_ == Parameter.Type.INTEGER:
+            return node.declare_parameter(spec.name, _as_double(given).value, spec.descriptor(), ignore_override=True)
+    return node.declare_parameter(spec.name, default, spec.descriptor())
