@@ -151,8 +151,8 @@ def test_a_camera_dies_and_comes_back(bench):
     bench.run("encoder"), bench.run("decoder")
     bench.camera.start()
     bench.boxes_after(0)
-    bench.camera.sides = {"left"}
     count = len(bench.arrays)
+    bench.camera.sides = {"left"}
     bench.cleared_after(count)
     _, message, _ = bench.graph.wait_for_status(
         "encoder_node: stereo input",
@@ -174,9 +174,9 @@ def test_a_killed_encoder_is_replaced(bench):
     encoder, decoder = bench.run("encoder"), bench.run("decoder")
     bench.camera.start()
     bench.boxes_after(0)
+    count = len(bench.arrays)  # before: on a busy machine the boxes may be cleared while this process waits
     encoder.signal(signal.SIGKILL)
     assert encoder.wait() == -signal.SIGKILL
-    count = len(bench.arrays)
     bench.cleared_after(count)
     bench.graph.wait_for_status("decoder_node: link", lambda level, *_: level == STALE)
     bench.run("encoder")

@@ -654,10 +654,10 @@ def test_max_bitrate_lowers_the_rate_and_drops_what_cannot_be_sent(ready, render
 
         sent = ready.repeat(
             lambda: ready.send_pair(time.time_ns(), pair.left, pair.right, pair.rig),
-            lambda: told(lowered) and told(dropped),
+            lambda: told(lowered) and told(dropped) and len(ready.received["stereo_bitstream"]) >= 2,
             period=0.05,
         )
-        assert 2 <= len(ready.received["stereo_bitstream"]) < sent
+        assert len(ready.received["stereo_bitstream"]) < sent
     finally:
         ready.set_parameter("encoder_node", "max_bitrate", 0)
         ready.set_parameter("encoder_node", "rate", -1.0)
@@ -696,7 +696,9 @@ def test_silence_clears_the_boxes_once_and_is_told(ready, rendered):
     finally:
         ready.set_parameter("decoder_node", "timeout", 0.0)
     expect_answer(ready, time.time_ns(), rendered[0])
-    assert [bool(m.detections) for m in ready.received["detections"]] == [True, False, True]
+    # A pair is sent until it is answered, on a busy machine several times.
+    answers = [bool(m.detections) for m in ready.received["detections"]]
+    assert answers.count(False) == 1 and [some for some, _ in itertools.groupby(answers)] == [True, False, True]
 
 
 @pytest.mark.slow
