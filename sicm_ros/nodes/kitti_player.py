@@ -153,7 +153,7 @@ class KittiPlayerNode(Node):
         """Stop playing."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join(5.0)
+            self._thread.join(3.0)
 
     # --------------------------------------------------------------------------------------------------- source
 
