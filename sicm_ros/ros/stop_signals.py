@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SIGINT and SIGTERM from the first line of a node's process to its last. Nothing of ROS is imported."""
+"""SIGINT and SIGTERM in a node's process, and its end. Nothing of ROS is imported."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from concurrent.futures import Future, wait
 from types import FrameType
 from typing import NoReturn, TypeVar
 
-__all__ = ["StopSignals", "Stopped", "end_at_once", "end_process", "unless_stopped"]
+__all__ = ["StopSignals", "Stopped", "end_process", "unless_stopped"]
 
 T = TypeVar("T")
 
@@ -22,16 +22,6 @@ _POLL_S, _GRACE_S = 0.05, 0.3  # ros2 launch waits 5 s after SIGINT
 
 class Stopped(Exception):
     """The process is to end before something was done."""
-
-
-def end_at_once() -> None:
-    """Until a ``StopSignals`` is made, SIGINT and SIGTERM end the process with status 0.
-
-    For the imports, which take longer than anything else in a node's start: nothing is there yet that would have to be
-    cleaned up, and an exception in the middle of an import prints a traceback.
-    """
-    for number in _NUMBERS:
-        signal.signal(number, lambda number, frame: os._exit(0))
 
 
 class StopSignals:
