@@ -9,7 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image as PilImage
 
 pytest.importorskip("rclpy", reason="no ROS 2 in this environment")
 pytest.importorskip("sicm_ros.msg", reason="the messages of sicm_ros are not built in this environment")
@@ -18,6 +20,9 @@ pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not in this enviro
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from ros_graph import PATIENCE_S, TINY_MODEL, Graph  # noqa: E402
+
+from sicm_ros.data.kitti import write_object_calib  # noqa: E402
+from sicm_ros.render.layouts import KITTI_RIG  # noqa: E402
 
 PARAMETERS = {"encoder": ["-p", f"model:={TINY_MODEL}"], "decoder": ["-p", f"model:={TINY_MODEL}"]}
 
@@ -58,13 +63,34 @@ class Started:
 NODES = ["decoder", "encoder", "kitti_player", "overlay", "viewer"]
 
 
-@pytest.mark.parametrize(
-    "module", ["encoder", *(pytest.param(n, marks=pytest.mark.slow) for n in NODES if n != "encoder")]
-)
-@pytest.mark.parametrize("delay", [0.0, 0.1, 1.6, *(pytest.param(s, marks=pytest.mark.slow) for s in (0.4, 0.8, 3.2))])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_at_any_moment_of_the_start_ends_a_node_with_status_0(number, delay, module, rendered_root, tmp_path):
-    parameters = {"kitti_player": [f"path:={rendered_root}", "loop:=true"], "viewer": [f"view:={tmp_path / 'x.rrd'}"]}
+@pytest.fixture(scope="module")
+def kitti(tmp_path_factory):
+    """A KITTI object folder with one pair of noise."""
+    root = tmp_path_factory.mktemp("kitti") / "training"
+    for folder in ("image_2", "image_3", "calib"):
+        (root / folder).mkdir(parents=True)
+    noise = PilImage.fromarray(np.random.default_rng(3).integers(0, 256, (188, 621, 3), np.uint8))
+    for folder in ("image_2", "image_3"):
+        noise.save(root / folder / "000000.png")
+    write_object_calib(root / "calib" / "000000.txt", KITTI_RIG)
+    return root.parent
+
+
+MOMENTS = [
+    *(("encoder", number, delay) for delay in (0.0, 0.1, 1.6) for number in (signal.SIGINT, signal.SIGTERM)),
+    *(
+        pytest.param(module, number, delay, marks=pytest.mark.slow)
+        for module in NODES
+        for number, delay in ((signal.SIGTERM, 0.05), (signal.SIGINT, 0.4), (signal.SIGTERM, 0.8), (signal.SIGINT, 3.2))
+    ),
+]
+
+
+@pytest.mark.parametrize(("module", "number", "delay"), MOMENTS)
+def test_a_signal_at_any_moment_of_the_start_ends_a_node_with_status_0(module, number, delay, kitti, tmp_path):
+    if module == "viewer":
+        pytest.importorskip("rerun", reason="no viewer in this environment")
+    parameters = {"kitti_player": [f"path:={kitti}", "loop:=true"], "viewer": [f"view:={tmp_path / 'x.rrd'}"]}
     started = Started(module, parameters=[word for p in parameters.get(module, []) for word in ("-p", p)])
     time.sleep(delay)
     started.process.send_signal(number)
