@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from launch.actions import IncludeLaunchDescription
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 arguments = [word.split(":=") for word in sys.argv[2:]]
 include = IncludeLaunchDescription(PythonLaunchDescriptionSource(sys.argv[1]), launch_arguments=arguments)
-service = LaunchService(argv=sys.argv[2:])
+service = LaunchService(argv=sys.argv[2:], noninteractive=True)  # no terminal sends Ctrl-C to the nodes, too
 service.include_launch_description(LaunchDescription([include]))
 sys.exit(service.run())
 """
@@ -215,7 +216,12 @@ def test_a_replay_ends_when_one_of_its_nodes_has_a_bad_configuration():
 
 def test_ctrl_c_while_the_model_loads_is_not_escalated():
     launched = Launched("vehicle", model=TINY_MODEL)
-    launched.until(r"started with pid \[\d+\]")
+    pid = launched.until(r"started with pid \[(\d+)\]")[1]
+    end = time.monotonic() + PATIENCE_S
+    while "libtorch" not in Path(f"/proc/{pid}/maps").read_text():
+        assert time.monotonic() < end
+        time.sleep(0.01)
     launched.process.send_signal(signal.SIGINT)
     assert launched.finish() == 0
     assert "escalating" not in launched.output and "Traceback" not in launched.output
+    assert "]: active" not in launched.output  # else it was too late to tell anything
