@@ -1,49 +1,76 @@
 # SPDX-License-Identifier: Apache-2.0
 """The decoder node, wherever the boxes are needed: packets in, 3D boxes out. With RViz, if wanted."""
 
-from launch.actions import DeclareLaunchArgument
-from launch.conditions import IfCondition
-from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.launch_context import LaunchContext
+from launch.substitutions import PathJoinSubstitution
 from launch_ros.actions import Node
-from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
 from launch import LaunchDescription
+from sicm_ros.ros.launch_nodes import node, rviz
+from sicm_ros.ros.launch_values import DECODER
 
 
 def generate_launch_description() -> LaunchDescription:
-    share = FindPackageShare("sicm_ros")
-    config = PathJoinSubstitution([share, "config", "remote.yaml"])
-    view = PathJoinSubstitution([share, "rviz", "sicm.rviz"])
+    config = PathJoinSubstitution([FindPackageShare("sicm_ros"), "config", "remote.yaml"])
     arguments = [
         DeclareLaunchArgument("namespace", default_value="", description="namespace of the vehicle to listen to"),
         DeclareLaunchArgument(
             "vehicles",
-            default_value="['']",
-            description="namespaces of several vehicles to serve, below this one's, such as [car1, car2]",
+            default_value="",
+            description="namespaces of several vehicles to serve, below this one's, such as [car1, car2]; "
+            "default: of params_file",
         ),
         DeclareLaunchArgument("params_file", default_value=config, description="YAML file with the node's parameters"),
-        DeclareLaunchArgument("model", default_value="sicm-compact", description="the vehicle's model: name or folder"),
-        DeclareLaunchArgument("device", default_value="cpu", description="where the network runs: cpu, cuda or cuda:N"),
         DeclareLaunchArgument(
-            "rviz",
-            default_value="false",
-            choices=["true", "false"],
-            description="start RViz with boxes, images and frames",
+            "model", default_value="", description="the vehicle's model: name or folder; default: of params_file"
         ),
-        DeclareLaunchArgument("rviz_config", default_value=view, description="RViz configuration"),
+        DeclareLaunchArgument(
+            "device",
+            default_value="",
+            description="where the network runs: cpu, cuda or cuda:N; default: of params_file",
+        ),
+        DeclareLaunchArgument(
+            "score_threshold",
+            default_value="",
+            description="least score of a box, -1 for the model's default; default: of params_file",
+        ),
+        DeclareLaunchArgument(
+            "rviz", default_value="false", choices=["true", "false"], description="start RViz with boxes and frames"
+        ),
+        DeclareLaunchArgument(
+            "rviz_config", default_value="", description="RViz configuration; default: rviz/sicm.rviz of this package"
+        ),
+        DeclareLaunchArgument(
+            "fixed_frame",
+            default_value="",
+            description="RViz' fixed frame: one to which TF has a way from the images' frame, or the images' frame "
+            "itself; default: of rviz_config, base_link in this package's",
+        ),
+        DeclareLaunchArgument(
+            "image",
+            default_value="",
+            description="topic of images to show in RViz, such as left/image_rect/compressed, as it is called on the "
+            "vehicle; these images cross the link; default: none",
+        ),
         DeclareLaunchArgument(
             "autostart",
-            default_value="true",
-            choices=["true", "false"],
-            description="configure and activate at start, or leave that to a lifecycle manager",
+            default_value="",
+            description="true to configure and activate at start, false to leave that to a lifecycle manager; "
+            "default: of params_file, else true",
         ),
         DeclareLaunchArgument(
-            "respawn", default_value="true", choices=["true", "false"], description="start the node again if it dies"
+            "respawn",
+            default_value="true",
+            choices=["true", "false"],
+            description="start the node again if it dies, unless its configuration is bad",
         ),
         DeclareLaunchArgument("enclave", default_value="/", description="security enclave of the node (SECURITY.md)"),
         DeclareLaunchArgument(
-            "use_sim_time", default_value="false", choices=["true", "false"], description="take the time from /clock"
+            "use_sim_time",
+            default_value="",
+            description="true to take the time from /clock; default: of params_file, else false",
         ),
         DeclareLaunchArgument(
             "log_level",
@@ -52,41 +79,21 @@ def generate_launch_description() -> LaunchDescription:
             description="lowest level of what is logged",
         ),
     ]
-    use_sim_time = ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool)
-    decoder = Node(
-        package="sicm_ros",
-        executable="decoder_node",
-        name="decoder_node",
-        output="screen",
-        emulate_tty=True,
-        namespace=LaunchConfiguration("namespace"),
-        respawn=LaunchConfiguration("respawn"),
-        respawn_delay=2.0,
-        arguments=[
-            "--ros-args",
-            "--log-level",
-            LaunchConfiguration("log_level"),
-            "--enclave",
-            LaunchConfiguration("enclave"),
-        ],
-        parameters=[
-            LaunchConfiguration("params_file"),
-            {
-                "model": ParameterValue(LaunchConfiguration("model"), value_type=str),
-                "device": ParameterValue(LaunchConfiguration("device"), value_type=str),
-                "vehicles": ParameterValue(LaunchConfiguration("vehicles"), value_type=list[str]),
-                "autostart": ParameterValue(LaunchConfiguration("autostart"), value_type=bool),
-                "use_sim_time": use_sim_time,
-            },
-        ],
+    names = [argument.name for argument in arguments]
+    return LaunchDescription([*arguments, OpaqueFunction(function=start, args=[names])])
+
+
+def start(context: LaunchContext, names: list[str]) -> list[Node]:
+    given = {name: context.launch_configurations[name] for name in names}
+    view = (
+        rviz(
+            given["namespace"],
+            given["rviz_config"],
+            given["fixed_frame"],
+            given["image"],
+            given["use_sim_time"] == "true",
+        )
+        if given["rviz"] == "true"
+        else []
     )
-    rviz = Node(
-        package="rviz2",
-        executable="rviz2",
-        name="rviz2",
-        namespace=LaunchConfiguration("namespace"),
-        condition=IfCondition(LaunchConfiguration("rviz")),
-        arguments=["-d", LaunchConfiguration("rviz_config")],
-        parameters=[{"use_sim_time": use_sim_time}],
-    )
-    return LaunchDescription([*arguments, decoder, rviz])
+    return [node("decoder_node", given, DECODER, "params_file"), *view]

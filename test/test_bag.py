@@ -2,6 +2,9 @@
 """Bags: KITTI to rosbag2 and back, the stereo topics of other people's bags, broken bags, message definitions."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -268,3 +271,26 @@ def test_our_types_have_the_hashes_of_the_generated_ones():
     if not checked:
         pytest.skip("no generated message definitions in this environment")
     assert "sicm_ros/msg/StereoBitstream" in store.types and "vision_msgs/msg/Detection3DArray" in store.types
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "words"), [(signal.SIGINT, "interrupted\n"), (signal.SIGTERM, "")])
+def test_a_signal_while_a_bag_plays_is_told_by_the_status(source, tmp_path, number, words):
+    pytest.importorskip("sicm_ros.msg", reason="the messages of sicm_ros are not built in this environment")
+    from_kitti(source, tmp_path / "bag")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sicm_ros.cli.app", "bag", "play", str(tmp_path / "bag"), "--paused"],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    with process:
+        first = process.stderr.readline()  # once the bag is open
+        assert "pairs" in first
+        process.send_signal(number)
+        rest = process.stderr.read()
+    assert process.returncode == 128 + number and "Traceback" not in rest
+    assert [line for line in rest.splitlines(keepends=True) if "[kitti_player_node]" not in line] == words.splitlines(
+        keepends=True
+    )

@@ -25,7 +25,9 @@ else:
     from launch.launch_description_sources import PythonLaunchDescriptionSource
     from launch_testing import parametrize, post_shutdown_test
     from launch_testing.markers import keep_alive
+    from rcl_interfaces.srv import GetParameters
     from ros_graph import REPOSITORY, TINY_MODEL, Graph, stamp_ns
+    from rosgraph_msgs.msg import Clock
     from vision_msgs.msg import Detection3DArray
 
     from launch import LaunchDescription
@@ -45,14 +47,15 @@ def included(name, **arguments):
 
 @pytest.mark.launch_test
 @keep_alive
-@parametrize("files", ["kitti_replay", "vehicle and remote"])
+@parametrize("files", ["kitti_replay", "kitti_replay on /clock", "vehicle and remote"])
 def generate_test_description(files):
     root = Path(FOLDER.name) / "rendered"
     if not root.exists():
         render_dataset(root, count=PAIRS, seed=5)
+    clock = "true" if files == "kitti_replay on /clock" else ""
     nodes = (
-        [included("kitti_replay", path=str(root), rviz="false", loop="true", lockstep="true")]
-        if files == "kitti_replay"
+        [included("kitti_replay", path=str(root), rviz="false", loop="true", lockstep="true", use_sim_time=clock)]
+        if files.startswith("kitti_replay")
         else [included("vehicle", respawn="false"), included("remote", rviz="false", respawn="false")]
     )
     return LaunchDescription([*nodes, launch_testing.actions.ReadyToTest()]), {"files": files, "root": root}
@@ -69,7 +72,14 @@ class TestWhileRunning(unittest.TestCase):
         try:
             graph.listen(Detection3DArray, "detections")
             arrays = graph.received["detections"]
-            if files == "kitti_replay":
+            if files == "kitti_replay on /clock":
+                graph.listen(Clock, "/clock")
+                graph.wait(lambda: graph.received["/clock"])
+                for node in ("encoder_node", "decoder_node", "overlay_node"):
+                    client = graph.node.create_client(GetParameters, f"{node}/get_parameters")
+                    (value,) = graph.call(client, GetParameters.Request(names=["use_sim_time"])).values
+                    assert value.bool_value, node
+            if files.startswith("kitti_replay"):
                 # In a loop the stamps go on: 0.1 s from pair to pair, none twice and none left out.
                 graph.wait(lambda: len(arrays) >= 4 * PAIRS)
                 stamps = [stamp_ns(m) for m in arrays]

@@ -1,6 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bags transcoded offline: images to packets, packets to boxes, resumed after a kill, on several processes."""
 
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +14,7 @@ import numpy as np
 import pytest
 from needs import missing
 from PIL import Image as PilImage
+from ros_graph import PATIENCE_S
 
 from sicm_ros.bags.from_kitti import from_kitti
 from sicm_ros.bags.reader import open_bag
@@ -161,3 +168,48 @@ def test_wrong_requests_are_one_line(bag, kitti, tmp_path):
             transcode(*arguments)
         assert "\n" not in str(error.value)
         assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["the first one is there", "one loads PyTorch"])
+def test_ctrl_c_while_workers_start_is_one_line(bag, tmp_path, moment):
+    command = [sys.executable, "-m", "sicm_ros.cli.app", "bag", "transcode", str(bag), str(tmp_path / "out")]
+    process = subprocess.Popen(
+        [*command, "--model", TINY, "--workers", "3"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        start_new_session=True,  # as in a terminal, Ctrl-C goes to the workers, too
+    )
+
+    def reached():
+        workers = [pid for pid, words in group(process.pid).items() if "spawn_main" in words]
+        with contextlib.suppress(OSError):
+            return any(
+                moment == "the first one is there" or "libtorch" in Path(f"/proc/{pid}/maps").read_text()
+                for pid in workers
+            )
+
+    end = time.monotonic() + PATIENCE_S
+    while not reached():
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, output) == (130, "interrupted\n")
+    while group(process.pid):
+        assert time.monotonic() < end, group(process.pid)
+        time.sleep(0.05)
+    transcode(bag, tmp_path / "out", model=TINY)
+
+
+def group(leader):
+    """The living processes of a process group, each with its command line."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state, _, pgrp = path.joinpath("stat").read_text().rsplit(") ", 1)[1].split()[:3]
+            if int(pgrp) == leader and state != "Z":
+                found[int(path.name)] = path.joinpath("cmdline").read_text()
+    return found

@@ -8,6 +8,7 @@ without ROS. Bad input is one line ``error: ...`` on standard error and exit sta
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -36,6 +37,8 @@ for group in (demo, codec, data, train, measure):
     app.add_typer(group.commands)
 app.add_typer(bag.commands, name="bag")
 
+
+INTERRUPTED = 128 + signal.SIGINT
 
 # Typer hands on click's exceptions, whichever click it uses; what they have in common is the first below Exception.
 _parents = typer.BadParameter.__mro__
@@ -68,12 +71,15 @@ def _one_line(error: BaseException) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0, or 2 after one line on standard error about what was wrong with the input."""
+    """Run the command line and exit: 0, or 2 after one line on standard error about what was wrong with the input, or
+    130 after Ctrl-C."""
     try:
         status = app(args=None if arguments is None else list(arguments), prog_name="sicm", standalone_mode=False)
+        if status == INTERRUPTED:  # what Typer makes of Ctrl-C
+            raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(INTERRUPTED) from None
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None

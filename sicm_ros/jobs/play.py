@@ -24,7 +24,8 @@ def play(
     parameters: Mapping[str, object] | None = None,
     view: str | None = None,
 ) -> int:
-    """Play a bag with the player node, in this process, until it ends or is interrupted; the exit status.
+    """Play a bag with the player node, in this process, until it ends; the exit status, 128 and its number after a
+    signal.
 
     ``frequency`` in Hz (default: the bag's own); ``start`` in seconds; ``clock`` publishes the bag's time on /clock;
     ``parameters`` are further ones of the player node. In a terminal the space key pauses and goes on. ``view`` adds
@@ -37,6 +38,7 @@ def play(
     from sicm_ros.jobs.keyboard import on_key
     from sicm_ros.nodes.kitti_player import KittiPlayerNode
     from sicm_ros.ros.run_node import run_node
+    from sicm_ros.ros.stop_signals import StopSignals
 
     values = {
         "path": str(path),
@@ -69,8 +71,10 @@ def play(
             nodes[0].get_logger().info("paused: the space key goes on" if now else "playing")
 
     def run() -> int:
+        signals = StopSignals()
         with on_key(" ", toggle):
-            return run_node(make, arguments)
+            status = run_node(make, arguments, signals)
+        return 128 + signals.number if signals.number else status
 
     os.environ.update(image_profile_variables())
     if view is None:

@@ -6,12 +6,11 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
-import multiprocessing
 import shutil
 from array import array
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +31,7 @@ from sicm_ros.conversion.codec_info import codec_info
 from sicm_ros.conversion.stamps import nanoseconds, time_fields
 from sicm_ros.geometry import Object3D, StereoRig
 from sicm_ros.jobs.journal import Journal
+from sicm_ros.jobs.worker_pool import worker_pool
 from sicm_ros.model_store import load_model
 from sicm_ros.msg import StereoBitstream
 
@@ -201,7 +201,9 @@ def transcode(
             total, replaced = len(stereo), set(stereo.topics.values())
             items = _image_items(stereo, session, done)
         arguments = (str(stored.path), rate, threshold, target, 1)
-        for count, (item, outcome) in enumerate(_results(items, workers, arguments), len(done) + 1):
+        # Closed at once, and its workers with it, whatever happens in the loop.
+        results = stack.enter_context(closing(_results(items, workers, arguments)))
+        for count, (item, outcome) in enumerate(results, len(done) + 1):
             _keep(journal, item, outcome, root, session)
             if progress is not None:
                 progress(count, max(total, count))
@@ -270,19 +272,17 @@ def _messages(item: _Item, outcome: _Outcome, session: int) -> list[tuple[str, s
     return made
 
 
-def _results(items: Iterator[_Item], workers: int, arguments: tuple) -> Iterator[tuple[_Item, _Outcome]]:
+def _results(items: Iterator[_Item], workers: int, arguments: tuple) -> Generator[tuple[_Item, _Outcome], None, None]:
     """Every item with what became of it, in order; few are in memory at a time."""
     if workers <= 1:
         _start_worker(*arguments)
         for item in items:
             yield item, _work_on(item)
         return
-    # Not forked: a fork of a process with threads (of PyTorch, of DDS) may hang.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start_worker, arguments) as pool:
+    with worker_pool(workers, _start_worker, arguments) as submit:
         waiting: deque[tuple[_Item, Future[_Outcome]]] = deque()
         for item in items:
-            waiting.append((item, pool.submit(_work_on, item)))
+            waiting.append((item, submit(_work_on, item)))
             if len(waiting) > 2 * workers:
                 ready, future = waiting.popleft()
                 yield ready, future.result()

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ROS 2 nodes: encoder on the vehicle, decoder elsewhere, KITTI player, overlay, viewer."""
 
+import os
+import signal
 import sys
 
-from sicm_ros.ros.stop_signals import end_at_once
-
-# `python -m sicm_ros.nodes.NAME`: this is a node's process, and these are its first lines. Python has not put the
-# module's file into sys.argv[0] yet.
+# `python -m sicm_ros.nodes.NAME`: this is a node's process, and these are its first lines. (Python has not put the
+# module's file into sys.argv[0] yet.) Until StopSignals takes over, SIGINT and SIGTERM end it with status 0: what takes
+# long are the imports, which leave nothing to clean up, and where an exception would print a traceback. The installed
+# executables begin with the same lines.
 if sys.argv[:1] == ["-m"]:
-    end_at_once()
+    for _number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(_number, lambda *_: os._exit(0))

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
@@ -24,6 +23,7 @@ from sicm_ros.ros.lifecycle import COMMON_PARAMETERS, ManagedNode, is_out_of_mem
 from sicm_ros.ros.parameters import ParameterSpec
 from sicm_ros.ros.qos import RELIABILITIES
 from sicm_ros.ros.run_node import run_node
+from sicm_ros.ros.stop_signals import end_process
 from sicm_ros.ros.worker import Worker
 
 __all__ = ["PARAMETERS", "DecoderNode", "main", "vehicle_names"]
@@ -286,10 +286,10 @@ class DecoderNode(ManagedNode):
         ]
 
 
-def main(args: list[str] | None = None) -> int:
-    """Entry point of ``decoder_node``."""
-    return run_node(DecoderNode, args)
+def main(args: list[str] | None = None) -> NoReturn:
+    """Entry point of ``decoder_node``. Ends the process."""
+    end_process(run_node(DecoderNode, args))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

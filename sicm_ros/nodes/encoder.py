@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import array
 import secrets
-import sys
 import time
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from message_filters import Subscriber
@@ -32,6 +31,7 @@ from sicm_ros.ros.lifecycle import COMMON_PARAMETERS, ManagedNode, is_out_of_mem
 from sicm_ros.ros.parameters import ParameterSpec
 from sicm_ros.ros.qos import RELIABILITIES, image_qos, latched_qos, overridable, packet_qos
 from sicm_ros.ros.run_node import run_node
+from sicm_ros.ros.stop_signals import end_process
 from sicm_ros.ros.worker import Worker
 
 if TYPE_CHECKING:
@@ -427,10 +427,10 @@ def geometry_warning(model: StoredModel, rig: StereoRig, width: int, height: int
     )
 
 
-def main(args: list[str] | None = None) -> int:
-    """Entry point of ``encoder_node``."""
-    return run_node(EncoderNode, args)
+def main(args: list[str] | None = None) -> NoReturn:
+    """Entry point of ``encoder_node``. Ends the process."""
+    end_process(run_node(EncoderNode, args))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

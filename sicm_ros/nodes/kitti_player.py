@@ -4,7 +4,6 @@ decoder."""
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections import Counter, deque
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 from geometry_msgs.msg import Quaternion, Transform, TransformStamped, Vector3
@@ -38,6 +37,7 @@ from sicm_ros.nodes.player_source import BagPairs, KittiPairs, PacketSource, is_
 from sicm_ros.ros.parameters import ParameterSpec, declare
 from sicm_ros.ros.qos import RELIABILITIES, boxes_qos, image_qos, latched_qos, overridable, packet_qos
 from sicm_ros.ros.run_node import NodeError, run_node
+from sicm_ros.ros.stop_signals import end_process
 
 __all__ = ["PARAMETERS", "KittiPlayerNode", "main"]
 
@@ -153,7 +153,7 @@ class KittiPlayerNode(Node):
         """Stop playing."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join(5.0)
+            self._thread.join(3.0)
 
     # --------------------------------------------------------------------------------------------------- source
 
@@ -479,10 +479,10 @@ def _prefetched(items: Iterator[T]) -> Iterator[T]:
             yield item  # type: ignore[misc]
 
 
-def main(args: list[str] | None = None) -> int:
-    """Entry point of ``kitti_player_node``."""
-    return run_node(KittiPlayerNode, args)
+def main(args: list[str] | None = None) -> NoReturn:
+    """Entry point of ``kitti_player_node``. Ends the process."""
+    end_process(run_node(KittiPlayerNode, args))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

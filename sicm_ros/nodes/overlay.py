@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import OrderedDict
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from rclpy.event_handler import PublisherEventCallbacks
@@ -25,6 +24,7 @@ from sicm_ros.ros.diagnostics import DiagnosticsWriter, Problems, Status, Window
 from sicm_ros.ros.parameters import ParameterSpec, declare
 from sicm_ros.ros.qos import RELIABILITIES, boxes_qos, image_qos, overridable
 from sicm_ros.ros.run_node import run_node
+from sicm_ros.ros.stop_signals import end_process
 
 __all__ = ["PARAMETERS", "OverlayNode", "main"]
 
@@ -164,10 +164,10 @@ class OverlayNode(Node):
         return [status]
 
 
-def main(args: list[str] | None = None) -> int:
-    """Entry point of ``overlay_node``."""
-    return run_node(OverlayNode, args)
+def main(args: list[str] | None = None) -> NoReturn:
+    """Entry point of ``overlay_node``. Ends the process."""
+    end_process(run_node(OverlayNode, args))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import time
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from rclpy.clock import Clock
@@ -31,6 +30,7 @@ from sicm_ros.ros.parameters import ParameterSpec, declare
 from sicm_ros.ros.qos import RELIABILITIES, boxes_qos, image_qos, overridable, packet_qos
 from sicm_ros.ros.rerun_view import WINDOW, check_view
 from sicm_ros.ros.run_node import NodeError, run_node
+from sicm_ros.ros.stop_signals import end_process
 
 __all__ = ["PARAMETERS", "ViewerNode", "main"]
 
@@ -315,10 +315,10 @@ class ViewerNode(Node):
         return [status]
 
 
-def main(args: list[str] | None = None) -> int:
-    """Entry point of ``viewer_node``."""
-    return run_node(ViewerNode, args)
+def main(args: list[str] | None = None) -> NoReturn:
+    """Entry point of ``viewer_node``. Ends the process."""
+    end_process(run_node(ViewerNode, args))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

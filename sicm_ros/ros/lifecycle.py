@@ -13,6 +13,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from sicm_ros.ros.diagnostics import DiagnosticsWriter, Problems, Status
 from sicm_ros.ros.parameters import ParameterSpec, declare
 from sicm_ros.ros.run_node import NodeError
+from sicm_ros.ros.stop_signals import Stopped, unless_stopped
 
 __all__ = ["COMMON_PARAMETERS", "ManagedNode", "is_out_of_memory"]
 
@@ -44,19 +45,24 @@ class ManagedNode(LifecycleNode):
     ) -> None:
         super().__init__(name)
         self.state = "unconfigured"
+        self._stop = threading.Event()
         self._failure = self._fallback = ""
         declare(self, parameters, on_change)
         self.problems = Problems(self.get_logger().warning)
         self._diagnostics = DiagnosticsWriter(self, self._collect)
 
     def start(self, stop: threading.Event) -> None:
-        """Bring the node up if ``autostart`` is set. Raises NodeError if that fails."""
+        """Bring the node up if ``autostart`` is set. Raises NodeError if that fails.
+
+        From now on, ``stop`` ends a transition that takes long.
+        """
+        self._stop = stop
         if not self.value("autostart"):
             return
         for trigger in (self.trigger_configure, self.trigger_activate):
             if stop.is_set():
                 return
-            if trigger() != TransitionCallbackReturn.SUCCESS:
+            if trigger() != TransitionCallbackReturn.SUCCESS and not stop.is_set():
                 raise NodeError(self._failure or f"{self.get_name()}: transition failed")
 
     def close(self) -> None:
@@ -101,7 +107,12 @@ class ManagedNode(LifecycleNode):
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Lifecycle transition; see ``configure``."""
-        if not self._attempt(self.configure, "configure"):
+        try:
+            # In a thread, since a lifecycle manager's call of this blocks the one that takes signals.
+            configured = self._attempt(lambda: unless_stopped(self.configure, self._stop), "configure")
+        except Stopped:
+            return TransitionCallbackReturn.FAILURE
+        if not configured:
             self.cleanup()
             return TransitionCallbackReturn.FAILURE
         self.state, self._fallback = "inactive", ""
@@ -149,6 +160,8 @@ class ManagedNode(LifecycleNode):
         try:
             step()
             return True
+        except Stopped:
+            raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the node stays up and can be tried again
             self._failure = f"{self.get_name()}: cannot {name}: {' '.join(str(error).split()) or type(error).__name__}"
             self.get_logger().error(self._failure)

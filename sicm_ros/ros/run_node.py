@@ -11,7 +11,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
-from sicm_ros.ros.stop_signals import StopSignals
+from sicm_ros.ros.stop_signals import Stopped, StopSignals, unless_stopped
 
 __all__ = ["NodeError", "run_node"]
 
@@ -20,14 +20,14 @@ class NodeError(Exception):
     """The node cannot do its work with this configuration; the message is one line for the user."""
 
 
-def run_node(make: Callable[[], Node], args: list[str] | None = None) -> int:
+def run_node(make: Callable[[], Node], args: list[str] | None = None, signals: StopSignals | None = None) -> int:
     """Create the node, spin it until SIGINT, SIGTERM or shutdown, clean up. The exit status: 0, or 2 for bad
     configuration, of which one line goes to stderr.
 
     A node with a method ``start(stop: threading.Event) -> None`` is started after its creation. If it has an attribute
-    ``exit_status`` that becomes a number, the process ends with it.
+    ``exit_status`` that becomes a number, the process ends with it. ``signals`` tells the caller what came.
     """
-    signals = StopSignals()
+    signals = signals or StopSignals()
     try:
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     except Exception as error:  # noqa: BLE001 - arguments and variables of ROS 2; its exceptions have no common base
@@ -35,12 +35,19 @@ def run_node(make: Callable[[], Node], args: list[str] | None = None) -> int:
         return 2
     node: Node | None = None
     executor = SingleThreadedExecutor()
+
+    def start() -> None:
+        nonlocal node
+        node = make()
+        executor.add_node(node)
+        if hasattr(node, "start"):
+            node.start(signals.stop)
+
     try:
         try:
-            node = make()
-            executor.add_node(node)
-            if hasattr(node, "start"):
-                node.start(signals.stop)
+            unless_stopped(start, signals.stop)
+        except Stopped:
+            return 0
         except (NodeError, ValueError) as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             return 2
