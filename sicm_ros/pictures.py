@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from sicm_ros.files import write_whole
 from sicm_ros.geometry import Object3D, StereoRig
 
 __all__ = [
@@ -357,4 +358,6 @@ def write_picture(path: str | Path, picture: np.ndarray) -> None:
     path = Path(path)
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise ValueError(f"{path}: suffix: expected .png or .jpg, got {path.suffix or 'none'}")
-    Image.fromarray(picture).save(path, quality=92)  # the quality is JPEG's; PNG has none
+    kind = "PNG" if path.suffix.lower() == ".png" else "JPEG"
+    # The quality is JPEG's; PNG has none.
+    write_whole(path, lambda beside: Image.fromarray(picture).save(beside, kind, quality=92))

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from sicm_ros.data.source import StereoFrame
+from sicm_ros.files import write_whole
 from sicm_ros.geometry import GeometryError, Object3D, StereoRig
 
 __all__ = [
@@ -162,7 +163,7 @@ def write_labels(path: str | Path, objects: Sequence[Object3D]) -> None:
         if o.score is not None:
             columns.append(_plain(o.score, 6))
         lines.append(" ".join(columns) + "\n")
-    Path(path).write_text("".join(lines), encoding="utf-8")
+    write_whole(path, lambda beside: beside.write_text("".join(lines), encoding="utf-8"))
 
 
 # --------------------------------------------------------------------------------------------------------- calibration
@@ -228,7 +229,7 @@ def write_object_calib(path: str | Path, rig: StereoRig) -> None:
         f"Tr_velo_to_cam: {matrix(lidar_to_camera)}\n",
         f"Tr_imu_to_velo: {matrix(np.eye(4)[:3])}\n",
     ]
-    Path(path).write_text("".join(lines), encoding="utf-8")
+    write_whole(path, lambda beside: beside.write_text("".join(lines), encoding="utf-8"))
 
 
 # -------------------------------------------------------------------------------------------------------------- images
@@ -259,7 +260,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def _find_image(folder: Path, name: str) -> Path:
-    for suffix in IMAGE_SUFFIXES:
+    for suffix in (*IMAGE_SUFFIXES, *(s.upper() for s in IMAGE_SUFFIXES)):
         if (folder / (name + suffix)).is_file():
             return folder / (name + suffix)
     raise KittiError(f"{folder / name}.png: no such image")
@@ -268,7 +269,9 @@ def _find_image(folder: Path, name: str) -> Path:
 def _image_names(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise KittiError(f"{folder}: expected a folder of images, there is none")
-    names = sorted({p.stem for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES})
+    # Names with a dot in front are of the system, or of a file that was not finished.
+    files = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    names = sorted({p.stem for p in files})
     if not names:
         raise KittiError(f"{folder}: expected PNG or JPEG images, found none")
     return names

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from sicm_ros.data.source import StereoFrame
+from sicm_ros.files import write_whole
 from sicm_ros.render.layouts import KITTI_RIG, KITTI_SIZE, random_layout
 from sicm_ros.render.pair import render_pair
 
@@ -30,11 +31,9 @@ def frame_seed(seed: int, name: str) -> int:
 def _write_png(path: Path, image: np.ndarray) -> None:
     import cv2
 
-    # A reader must never see half a file: write beside it, then rename.
-    part = path.with_name(path.stem + ".part.png")
-    if not cv2.imwrite(str(part), image[..., ::-1] if image.ndim == 3 else image):
-        raise OSError(f"{path}: cannot be written")
-    part.replace(path)
+    # Encoded in memory: OpenCV does not say why it could not write a file.
+    data = cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 else image)[1]
+    write_whole(path, lambda beside: beside.write_bytes(data))
 
 
 def _render_frame(task: tuple[str, str, str | None, str | None, int]) -> str:
@@ -55,9 +54,7 @@ def _render_frame(task: tuple[str, str, str | None, str | None, int]) -> str:
     _write_png(base / "disp_occ_0" / f"{name}.png", np.clip(pair.disparity * 256 + 0.5, 0, 65535).astype(np.uint16))
     kitti.write_object_calib(base / "calib" / f"{name}.txt", rig)
     # The label is written last: it marks the frame as finished.
-    part = base / "label_2" / f"{name}.part"
-    kitti.write_labels(part, pair.labels)
-    part.replace(base / "label_2" / f"{name}.txt")
+    kitti.write_labels(base / "label_2" / f"{name}.txt", pair.labels)
     return name
 
 
