@@ -2,8 +2,8 @@
 """Stored models: ``models/<name>/`` has ``config.yaml``, ``weights.safetensors``, ``SHA256SUMS`` and ``MODEL_CARD.md``.
 
 The weights file holds the state dict of the whole network (the priors of its anchors are in it) and the coder's integer
-tables. Each half loads its own part of it. ``SHA256SUMS``, as ``sha256sum`` writes and checks it, tells damaged weights;
-without it they are loaded as they are. Nothing that can run code is ever read.
+tables. Each half loads its own part of it. ``SHA256SUMS``, as ``sha256sum`` writes and checks it, tells damaged
+weights; without it they are loaded as they are. Nothing that can run code is ever read.
 """
 
 from __future__ import annotations

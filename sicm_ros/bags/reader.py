@@ -24,7 +24,7 @@ from sicm_ros.geometry import StereoRig
 
 __all__ = ["BagStereo", "is_bag", "open_bag", "opened", "raw_messages"]
 
-_GIVE_CALIB = "give the rig by calib (a KITTI calibration file)"
+_GIVE_CALIB = "name a KITTI calibration file (option --calib, or the player's parameter calib)"
 
 
 def is_bag(path: str | Path) -> bool:

@@ -81,7 +81,7 @@ class BagWriter:
         shutil.rmtree(self._part / self.path.name, ignore_errors=True)
         return lock
 
-    def _do(self, call: Callable[..., None], *arguments: object) -> None:
+    def _do(self, call: Callable[..., object], *arguments: object) -> None:
         """Call in the writing thread."""
         try:
             self._thread.submit(call, *arguments).result()

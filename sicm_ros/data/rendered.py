@@ -20,7 +20,7 @@ from sicm_ros.files import write_whole
 from sicm_ros.render.layouts import KITTI_RIG, KITTI_SIZE, random_layout
 from sicm_ros.render.pair import render_pair
 
-__all__ = ["render_dataset", "rendered_frame", "rendered_frames"]
+__all__ = ["render_dataset", "rendered_frame", "rendered_frames", "rendered_names"]
 
 
 def frame_seed(seed: int, name: str) -> int:
@@ -33,7 +33,7 @@ def _write_png(path: Path, image: np.ndarray) -> None:
 
     # Encoded in memory: OpenCV does not say why it could not write a file.
     data = cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 else image)[1]
-    write_whole(path, lambda beside: beside.write_bytes(data))
+    write_whole(path, lambda beside: beside.write_bytes(data.tobytes()))
 
 
 def _render_frame(task: tuple[str, str, str | None, str | None, int]) -> str:
@@ -84,7 +84,7 @@ def render_dataset(
             raise ValueError(f"{layouts_dir}: no label files NNNNNN.txt found")
         names = names[:count] if count else names
     else:
-        names = kitti.read_split(split_file) if split_file else [f"{k:06d}" for k in range(count or 100)]
+        names = kitti.read_split(split_file) if split_file else rendered_names(count or 100)
     for folder in ("image_2", "image_3", "label_2", "calib", "disp_occ_0"):
         (root / "training" / folder).mkdir(parents=True, exist_ok=True)
     missing = [n for n in names if not (root / "training" / "label_2" / f"{n}.txt").exists()]
@@ -108,6 +108,11 @@ def render_dataset(
             if progress:
                 progress(done, len(names))
     return names
+
+
+def rendered_names(count: int) -> list[str]:
+    """The names of so many frames of built-in layouts."""
+    return [f"{k:06d}" for k in range(count)]
 
 
 def rendered_frame(i: int, seed: int = 0) -> StereoFrame:
