@@ -28,6 +28,7 @@ from sicm_ros.jobs.demo_watcher import NAMESPACE, DemoError, Watcher
 from sicm_ros.model_store import DEFAULT_MODEL, load_model, torch_device
 from sicm_ros.ros.domain import own_domain
 from sicm_ros.ros.node_process import NodeProcess, image_profile_variables
+from sicm_ros.ros.surroundings import check_log_folder
 
 __all__ = ["run"]
 
@@ -71,6 +72,7 @@ def run(
         from sicm_ros.ros.rerun_view import check_view
 
         check_view(view)
+    check_log_folder()
     torch_device(device)
     stored = load_model(model, "vehicle", "cpu")
     checked_rate(stored, rate)
