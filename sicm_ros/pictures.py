@@ -7,6 +7,7 @@ detections, which have their class's colour, a filled front face, and a tag with
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from functools import cache
@@ -359,5 +360,6 @@ def write_picture(path: str | Path, picture: np.ndarray) -> None:
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise ValueError(f"{path}: suffix: expected .png or .jpg, got {path.suffix or 'none'}")
     kind = "PNG" if path.suffix.lower() == ".png" else "JPEG"
-    # The quality is JPEG's; PNG has none.
-    write_whole(path, lambda beside: Image.fromarray(picture).save(beside, kind, quality=92))
+    data = io.BytesIO()  # Pillow does not notice every failure to write a file
+    Image.fromarray(picture).save(data, kind, quality=92)  # the quality is JPEG's; PNG has none
+    write_whole(path, lambda beside: beside.write_bytes(data.getvalue()))

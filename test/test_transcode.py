@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from full_disk import full_disk
 from PIL import Image as PilImage
 
 pytest.importorskip("rclpy")
@@ -113,6 +114,30 @@ def test_a_killed_run_goes_on_and_gives_the_same_bag(bag, tmp_path):
     assert progress == [(3, 5), (4, 5), (5, 5)] and done.pairs == 5
     assert packets_of(tmp_path / "out") == packets_of(whole)
     assert [t for t, _ in read(tmp_path / "out")["/detections"]] == [t for t, _ in read(whole)["/detections"]]
+
+
+def test_a_failure_leaves_nothing_or_what_the_next_run_goes_on_from(bag, tmp_path):
+    out, part = tmp_path / "out", tmp_path / "out.part"
+    with pytest.raises(ValueError, match="rate: expected 0 to 5"):
+        transcode(bag, out, model=TINY, rate=9, workers=2)
+    with pytest.raises(BagError, match="no image topic"):
+        transcode(bag, out, model=TINY, left_topic="/none")
+    assert list(tmp_path.iterdir()) == []
+    with full_disk(60_000), pytest.raises(BagError, match="cannot write the bag|cannot keep the finished") as error:
+        transcode(bag, out, model=TINY, rate=5)
+    assert "\n" not in str(error.value) and not out.exists()
+    kept = f"pairs are kept in {part}: the same command goes on from there" in str(error.value)
+    assert part.exists() == kept
+    assert transcode(bag, out, model=TINY, rate=5).pairs == 5
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_folder_of_the_user_with_the_name_of_unfinished_work_stays(bag, tmp_path):
+    (tmp_path / "out.part").mkdir()
+    (tmp_path / "out.part" / "mine").write_text("mine")
+    with pytest.raises(BagError, match="this one holds something else"):
+        transcode(bag, tmp_path / "out", model=TINY)
+    assert (tmp_path / "out.part" / "mine").read_text() == "mine"
 
 
 def test_unfinished_work_of_another_command_is_not_mixed_in(bag, tmp_path):

@@ -15,7 +15,7 @@ SWAPPED_WARNING = (
 WIDTH, MOST_SHIFT, WINDOW = 160, 12, 7  # pixels of the small images that are compared
 LEAST_SHIFT = 1
 LEAST_CONTRAST = 5.0  # standard deviation of grey values in a window
-CLEAR = 0.75  # a match on one side counts if its cost is this part of the best one on the other side
+CLEAR = 0.25  # mean absolute difference by which the best match of one sign has to be better than that of the other
 LEAST_SHARE, LEAST_PIXELS = 0.1, 200  # of the pixels with contrast that have to have clear matches
 MAJORITY = 0.8  # of the clear matches that have to be of one sign
 
@@ -48,8 +48,8 @@ def evidence(left: np.ndarray, right: np.ndarray) -> tuple[int, int, int]:
     positive = np.minimum.reduce([costs[shift] for shift in range(LEAST_SHIFT, MOST_SHIFT + 1)])
     negative = np.minimum.reduce([costs[-shift] for shift in range(LEAST_SHIFT, MOST_SHIFT + 1)])
     seen = contrast[:, MOST_SHIFT:-MOST_SHIFT] > LEAST_CONTRAST
-    is_positive = seen & (positive < CLEAR * negative) & (positive < none)
-    is_negative = seen & (negative < CLEAR * positive) & (negative < none)
+    is_positive = seen & (positive < negative - CLEAR) & (positive < none)
+    is_negative = seen & (negative < positive - CLEAR) & (negative < none)
     return int(is_negative.sum()), int(is_positive.sum()), int(seen.sum())
 
 
