@@ -38,13 +38,13 @@ __all__ = [
     "DEFAULT_MODEL",
     "ModelError",
     "StoredModel",
-    "check_sum",
     "fingerprint",
     "list_models",
     "load_config",
     "load_model",
     "model_folder",
     "open_model",
+    "read_weights",
     "save_model",
     "torch_device",
 ]
@@ -219,7 +219,7 @@ def fingerprint(config: MvsfcConfig, tensors: Mapping[str, Tensor]) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
-def check_sum(path: Path) -> None:
+def _check_sum(path: Path) -> None:
     """Raise ModelError if a file is not the one that ``SHA256SUMS`` beside it names; where that does not, it passes."""
     sums = path.with_name(SUMS_FILE)
     try:
@@ -242,8 +242,9 @@ def check_sum(path: Path) -> None:
         )
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    check_sum(path)
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises ModelError."""
+    _check_sum(path)
     try:
         with safe_open(path, "pt") as f:
             return {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
@@ -272,7 +273,7 @@ def load_model(
     folder = model_folder(name_or_path)
     config = load_config(folder / CONFIG_FILE)
     path = folder / WEIGHTS_FILE
-    tensors = _read_weights(path)
+    tensors = read_weights(path)
     number = fingerprint(config, tensors)
     try:
         tables = EntropyTables.from_tensors(tensors)

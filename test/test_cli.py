@@ -447,6 +447,23 @@ def test_bad_render(fails, tmp_path):
     assert ":1: id: expected" in fails("render", tmp_path / "a", "--split", tmp_path / "split.txt")
 
 
+def test_render_neither_replaces_images_of_the_user_nor_mixes_settings(sicm, fails, tmp_path):
+    image = tmp_path / "mine" / "training" / "image_2" / "000000.png"
+    image.parent.mkdir(parents=True)
+    image.write_bytes(b"mine")
+    message = fails("render", tmp_path / "mine", "-n", "1")
+    assert message == f"{image}: no rendering wrote this, so it stays: name another folder"
+    assert image.read_bytes() == b"mine" and [p.name for p in (tmp_path / "mine" / "training").iterdir()] == ["image_2"]
+    base = tmp_path / "rendered" / "training"
+    (base / "label_2").mkdir(parents=True)
+    (base / "rendered.json").write_text(json.dumps({"seed": 1, "layouts": "", "calib": ""}))
+    (base / "label_2" / "000000.txt").write_text("")
+    assert sicm("render", tmp_path / "rendered", "-n", "1", "--seed", "1")[0] == 0
+    assert "rendered with other settings" in fails("render", tmp_path / "rendered", "-n", "1", "--seed", "2")
+    (base / "rendered.json").write_text("{")
+    assert "expected the recipe of a rendering" in fails("render", tmp_path / "rendered", "-n", "1", "--seed", "1")
+
+
 @pytest.fixture
 def scored(tmp_path):
     """Folders of labels and results of 60 frames, in which everything is found."""
@@ -526,14 +543,27 @@ def test_bad_bench_and_train(fails, tmp_path):
     assert "expected a KITTI folder" in fails("bench", "-m", TINY, "--kitti", tmp_path / "none")
     assert "expected a model folder" in fails("train", "--config", tmp_path / "none", "--out", tmp_path)
     assert "safetensors" in fails("train", "--config", TINY, "--out", tmp_path, "--start-from", tmp_path / "none")
+    (tmp_path / "noise").write_bytes(bytes(range(256)) * 9)
+    start = ("--start-from", tmp_path / "noise")
+    assert "noise: not a weights file" in fails("train", "--config", TINY, "--out", tmp_path, *start)
+    assert "--seed" in fails("train", "--config", TINY, "--out", tmp_path, "--seed", "-1")
+    broken = Path(shutil.copytree(TINY, tmp_path / "broken"))
+    (broken / "train.yaml").write_bytes(b"\x82\x83")
+    assert "broken/train.yaml: not YAML" in fails("train", "--config", broken, "--out", tmp_path / "run")
     assert f"{TINY}/train.yaml: expected" in fails("train", "--config", TINY, "--out", tmp_path / "run")
 
 
-def test_bad_demo(fails, tmp_path):
+def test_bad_demo(fails, tmp_path, monkeypatch):
     pytest.importorskip("rclpy")
     assert "expected a KITTI folder" in fails("demo", "-m", TINY, "--kitti", tmp_path / "none", "--out", tmp_path)
     assert "nowhere" in fails("demo", "-m", "nowhere", "--out", tmp_path / "out")
     assert fails("demo", "-m", TINY, "--threshold", "-1").startswith("--threshold: expected 0 to 1")
+    (tmp_path / "file").write_text("mine")
+    assert "expected a folder to write into, this is a file" in fails("demo", "-m", TINY, "--out", tmp_path / "file")
+    for domain in ("9999", "abc", "-1"):
+        monkeypatch.setenv("ROS_DOMAIN_ID", domain)
+        words = f"ROS_DOMAIN_ID: expected a number from 0 to 232, got '{domain}'"
+        assert fails("demo", "-m", TINY, "--out", tmp_path / "out") == words
 
 
 def test_bag_from_kitti(sicm, fails, tmp_path):

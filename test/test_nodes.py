@@ -637,7 +637,7 @@ def test_swapped_images_are_told_as_long_as_they_come(ready, rendered):
     pair = rendered[0]
 
     def swapped():
-        level, message, _ = ready.statuses("encoder_node: stereo input")[-1]
+        level, message, _ = ready.statuses("encoder_node: stereo input")[0]
         return level == WARN and "left and right image seem to be swapped" in message
 
     ready.wait(lambda: ready.statuses("encoder_node: stereo input"))

@@ -186,6 +186,7 @@ def test_wrong_requests_are_one_line(bag, kitti, tmp_path):
     for message, arguments in {
         "has packets already": (tmp_path / "packets", tmp_path / "x", "packets", TINY),
         "expected a bag that does not exist yet": (bag, tmp_path / "packets", "packets", TINY),
+        "namespace: expected a name of ROS 2": (bag, tmp_path / "x", "packets", TINY, None, None, 1, "mcap", "1 bad"),
         "no such bag": (tmp_path / "none", tmp_path / "x", "packets", TINY),
     }.items():
         with pytest.raises(BagError, match=message) as error:

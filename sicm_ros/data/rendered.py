@@ -9,6 +9,7 @@ seeded: same arguments, same pixels.
 from __future__ import annotations
 
 import hashlib
+import json
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,8 @@ from sicm_ros.data.source import StereoFrame
 from sicm_ros.files import write_whole
 from sicm_ros.render.layouts import KITTI_RIG, KITTI_SIZE, random_layout
 from sicm_ros.render.pair import render_pair
+
+_FOLDERS = ("image_2", "image_3", "label_2", "calib", "disp_occ_0")
 
 __all__ = ["render_dataset", "rendered_frame", "rendered_frames", "rendered_names"]
 
@@ -85,9 +88,12 @@ def render_dataset(
         names = names[:count] if count else names
     else:
         names = kitti.read_split(split_file) if split_file else rendered_names(count or 100)
-    for folder in ("image_2", "image_3", "label_2", "calib", "disp_occ_0"):
-        (root / "training" / folder).mkdir(parents=True, exist_ok=True)
     missing = [n for n in names if not (root / "training" / "label_2" / f"{n}.txt").exists()]
+    layouts, calib = (str(Path(folder).resolve()) if folder else "" for folder in (layouts_dir, calib_dir))
+    recipe: dict[str, object] = {"seed": seed, "layouts": layouts, "calib": calib}
+    _claim(root / "training", recipe, missing)
+    for folder in _FOLDERS:
+        (root / "training" / folder).mkdir(exist_ok=True)
     done = len(names) - len(missing)
     tasks = [
         (str(root), n, str(layouts_dir) if layouts_dir else None, str(calib_dir) if calib_dir else None, seed)
@@ -108,6 +114,30 @@ def render_dataset(
             if progress:
                 progress(done, len(names))
     return names
+
+
+def _claim(base: Path, recipe: dict[str, object], missing: list[str]) -> None:
+    """Make ``base`` and note that it is rendered by ``recipe``; a rendering that goes on finds its recipe there.
+
+    Raises ValueError if it is another one's, or if a file of the ``missing`` frames is there that nobody rendered.
+    """
+    note = base / "rendered.json"
+    try:
+        before = json.loads(note.read_text())
+    except FileNotFoundError:
+        before = None
+    except ValueError:
+        raise ValueError(f"{note}: expected the recipe of a rendering: name another folder") from None
+    if before is not None and before != recipe:
+        raise ValueError(f"{note}: rendered with other settings ({before}, not {recipe}): name another folder")
+    for name in missing if before is None else ():
+        for folder in _FOLDERS:
+            for path in (base / folder / f"{name}.png", base / folder / f"{name}.txt"):
+                if path.exists():
+                    raise ValueError(f"{path}: no rendering wrote this, so it stays: name another folder")
+    base.mkdir(parents=True, exist_ok=True)
+    if before is None and missing:
+        write_whole(note, lambda beside: beside.write_text(json.dumps(recipe) + "\n"))
 
 
 def rendered_names(count: int) -> list[str]:

@@ -28,7 +28,7 @@ from sicm_ros.jobs.demo_watcher import NAMESPACE, DemoError, Watcher
 from sicm_ros.model_store import DEFAULT_MODEL, load_model, torch_device
 from sicm_ros.ros.domain import own_domain
 from sicm_ros.ros.node_process import NodeProcess, image_profile_variables
-from sicm_ros.ros.surroundings import check_log_folder
+from sicm_ros.ros.surroundings import check_surroundings
 
 __all__ = ["run"]
 
@@ -72,7 +72,7 @@ def run(
         from sicm_ros.ros.rerun_view import check_view
 
         check_view(view)
-    check_log_folder()
+    check_surroundings()
     torch_device(device)
     stored = load_model(model, "vehicle", "cpu")
     checked_rate(stored, rate)

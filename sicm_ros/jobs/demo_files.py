@@ -48,6 +48,8 @@ def claim(out: Path, names: Sequence[str]) -> None:
 def _journal(out: Path) -> set[str]:
     """The names that earlier demos wrote in ``out``."""
     path = out / JOURNAL
+    if out.exists() and not out.is_dir():
+        raise FolderError(f"{out}: expected a folder to write into, this is a file")
     try:
         names = json.loads(path.read_text())
     except FileNotFoundError:

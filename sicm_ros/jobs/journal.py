@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
@@ -23,12 +24,18 @@ class Journal:
     """Finished messages in a database beside the output bag: a kill loses only the pairs that are being worked on."""
 
     def __init__(self, folder: Path, recipe: dict[str, Any]) -> None:
+        is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()) and not (folder / _FILE).is_file():
             raise BagError(f"{folder}: expected the folder of unfinished work, or none; this one holds something else")
         self._folder = folder
-        with self._told():
-            self._begin(recipe)
+        try:
+            with self._told():
+                self._begin(recipe)
+        except BagError:
+            if is_new:
+                shutil.rmtree(folder)
+            raise
 
     def _begin(self, recipe: dict[str, Any]) -> None:
         self._database = sqlite3.connect(self._folder / _FILE)

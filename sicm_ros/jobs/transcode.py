@@ -7,6 +7,7 @@ import hashlib
 import heapq
 import json
 import multiprocessing
+import re
 import shutil
 from array import array
 from collections import Counter, deque
@@ -179,6 +180,8 @@ def transcode(
         raise BagError(f"{out}: expected a bag that does not exist yet")
     stored = load_model(model)
     checked_rate(stored, rate)
+    if not re.fullmatch(r"/?([A-Za-z_]\w*(/[A-Za-z_]\w*)*)?/?", namespace, re.ASCII):
+        raise BagError(f"namespace: expected a name of ROS 2 such as car1, got {namespace!r}")
     part = out.with_name(out.name + ".part")
     with ExitStack() as stack:
         reader = stack.enter_context(opened(path))

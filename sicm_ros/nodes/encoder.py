@@ -166,6 +166,7 @@ class EncoderNode(ManagedNode):
         self._sync = StereoSync([], self.value("sync_depth"), tolerance, self.get_clock())
         self._sync.registerCallback(self._on_pair)
         self._rigs = RigCache(self.value("baseline"))
+        self._swapped, self._swap_checked = False, -SWAP_CHECK_PERIOD_S
         self._worker = Worker(self._encode, self.value("queue_depth"), self._on_error, "encoder")
         self._publish_codec_info()
         self.state = "active"

@@ -12,7 +12,7 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 from sicm_ros.ros.stop_signals import StopSignals
-from sicm_ros.ros.surroundings import check_log_folder
+from sicm_ros.ros.surroundings import check_surroundings
 
 __all__ = ["NodeError", "run_node"]
 
@@ -30,7 +30,7 @@ def run_node(make: Callable[[], Node], args: list[str] | None = None) -> int:
     """
     signals = StopSignals()
     try:
-        check_log_folder()
+        check_surroundings()
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     except Exception as error:  # noqa: BLE001 - arguments and variables of ROS 2; its exceptions have no common base
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -6,11 +6,20 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["check_log_folder"]
+__all__ = ["check_surroundings"]
+
+HIGHEST_DOMAIN = 232  # its ports are the last ones below 65536
 
 
-def check_log_folder() -> None:
-    """Raise ValueError where ROS 2 has no folder for its logs, without which no process can be a node."""
+def check_surroundings() -> None:
+    """Raise ValueError where the environment lets no process be a node: no folder for logs, no such domain."""
+    _check_log_folder()
+    domain = os.environ.get("ROS_DOMAIN_ID", "")
+    if domain and not (domain.isascii() and domain.isdecimal() and int(domain) <= HIGHEST_DOMAIN):
+        raise ValueError(f"ROS_DOMAIN_ID: expected a number from 0 to {HIGHEST_DOMAIN}, got {domain!r}")
+
+
+def _check_log_folder() -> None:
     if os.environ.get("ROS_LOG_DIR"):
         folder, source = Path(os.environ["ROS_LOG_DIR"]), "ROS_LOG_DIR"
     elif os.environ.get("ROS_HOME"):
