@@ -250,7 +250,10 @@ def test_compressed_images(tmp_path):
 
 def test_a_bag_without_camera_info_takes_a_kitti_calibration(tmp_path, source):
     path = write_stereo(tmp_path / "bag", [10], [10], infos=False)
-    with pytest.raises(BagError, match="no camera_info beside /kitti/camera_color_left/image; give the rig by calib"):
+    with pytest.raises(
+        BagError,
+        match="no camera_info beside /kitti/camera_color_left/image; name a KITTI calibration file .option --calib",
+    ):
         BagStereo(path)
     ((frame, _),) = BagStereo(path, calib=source / "training" / "calib" / "000004.txt")
     assert frame.rig.fx == pytest.approx(RIG.fx + 4)
