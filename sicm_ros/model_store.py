@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stored models: ``models/<name>/`` holds ``config.yaml``, ``weights.safetensors`` and ``MODEL_CARD.md``.
+"""Stored models: ``models/<name>/`` has ``config.yaml``, ``weights.safetensors``, ``SHA256SUMS`` and ``MODEL_CARD.md``.
 
 The weights file holds the state dict of the whole network (the priors of its anchors are in it) and the coder's integer
-tables. Each half loads its own part of it. Nothing that can run code is ever read.
+tables. Each half loads its own part of it. ``SHA256SUMS``, as ``sha256sum`` writes and checks it, tells damaged
+weights; without it they are loaded as they are. Nothing that can run code is ever read.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import sys
 import typing
@@ -25,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .files import write_whole
 from .geometry import InputTransform, input_transform
 from .networks.config import PACKET_VERSION, MvsfcConfig
 from .networks.entropy_model import StereoEntropyModel
@@ -41,12 +44,13 @@ __all__ = [
     "load_model",
     "model_folder",
     "open_model",
+    "read_weights",
     "save_model",
     "torch_device",
 ]
 
 DEFAULT_MODEL = "sicm-compact"
-CONFIG_FILE, WEIGHTS_FILE = "config.yaml", "weights.safetensors"
+CONFIG_FILE, WEIGHTS_FILE, SUMS_FILE = "config.yaml", "weights.safetensors", "SHA256SUMS"
 _HALVES = {
     "vehicle": ("backbone.", "matching.", "smfc_encoder.", "entropy_model."),
     "remote": ("smfc_decoder.", "analysis.", "entropy_model."),
@@ -173,11 +177,21 @@ def load_config(path: Path) -> MvsfcConfig:
     if unknown:
         raise ModelError(f"{path}: unknown key {unknown!r}")
     try:
-        return _ADAPTER.validate_python(data)
+        config = _ADAPTER.validate_python(data)
     except ValidationError as e:
         first = e.errors()[0]
         field = ".".join(map(str, first["loc"]))
         raise ModelError(f"{path}: {field}: {first['msg']}, got {first['input']!r}") from None
+    for name, value, high in (
+        ("default_rate", config.default_rate, config.highest_rate),
+        ("analysis.score_threshold", config.analysis.score_threshold, 1),
+        ("analysis.nms_iou", config.analysis.nms_iou, 1),
+    ):
+        if not 0 <= value <= high:  # not a number is not either
+            raise ModelError(f"{path}: {name}: expected 0 to {high}, got {value:g}")
+    if not all(0 < value < math.inf for value in config.lambdas):
+        raise ModelError(f"{path}: lambdas: expected positive numbers, got {list(config.lambdas)}")
+    return config
 
 
 def _canonical(config: MvsfcConfig) -> bytes:
@@ -205,7 +219,32 @@ def fingerprint(config: MvsfcConfig, tensors: Mapping[str, Tensor]) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def _check_sum(path: Path) -> None:
+    """Raise ModelError if a file is not the one that ``SHA256SUMS`` beside it names; where that does not, it passes."""
+    sums = path.with_name(SUMS_FILE)
+    try:
+        lines = [line.split(maxsplit=1) for line in sums.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        return
+    except (OSError, UnicodeDecodeError) as e:
+        raise ModelError(f"{sums}: expected checksums as sha256sum writes them: {e}") from None
+    expected = next((fields[0] for fields in lines if len(fields) == 2 and fields[1].lstrip("*") == path.name), None)
+    if expected is None:
+        return
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return  # the reader of the file has the better words
+    if found != expected:
+        raise ModelError(
+            f"{path}: expected the SHA-256 {expected[:16]}... of {SUMS_FILE}, got {found[:16]}...: the file is "
+            f"damaged; if it was replaced, replace {SUMS_FILE} as well"
+        )
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises ModelError."""
+    _check_sum(path)
     try:
         with safe_open(path, "pt") as f:
             return {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
@@ -234,7 +273,7 @@ def load_model(
     folder = model_folder(name_or_path)
     config = load_config(folder / CONFIG_FILE)
     path = folder / WEIGHTS_FILE
-    tensors = _read_weights(path)
+    tensors = read_weights(path)
     number = fingerprint(config, tensors)
     try:
         tables = EntropyTables.from_tensors(tensors)
@@ -298,17 +337,19 @@ def save_model(folder: str | Path, config: MvsfcConfig, state_dict: Mapping[str,
     config_path = folder / CONFIG_FILE
     if not config_path.exists() or load_config(config_path) != config:
         text = yaml.safe_dump(_ADAPTER.dump_python(config, mode="json"), sort_keys=False)
-        _replace(config_path, lambda path: path.write_text(text, encoding="utf-8"))
-    _replace(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path))
+        write_whole(config_path, lambda path: path.write_text(text, encoding="utf-8"))
+    # A kill between the two leaves weights without a checksum, never with a wrong one.
+    sums = folder / SUMS_FILE
+    sums.unlink(missing_ok=True)
+    weights = folder / WEIGHTS_FILE
+    write_whole(weights, lambda path: _save(tensors, path))
+    number = hashlib.sha256(weights.read_bytes()).hexdigest()
+    write_whole(sums, lambda path: path.write_text(f"{number}  {WEIGHTS_FILE}\n", encoding="utf-8"))
     return fingerprint(config, tensors)
 
 
-def _replace(path: Path, write: typing.Callable[[Path], object]) -> None:
-    """Write a file atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
     try:
-        write(temporary)
-        temporary.chmod(0o644)  # safetensors makes files for their owner alone
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        save_file(tensors, path)
+    except SafetensorError as e:  # a full disk, for instance
+        raise OSError(str(e)) from None

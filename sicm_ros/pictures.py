@@ -7,6 +7,7 @@ detections, which have their class's colour, a filled front face, and a tag with
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from functools import cache
@@ -16,6 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from sicm_ros.files import write_whole
 from sicm_ros.geometry import Object3D, StereoRig
 
 __all__ = [
@@ -357,4 +359,7 @@ def write_picture(path: str | Path, picture: np.ndarray) -> None:
     path = Path(path)
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise ValueError(f"{path}: suffix: expected .png or .jpg, got {path.suffix or 'none'}")
-    Image.fromarray(picture).save(path, quality=92)  # the quality is JPEG's; PNG has none
+    kind = "PNG" if path.suffix.lower() == ".png" else "JPEG"
+    data = io.BytesIO()  # Pillow does not notice every failure to write a file
+    Image.fromarray(picture).save(data, kind, quality=92)  # the quality is JPEG's; PNG has none
+    write_whole(path, lambda beside: beside.write_bytes(data.getvalue()))

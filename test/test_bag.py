@@ -39,6 +39,51 @@ def source(tmp_path):
     return root.parent
 
 
+def test_a_failed_or_interrupted_bag_leaves_nothing_and_the_next_try_works(source, tmp_path):
+    def stop(done, total):
+        assert not (tmp_path / "bag").exists()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        from_kitti(source, tmp_path / "bag", progress=stop)
+    assert list(tmp_path.iterdir()) == [source]
+    # Killed: what is left has another name, and goes with the next try.
+    (tmp_path / ".bag.part" / "bag").mkdir(parents=True)
+    (tmp_path / ".bag.part" / "bag" / "bag.db3").write_bytes(b"half")
+    assert from_kitti(source, tmp_path / "bag", frames=1) == 1
+    assert {p.name for p in tmp_path.iterdir()} == {"bag", "kitti"}
+    with pytest.raises(BagError, match="exists already"):
+        from_kitti(source, tmp_path / "bag", frames=1)
+    # A source that breaks in its middle.
+    (source / "training" / "image_3" / "000009.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"000009\.png"):
+        from_kitti(source, tmp_path / "second")
+    assert {p.name for p in tmp_path.iterdir()} == {"bag", "kitti"}
+
+
+def test_two_writers_of_one_bag(tmp_path):
+    with BagWriter(tmp_path / "bag"):
+        with pytest.raises(BagError, match="another process is writing this bag"):
+            BagWriter(tmp_path / "bag")
+        assert not (tmp_path / "bag").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["bag"]
+
+
+@pytest.mark.parametrize("end", [-1, -3000, 3000])
+def test_a_cut_mcap_is_told_in_one_line(source, tmp_path, end):
+    pytest.importorskip("sicm_ros.msg")
+    from sicm_ros.nodes.player_source import PacketSource, is_packet_bag
+
+    from_kitti(source, tmp_path / "bag", "mcap")
+    path = tmp_path / "bag" / "bag.mcap"
+    path.write_bytes(path.read_bytes()[:end])
+    for bag in (path, path.parent):
+        for use in (is_packet_bag, lambda p: PacketSource(p, 0.0, False), BagStereo):
+            with pytest.raises(BagError) as error:
+                use(str(bag))
+            assert str(bag) in str(error.value) and "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("storage", ["sqlite3", "mcap"])
 def test_kitti_to_bag_and_back_is_the_same(source, tmp_path, storage):
     progress = []
@@ -208,7 +253,10 @@ def test_compressed_images(tmp_path):
 
 def test_a_bag_without_camera_info_takes_a_kitti_calibration(tmp_path, source):
     path = write_stereo(tmp_path / "bag", [10], [10], infos=False)
-    with pytest.raises(BagError, match="no camera_info beside /kitti/camera_color_left/image; give the rig by calib"):
+    with pytest.raises(
+        BagError,
+        match="no camera_info beside /kitti/camera_color_left/image; name a KITTI calibration file .option --calib",
+    ):
         BagStereo(path)
     ((frame, _),) = BagStereo(path, calib=source / "training" / "calib" / "000004.txt")
     assert frame.rig.fx == pytest.approx(RIG.fx + 4)

@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: what a user types, sees and gets, and one line with exit status 2 for each kind of bad input."""
 
+import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from full_disk import full_disk
 from kitti_material import ROOT, archive, needs_kitti
 from PIL import Image
 
@@ -324,6 +328,97 @@ def test_bad_models(fails, tmp_path):
     assert f"{weights}: not a weights file" in fails("inspect", "--model", tmp_path / "cut")
 
 
+def test_inputs_are_not_written_over(fails, packet, pair, tmp_path):
+    left, right, _, calib = pair
+    before = {path: path.read_bytes() for path in (left, right, calib, packet)}
+    refusal = "expected another name to write to, this is an input"
+    for path in (left, right, calib):
+        assert fails("encode", *pair, "-o", path, "-m", TINY) == f"{path}: {refusal}"
+        assert fails("detect", *pair, "-o", path, "-m", TINY) == f"{path}: {refusal}"
+    other = tmp_path / "a.txt"
+    assert fails("detect", *pair, "-o", other, "-p", left, "-m", TINY) == f"{left}: {refusal}"
+    assert fails("decode", packet, "-o", packet, "-m", TINY) == f"{packet}: {refusal}"
+    assert fails("decode", packet, "-o", other, "-p", left, "--left", left, "-m", TINY) == f"{left}: {refusal}"
+    other.write_text("")
+    assert fails("detect", *pair, "-o", other, "-p", tmp_path / "a.png", "--labels", other, "-m", TINY).endswith(
+        refusal
+    )
+    twice = tmp_path / "b.png"
+    assert "given twice" in fails("decode", packet, "-o", twice, "-p", twice, "-m", TINY)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_full_disk_leaves_the_packet_and_the_boxes_of_before(fails, sicm, packet, pair, tmp_path):
+    before = packet.read_bytes()
+    with full_disk(50):
+        assert fails("encode", *pair, "-o", packet, "-m", TINY, "-d", "cpu", "-r", "5") == f"{packet}: File too large"
+        assert fails("encode", *pair, "-o", tmp_path / "b.sicm", "-m", TINY).endswith("b.sicm: File too large")
+        boxes = tmp_path / "boxes.txt"
+        assert fails("decode", packet, "-o", boxes, "-m", TINY, "-t", "0.1").endswith("boxes.txt: File too large")
+    assert packet.read_bytes() == before
+    assert {p.name for p in tmp_path.iterdir()} == {"a.sicm", "left.png", "right.png", "calib.txt"}
+
+
+def test_warnings_about_the_camera(sicm, pair, tmp_path):
+    """Swapped images, and a camera for which the model was not trained; the work is done nevertheless."""
+    left, right, option, calib = pair
+    out = ("-o", tmp_path / "a.txt", "-m", TINY, "-d", "cpu")
+    for command in ("encode", "detect"):
+        assert "swapped" not in sicm(command, *pair, *out)[2]
+        status, _, err = sicm(command, right, left, option, calib, *out)
+        assert status == 0 and err.count("left and right image seem to be swapped") == 1, err
+    write_object_calib(calib, replace(RIG, right_translation=(-700.0, 0.0, 0.0)))
+    for command in ("encode", "detect"):
+        status, _, err = sicm(command, *pair, *out)
+        assert status == 0 and "warning: focal length times baseline is " in err
+    sicm("encode", *pair, "-o", tmp_path / "a.sicm", "-m", TINY)
+    assert "warning: focal length times baseline is " in sicm("decode", tmp_path / "a.sicm", *out)[2]
+
+
+def test_no_packet_of_an_extreme_calibration(fails, pair, tmp_path):
+    write_object_calib(pair[3], replace(RIG, fx=2e6))
+    assert fails("encode", *pair, "-o", tmp_path / "a.sicm", "-m", TINY).startswith(
+        "calibration: no packet can hold it"
+    )
+    assert not (tmp_path / "a.sicm").exists()
+
+
+def test_thresholds_that_are_no_numbers(fails, pair, tmp_path):
+    model = shutil.copytree(TINY, tmp_path / "m")
+    text = (model / "config.yaml").read_text()
+    (model / "config.yaml").write_text(text.replace("score_threshold: 0.5", "score_threshold: .nan"))
+    message = fails("detect", *pair, "-o", tmp_path / "a.txt", "-m", model)
+    assert message.endswith("config.yaml: analysis.score_threshold: expected 0 to 1, got nan")
+
+
+def test_options_in_messages_exist(sicm):
+    """Whatever looks like an option in a text of the package is one of a command, or of ROS 2."""
+    words = {"--ros-args", "--help"}
+    for name in ("", *COMMANDS):
+        words |= set(re.findall(r"--[a-z][a-z-]*", sicm(*name.split(), "--help")[1]))
+    package = Path(__file__).resolve().parents[1] / "sicm_ros"
+    found = 0
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                for word in re.findall(r"(?<![\w-])--[a-z][a-z-]*", node.value):
+                    found += 1
+                    assert word in words, f"{path.name}:{node.lineno}: {word}"
+    assert found > 50
+
+
+def test_the_options_that_a_bag_asks_for_are_there(fails, sicm, tmp_path):
+    """A bag whose topics say nothing: both commands that tell so take the topics."""
+    for command in ("play", "transcode"):
+        words = sicm("bag", command, "--help")[1]
+        assert all(option in words for option in ("--left-topic", "--right-topic", "--calib"))
+    from sicm_ros.bags.topics import find_stereo_topics
+    from sicm_ros.bags.types import BagError
+
+    with pytest.raises(BagError, match="--left-topic and --right-topic"):
+        find_stereo_topics(["/a", "/b"])
+
+
 def test_a_traceback_is_there_for_those_who_ask(monkeypatch, pair, tmp_path):
     monkeypatch.setenv("SICM_DEBUG", "1")
     with pytest.raises(ValueError, match="rate: expected"):
@@ -350,6 +445,23 @@ def test_bad_render(fails, tmp_path):
     assert fails("render", tmp_path / "a", "--layouts", tmp_path / "none").startswith("--layouts: expected a folder")
     (tmp_path / "split.txt").write_text("not an id\n")
     assert ":1: id: expected" in fails("render", tmp_path / "a", "--split", tmp_path / "split.txt")
+
+
+def test_render_neither_replaces_images_of_the_user_nor_mixes_settings(sicm, fails, tmp_path):
+    image = tmp_path / "mine" / "training" / "image_2" / "000000.png"
+    image.parent.mkdir(parents=True)
+    image.write_bytes(b"mine")
+    message = fails("render", tmp_path / "mine", "-n", "1")
+    assert message == f"{image}: no rendering wrote this, so it stays: name another folder"
+    assert image.read_bytes() == b"mine" and [p.name for p in (tmp_path / "mine" / "training").iterdir()] == ["image_2"]
+    base = tmp_path / "rendered" / "training"
+    (base / "label_2").mkdir(parents=True)
+    (base / "rendered.json").write_text(json.dumps({"seed": 1, "layouts": "", "calib": ""}))
+    (base / "label_2" / "000000.txt").write_text("")
+    assert sicm("render", tmp_path / "rendered", "-n", "1", "--seed", "1")[0] == 0
+    assert "rendered with other settings" in fails("render", tmp_path / "rendered", "-n", "1", "--seed", "2")
+    (base / "rendered.json").write_text("{")
+    assert "expected the recipe of a rendering" in fails("render", tmp_path / "rendered", "-n", "1", "--seed", "1")
 
 
 @pytest.fixture
@@ -431,14 +543,27 @@ def test_bad_bench_and_train(fails, tmp_path):
     assert "expected a KITTI folder" in fails("bench", "-m", TINY, "--kitti", tmp_path / "none")
     assert "expected a model folder" in fails("train", "--config", tmp_path / "none", "--out", tmp_path)
     assert "safetensors" in fails("train", "--config", TINY, "--out", tmp_path, "--start-from", tmp_path / "none")
+    (tmp_path / "noise").write_bytes(bytes(range(256)) * 9)
+    start = ("--start-from", tmp_path / "noise")
+    assert "noise: not a weights file" in fails("train", "--config", TINY, "--out", tmp_path, *start)
+    assert "--seed" in fails("train", "--config", TINY, "--out", tmp_path, "--seed", "-1")
+    broken = Path(shutil.copytree(TINY, tmp_path / "broken"))
+    (broken / "train.yaml").write_bytes(b"\x82\x83")
+    assert "broken/train.yaml: not YAML" in fails("train", "--config", broken, "--out", tmp_path / "run")
     assert f"{TINY}/train.yaml: expected" in fails("train", "--config", TINY, "--out", tmp_path / "run")
 
 
-def test_bad_demo(fails, tmp_path):
+def test_bad_demo(fails, tmp_path, monkeypatch):
     pytest.importorskip("rclpy")
     assert "expected a KITTI folder" in fails("demo", "-m", TINY, "--kitti", tmp_path / "none", "--out", tmp_path)
     assert "nowhere" in fails("demo", "-m", "nowhere", "--out", tmp_path / "out")
     assert fails("demo", "-m", TINY, "--threshold", "-1").startswith("--threshold: expected 0 to 1")
+    (tmp_path / "file").write_text("mine")
+    assert "expected a folder to write into, this is a file" in fails("demo", "-m", TINY, "--out", tmp_path / "file")
+    for domain in ("9999", "abc", "-1"):
+        monkeypatch.setenv("ROS_DOMAIN_ID", domain)
+        words = f"ROS_DOMAIN_ID: expected a number from 0 to 232, got '{domain}'"
+        assert fails("demo", "-m", TINY, "--out", tmp_path / "out") == words
 
 
 def test_bag_from_kitti(sicm, fails, tmp_path):
@@ -454,3 +579,8 @@ def test_bag_from_kitti(sicm, fails, tmp_path):
     assert "storage: expected" in fails("bag", "from-kitti", tmp_path / "kitti", tmp_path / "b2", "--storage", "tape")
     assert "expected a KITTI folder" in fails("bag", "from-kitti", tmp_path / "none", tmp_path / "b3")
     assert "expected a rosbag2 folder" in fails("bag", "play", tmp_path / "kitti")
+
+
+def test_frames_of_the_demo_has_its_default_in_the_help(sicm):
+    words = " ".join(sicm("demo", "--help")[1].replace("│", " ").split())
+    assert "Default: 6 rendered ones, the first 20 of --kitti." in words

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from needs import missing
 from PIL import Image
+from rich.console import Console
 from ros_graph import PATIENCE_S, REPOSITORY, TINY_MODEL, NodeProcess
 from rosbags.rosbag2 import Reader
 
 from sicm_ros.bags.types import typestore
 from sicm_ros.codec.decoder import StereoDecoder
+from sicm_ros.data.kitti import read_object_calib, write_object_calib
 from sicm_ros.preprocessing import InputError
 
 MISSING = missing("rclpy", "sicm_ros.msg")
@@ -24,6 +26,7 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 if not MISSING:
     from sicm_ros.conversion.stamps import nanoseconds
     from sicm_ros.jobs.demo import run
+    from sicm_ros.jobs.demo_files import JOURNAL, FolderError, claim
     from sicm_ros.jobs.demo_watcher import DemoError
 
 MARK = "SICM_ROS_TEST"  # in the environment of a demo of these tests, and so in that of its nodes
@@ -115,8 +118,8 @@ def test_the_bag_can_be_played_to_a_decoder(demo, tmp_path):
 @pytest.mark.slow
 def test_a_node_that_dies_is_named_with_its_last_words(tmp_path, monkeypatch):
     monkeypatch.setenv(MARK, str(tmp_path))
-    with pytest.raises(DemoError, match=r"(?s)the (en|de)coder ended with status 2; its last words.*device 'quantum'"):
-        run(None, tmp_path, TINY_MODEL, frames=1, device="quantum")
+    with pytest.raises(DemoError, match=r"(?s)the decoder ended with status 2; its last words.*score_threshold"):
+        run(None, tmp_path, TINY_MODEL, frames=1, score_threshold=5.0)
     assert nodes_running(tmp_path) == []
 
 
@@ -128,6 +131,65 @@ def test_a_demo_of_somebody_else_is_none_of_ours(tmp_path):
             process.stdout.readline()
             assert len(nodes_running("ours")) == count
             process.kill()
+
+
+def test_only_what_a_demo_wrote_is_replaced(tmp_path):
+    names = ["frame_000107.png", "overview.png", "summary.json", "bag", "log"]
+    for name in names:
+        out = tmp_path / name.replace(".", "_")
+        out.mkdir()
+        (out / name).mkdir() if "." not in name else (out / name).write_text("mine")
+        with pytest.raises(FolderError, match=f"{name}: no demo wrote this, so it stays") as error:
+            claim(out, names)
+        assert "\n" not in str(error.value) and [p.name for p in out.iterdir()] == [name]
+    out = tmp_path / "out"
+    claim(out, names)
+    for name in ("frame_000107.png", "frame_mine.png", "overview.png", "notes.txt"):
+        (out / name).write_text(name)
+    (out / "bag").mkdir()
+    (out / "bag" / "metadata.yaml").write_text("of the demo")
+    claim(out, ["frame_000108.png", *names[1:]])
+    assert sorted(p.name for p in out.iterdir()) == [JOURNAL, "frame_mine.png", "notes.txt"]
+    with pytest.raises(FolderError, match=r"frame_mine\.png: no demo wrote this"):
+        claim(out, ["frame_mine.png"])
+    (out / "bag").mkdir()
+    (out / "bag" / "other.db3").write_text("mine")
+    with pytest.raises(FolderError, match=r"other\.db3: no demo wrote this"):
+        claim(out, names)
+    for text in ("{", "{}", '["../../x"]', "[1]"):
+        (out / JOURNAL).write_text(text)
+        with pytest.raises(FolderError, match="expected the names of a demo's files"):
+            claim(out, names)
+    assert (out / "frame_mine.png").read_text() == "frame_mine.png" and (out / "bag" / "other.db3").is_file()
+
+
+def test_a_demo_in_a_folder_of_the_user_refuses_before_it_starts(tmp_path, kitti_root):
+    (tmp_path / "bag").mkdir()
+    (tmp_path / "bag" / "metadata.yaml").write_text("mine")
+    with pytest.raises(FolderError, match="bag: no demo wrote this"):
+        run(kitti_root / "object", tmp_path, TINY_MODEL)
+    assert (tmp_path / "bag" / "metadata.yaml").read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_grey_swapped_pairs_play_with_a_warning_and_the_demo_says_how_many(tmp_path, kitti_root):
+    """An odometry sequence with grey cameras only, whose views were exchanged by mistake."""
+    source, sequence = kitti_root / "sequence_02", tmp_path / "sequence"
+    sequence.mkdir()
+    for grey, colour in (("image_0", "image_3"), ("image_1", "image_2")):
+        (sequence / grey).mkdir()
+        for i in range(21):
+            name = f"{min(i, 19):06d}.jpg"
+            Image.open(source / colour / name).convert("L").resize((620, 188)).save(sequence / grey / f"{i:06d}.PNG")
+    write_object_calib(sequence / "calib.txt", read_object_calib(source / "calib.txt").scaled(0.5, 0.5))
+    (sequence / "times.txt").write_text("".join(f"{i / 10}\n" for i in range(21)))
+    console = Console(record=True, width=200)
+    assert run(sequence, tmp_path / "out", TINY_MODEL, frames=2, console=console) == 0
+    words = console.export_text()
+    assert f"the first 2 of 21 stereo pairs of {sequence}" in words
+    assert words.count("warning: pair 000000: left and right image seem to be swapped") == 1
+    assert run(sequence, tmp_path / "out", TINY_MODEL, frames=1, console=console) == 0  # over what the first one wrote
+    assert not (tmp_path / "out" / "frame_000001.png").exists()
 
 
 def test_bad_arguments_are_found_before_anything_starts(tmp_path):

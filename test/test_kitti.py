@@ -4,6 +4,7 @@
 import shutil
 import tarfile
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -383,6 +384,54 @@ def test_odometry_source(tmp_path):
     assert error_of(open_source, tmp_path).startswith(f"{tmp_path}/times.txt:2: time: expected seconds")
     (tmp_path / "times.txt").write_text("0.0\n")
     assert "expected a time for each image up to 000001, the file has 1" in error_of(open_source, tmp_path)
+
+
+GREY_RIG = replace(RIG, left_translation=(0.0, 0.0, 0.0), right_translation=(-387.5744, 0.0, 0.0))
+
+
+@pytest.mark.parametrize("kind", ["object", "raw", "odometry"])
+def test_grey_cameras_have_their_own_rig_and_colour_comes_first(tmp_path, kind):
+    """Grey images have one channel, as KITTI's have; suffixes may be capital letters."""
+    root = tmp_path / "2011_09_26_drive_0001_sync" if kind == "raw" else tmp_path / "data"
+    base, sub, name = {
+        "object": (root / "training", "", "image_{}"),
+        "raw": (root, "data", "image_0{}"),
+        "odometry": (root, "", "image_{}"),
+    }[kind]
+    for camera in (0, 1):
+        folder = base / name.format(camera) / sub
+        folder.mkdir(parents=True)
+        Image.new("L", (64, 20), 40 + camera).save(folder / "0000000000.PNG")
+        if kind == "raw":
+            (folder.parent / "timestamps.txt").write_text("2011-09-26 13:02:25.1\n")
+    lines = "".join(
+        f"{'P_rect_0' if kind == 'raw' else 'P'}{i}: {' '.join(map(str, p.ravel()))}\n"
+        for i, p in enumerate((GREY_RIG.p_left, GREY_RIG.p_right, RIG.p_left, RIG.p_right))
+    )
+    path = {
+        "object": base / "calib" / "0000000000.txt",
+        "raw": tmp_path / "calib_cam_to_cam.txt",
+        "odometry": root / "calib.txt",
+    }[kind]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(lines)
+    (root / "times.txt").write_text("0.0\n")
+    (frame,) = open_source(root)
+    assert frame.rig == GREY_RIG and frame.left.shape == (20, 64, 3)
+    assert (frame.left == 40).all() and (frame.right == 41).all()
+    pair = [base / name.format(camera) / sub / "0000000000.PNG" for camera in (0, 1)]
+    assert read_pair(*pair, path).rig == GREY_RIG
+    for camera in (2, 3):
+        shutil.copytree(base / name.format(camera - 2), base / name.format(camera))
+    assert open_source(root)[0].rig == RIG
+
+
+def test_hidden_files_are_no_images(tmp_path):
+    folder = object_folder(tmp_path)
+    before = [f.name for f in open_source(tmp_path)]
+    (folder / "image_2" / "._000001.png").write_bytes(b"of another system")
+    (folder / "image_2" / ".000009.png").write_bytes(b"half")
+    assert [f.name for f in open_source(tmp_path)] == before
 
 
 def test_no_source(tmp_path):

@@ -2,17 +2,19 @@
 """Stored models: what is written is read, and what is wrong is named."""
 
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from codec_material import RIG, TINY, TINY_MODEL, tiny_net
+from full_disk import full_disk
 from safetensors.torch import load_file, save_file
 
 from sicm_ros.codec.encoder import StereoEncoder
 from sicm_ros.codec.packet import WrongModelError
-from sicm_ros.model_store import ModelError, list_models, load_config, load_model, save_model
+from sicm_ros.model_store import ModelError, list_models, load_config, load_model, read_weights, save_model
 from sicm_ros.networks.config import MvsfcConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -39,7 +41,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert not model.net.training and not any(p.requires_grad for p in model.net.parameters())
     for name, tensor in net.state_dict().items():
         assert torch.equal(model.net.state_dict()[name], tensor), name
-    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["config.yaml", "weights.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["SHA256SUMS", "config.yaml", "weights.safetensors"]
     assert (tmp_path / "m" / "weights.safetensors").stat().st_mode & 0o444 == 0o444
     # The same weights under another name are the same model.
     assert save_model(tmp_path / "n", TINY, net.state_dict()) == number
@@ -123,12 +125,52 @@ def test_no_such_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("context: spiral", "context: .*'raster' or 'checkerboard'.*got 'spiral'"),
         ("[1, 2]", "expected fields of a model's configuration, got list"),
         ("a: [", "not YAML"),
+        ("default_rate: .nan", "default_rate: expected 0 to 0, got nan"),
+        ("default_rate: 1", "default_rate: expected 0 to 0, got 1"),
+        ("analysis: {score_threshold: .nan}", "analysis.score_threshold: expected 0 to 1, got nan"),
+        ("analysis: {nms_iou: .inf}", "analysis.nms_iou: expected 0 to 1, got inf"),
+        ("lambdas: [1, .nan]", r"lambdas: expected positive numbers, got \[1.0, nan\]"),
         ("latent_channels: 3", "no network has these sizes: channels: expected an even number, got 3"),
     ],
 )
 def test_wrong_configurations_are_named(stored: Path, text: str, match: str) -> None:
     (stored / "config.yaml").write_text(text)
     refused(stored, f"config.yaml: {match}")
+
+
+def test_flipped_bytes_are_noticed(tmp_path: Path) -> None:
+    save_model(tmp_path / "m", TINY, tiny_net().state_dict())
+    path = tmp_path / "m" / "weights.safetensors"
+    good = path.read_bytes()
+    for middle in (len(good) // 4, len(good) // 2, len(good) - 500):
+        path.write_bytes(good[:middle] + bytes(b ^ 0x10 for b in good[middle : middle + 400]) + good[middle + 400 :])
+        refused(tmp_path / "m", "weights.safetensors: expected the SHA-256 .* of SHA256SUMS, got .* damaged")
+    path.write_bytes(good)
+    number = load_model(tmp_path / "m").fingerprint
+    # As the program of the same name reads it, and as it writes it.
+    subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=tmp_path / "m", capture_output=True, check=True)
+    subprocess.run("sha256sum -b * > SHA256SUMS", shell=True, cwd=tmp_path / "m", check=True)
+    assert load_model(tmp_path / "m").fingerprint == number
+    # Weights from before there were checksums.
+    (tmp_path / "m" / "SHA256SUMS").unlink()
+    assert load_model(tmp_path / "m").fingerprint == number
+
+
+def test_the_weights_that_are_shipped_have_checksums() -> None:
+    for path in REPOSITORY.glob("models/*/*.safetensors"):
+        listed = (path.parent / "SHA256SUMS").read_text()
+        assert f"  {path.name}\n" in listed, f"run: cd {path.parent} && sha256sum *.safetensors > SHA256SUMS"
+        assert read_weights(path)
+
+
+def test_a_full_disk_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    net = tiny_net()
+    number = save_model(tmp_path / "m", TINY, net.state_dict())
+    with torch.no_grad():
+        net.smfc_decoder.unit0.left[0].bias += 1
+    with full_disk(20_000), pytest.raises(OSError, match="weights.safetensors"):
+        save_model(tmp_path / "m", TINY, net.state_dict())
+    assert load_model(tmp_path / "m").fingerprint == number
 
 
 def test_wrong_weights_are_named(stored: Path) -> None:

@@ -667,6 +667,21 @@ def test_max_bitrate_lowers_the_rate_and_drops_what_cannot_be_sent(ready, render
 
 
 @pytest.mark.slow
+def test_swapped_images_are_told_as_long_as_they_come(ready, rendered):
+    pair = rendered[0]
+
+    def swapped():
+        level, message, _ = ready.statuses("encoder_node: stereo input")[0]
+        return level == WARN and "left and right image seem to be swapped" in message
+
+    ready.wait(lambda: ready.statuses("encoder_node: stereo input"))
+    assert not swapped()
+    ready.repeat(lambda: ready.send_pair(time.time_ns(), pair.right, pair.left, pair.rig), swapped)
+    ready.repeat(lambda: ready.send_pair(time.time_ns(), pair.left, pair.right, pair.rig), lambda: not swapped())
+    expect_answer(ready, time.time_ns(), pair)
+
+
+@pytest.mark.slow
 def test_silence_clears_the_boxes_once_and_is_told(ready, rendered):
     expect_answer(ready, time.time_ns(), rendered[0])
     ready.set_parameter("decoder_node", "timeout", 0.4)

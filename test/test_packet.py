@@ -51,6 +51,25 @@ def refused(data: bytes, kind: type[PacketError], match: str) -> None:
     assert type(error.value) is kind and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fx": 2e6},
+        {"fy": 1e-3},
+        {"cx": -2e6},
+        {"fx": 1e300, "left_translation": (0.0, 0.0, 0.0), "right_translation": (-1e300, 0.0, 0.0)},
+        {"right_translation": (-2e9, 0.0, 0.0)},
+        {"right_translation": (-1e7, 0.0, 0.0)},
+        {"left_translation": (1e8, 0.0, 0.0), "right_translation": (1e8 - 1, 0.0, 0.0)},
+    ],
+)
+def test_no_packet_is_written_that_would_be_refused(changes):
+    rig = replace(RIG, **changes)
+    with pytest.raises(GeometryError, match="^calibration: ") as error:
+        pack(1, 0, InputTransform(1242, 375, 100, 640, 144), rig, b"payload", 2)
+    assert "\n" not in str(error.value)
+
+
 def test_round_trip_and_overhead() -> None:
     transform = InputTransform(1242, 375, 100, 640, 144)
     data = pack(0xFEDCBA9876543210, rate_index(2.5), transform, RIG, b"payload", 0xDEADBEEF)

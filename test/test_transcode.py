@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from full_disk import full_disk
 from needs import missing
 from PIL import Image as PilImage
 from ros_graph import PATIENCE_S
@@ -124,6 +125,38 @@ def test_a_killed_run_goes_on_and_gives_the_same_bag(bag, tmp_path):
     assert [t for t, _ in read(tmp_path / "out")["/detections"]] == [t for t, _ in read(whole)["/detections"]]
 
 
+def test_a_failure_leaves_nothing_or_what_the_next_run_goes_on_from(bag, tmp_path):
+    out, part = tmp_path / "out", tmp_path / "out.part"
+    with pytest.raises(ValueError, match="rate: expected 0 to 5"):
+        transcode(bag, out, model=TINY, rate=9, workers=2)
+    with pytest.raises(BagError, match="no image topic"):
+        transcode(bag, out, model=TINY, left_topic="/none")
+    assert list(tmp_path.iterdir()) == []
+    states = set()
+    for limit in range(4096, 200_000, 8192):
+        try:
+            with full_disk(limit):
+                transcode(bag, out, model=TINY, rate=5)
+        except BagError as error:
+            words = str(error)
+            assert "\n" not in words and ("cannot write the bag" in words or "cannot keep the finished" in words), words
+            kept = f"pairs are kept in {part}: the same command goes on from there" in words
+            assert list(tmp_path.iterdir()) == [part] * kept
+            states.add(kept)
+        else:
+            break
+    assert states == {True, False} and len(read(out)["/stereo_bitstream"]) == 5
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_folder_of_the_user_with_the_name_of_unfinished_work_stays(bag, tmp_path):
+    (tmp_path / "out.part").mkdir()
+    (tmp_path / "out.part" / "mine").write_text("mine")
+    with pytest.raises(BagError, match="this one holds something else"):
+        transcode(bag, tmp_path / "out", model=TINY)
+    assert (tmp_path / "out.part" / "mine").read_text() == "mine"
+
+
 def test_unfinished_work_of_another_command_is_not_mixed_in(bag, tmp_path):
     def kill(done, total):
         raise KeyboardInterrupt
@@ -162,6 +195,7 @@ def test_wrong_requests_are_one_line(bag, kitti, tmp_path):
     for message, arguments in {
         "has packets already": (tmp_path / "packets", tmp_path / "x", "packets", TINY),
         "expected a bag that does not exist yet": (bag, tmp_path / "packets", "packets", TINY),
+        "namespace: expected a name of ROS 2": (bag, tmp_path / "x", "packets", TINY, None, None, 1, "mcap", "1 bad"),
         "no such bag": (tmp_path / "none", tmp_path / "x", "packets", TINY),
     }.items():
         with pytest.raises(BagError, match=message) as error:

@@ -22,9 +22,9 @@ from sicm_ros.data.pairing import StereoPairer
 from sicm_ros.data.source import SIDES, Side, StereoFrame
 from sicm_ros.geometry import StereoRig
 
-__all__ = ["BagStereo", "is_bag", "open_bag", "opened"]
+__all__ = ["BagStereo", "is_bag", "open_bag", "opened", "raw_messages"]
 
-_GIVE_CALIB = "give the rig by calib (a KITTI calibration file)"
+_GIVE_CALIB = "name a KITTI calibration file (option --calib, or the player's parameter calib)"
 
 
 def is_bag(path: str | Path) -> bool:
@@ -58,11 +58,35 @@ def _messages(
 ) -> Iterator[tuple[Connection, int, Any]]:
     """The deserialised messages of some connections from a recording time on, with that time; a damaged file is a
     BagError."""
-    try:
-        for connection, stamp_ns, raw in reader.messages(connections, start_ns):
-            yield connection, stamp_ns, reader.deserialize(raw, connection.msgtype)
-    except Exception as error:  # noqa: BLE001 - as in _open
-        raise BagError(f"{path}: damaged: {' '.join(str(error).split()) or type(error).__name__}") from None
+    for connection, stamp_ns, raw in raw_messages(reader, path, connections, start_ns):
+        try:
+            message = reader.deserialize(raw, connection.msgtype)
+        except Exception as error:  # noqa: BLE001 - as in _open
+            raise _damaged(path, error) from None
+        yield connection, stamp_ns, message
+
+
+def raw_messages(
+    reader: AnyReader,
+    path: Path,
+    connections: Sequence[Connection] = (),
+    start_ns: int | None = None,
+    stop_ns: int | None = None,
+) -> Iterator[tuple[Connection, int, bytes]]:
+    """``reader.messages``, with a damaged file a BagError: connection, recording time, serialised message."""
+    messages = reader.messages(connections, start_ns, stop_ns)
+    while True:
+        try:
+            connection, stamp_ns, raw = next(messages)
+        except StopIteration:
+            return
+        except Exception as error:  # noqa: BLE001 - as in _open
+            raise _damaged(path, error) from None
+        yield connection, stamp_ns, bytes(raw)
+
+
+def _damaged(path: Path, error: Exception) -> BagError:
+    return BagError(f"{path}: damaged: {' '.join(str(error).split()) or type(error).__name__}")
 
 
 class BagStereo:

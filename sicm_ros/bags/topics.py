@@ -34,7 +34,10 @@ def find_stereo_topics(topics: Sequence[str]) -> tuple[str, str]:
     if not pairs or (len(pairs) > 1 and preference(pairs[0]) == preference(pairs[1])):
         found = ", ".join(sorted(topics)) or "none"
         what = "more than one stereo pair" if pairs else "no stereo pair"
-        raise BagError(f"{what} among the image topics ({found}): name them by left_topic and right_topic")
+        raise BagError(
+            f"{what} among the image topics ({found}): name them (options --left-topic and --right-topic, or the "
+            "player's parameters left_topic and right_topic)"
+        )
     return pairs[0]
 
 

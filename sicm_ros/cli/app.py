@@ -70,10 +70,18 @@ def _one_line(error: BaseException) -> str:
     return " ".join(text.split())
 
 
+def _check_working_folder() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise ValueError("the working directory does not exist any more: change to another one") from None
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0, or 2 after one line on standard error about what was wrong with the input, or
     130 after Ctrl-C."""
     try:
+        _check_working_folder()
         status = app(args=None if arguments is None else list(arguments), prog_name="sicm", standalone_mode=False)
         if status == INTERRUPTED:  # what Typer makes of Ctrl-C
             raise KeyboardInterrupt

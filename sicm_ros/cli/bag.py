@@ -13,6 +13,25 @@ import typer
 from .options import DEFAULT_MODEL, Json, Model, Rate, Threshold, View, examples, help_alone
 from .output import check_range, print_json, progress_bar
 
+LeftTopic = Annotated[
+    str,
+    typer.Option(
+        "--left-topic",
+        metavar="TOPIC",
+        show_default=False,
+        help="Topic of the left images. Default: found by the names.",
+    ),
+]
+RightTopic = Annotated[
+    str, typer.Option("--right-topic", metavar="TOPIC", show_default=False, help="Topic of the right images.")
+]
+BagCalib = Annotated[
+    Path | None,
+    typer.Option(
+        "--calib", metavar="FILE", show_default=False, help="KITTI calibration, where the bag has no camera infos."
+    ),
+]
+
 commands = typer.Typer(
     rich_markup_mode="rich", help="rosbag2 files: make one from KITTI, play one, replace images by packets."
 )
@@ -89,6 +108,9 @@ def bag_play(
     clock: Annotated[
         bool, typer.Option("--clock", help="Publish the bag's time on /clock, for nodes with use_sim_time.")
     ] = False,
+    left_topic: LeftTopic = "",
+    right_topic: RightTopic = "",
+    calib: BagCalib = None,
     view: View = None,
 ) -> None:
     """Publish the stereo pairs of a bag on ROS topics, also where there is no ros2 command. Needs rclpy.
@@ -98,7 +120,8 @@ def bag_play(
     """
     from ..jobs.play import play
 
-    raise typer.Exit(play(path, frequency, loop, start, paused, clock, view=view))
+    images = {"left_topic": left_topic, "right_topic": right_topic, "calib": str(calib or "")}
+    raise typer.Exit(play(path, frequency, loop, start, paused, clock, images, view))
 
 
 @commands.command(
@@ -127,16 +150,9 @@ def bag_transcode(
     ] = None,
     storage: Annotated[str, typer.Option("--storage", metavar="KIND", help="sqlite3 or mcap.")] = "sqlite3",
     namespace: Annotated[str, typer.Option("--namespace", metavar="NAME", help="Prefix of the new topics.")] = "",
-    left_topic: Annotated[
-        str, typer.Option("--left-topic", metavar="TOPIC", show_default=False, help="Default: found by the names.")
-    ] = "",
-    right_topic: Annotated[str, typer.Option("--right-topic", metavar="TOPIC", show_default=False)] = "",
-    calib: Annotated[
-        Path | None,
-        typer.Option(
-            "--calib", metavar="FILE", show_default=False, help="KITTI calibration, where the bag has no camera infos."
-        ),
-    ] = None,
+    left_topic: LeftTopic = "",
+    right_topic: RightTopic = "",
+    calib: BagCalib = None,
     as_json: Json = False,
 ) -> None:
     """Replace the stereo images of a bag by packets, which are a few hundred times smaller, or packets by boxes.

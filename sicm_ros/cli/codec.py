@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..files import check_outputs
 from .options import (
     DEFAULT_MODEL,
     Calib,
@@ -26,13 +27,13 @@ from .options import (
 from .output import (
     check_picture_name,
     check_range,
-    check_writable,
     console,
     draw_picture,
     objects_json,
     print_fields,
     print_json,
     print_objects,
+    print_warnings,
     stages_text,
 )
 
@@ -58,16 +59,19 @@ def encode(
     as_json: Json = False,
 ) -> None:
     """Encode a stereo pair to a packet, as the vehicle does."""
-    check_writable(output)
+    check_outputs([output], [left, right, calib])
     from ..data.kitti import read_pair
 
     frame = read_pair(left, right, calib)
     from ..codec.encoder import StereoEncoder
+    from ..codec.input_warnings import pair_warnings
     from ..codec.packet import bits_per_pixel
+    from ..files import write_whole
 
     encoder = StereoEncoder(model, chosen_device(device), rate)
     coded = encoder.encode(frame.left, frame.right, frame.rig)
-    output.write_bytes(coded.packet)
+    write_whole(output, lambda beside: beside.write_bytes(coded.packet))
+    print_warnings(pair_warnings(encoder.model, frame.left, frame.right, frame.rig))
     height, width = frame.left.shape[:2]
     bpp = bits_per_pixel(len(coded.packet), width, height)
     if as_json:
@@ -124,7 +128,7 @@ def decode(
     as_json: Json = False,
 ) -> None:
     """Decode a packet to 3D boxes, as the remote node does."""
-    check_writable(output, picture)
+    check_outputs([output, picture], [packet, left, labels])
     check_picture_name(picture)
     check_range("--threshold", threshold, 0, 1)
     if picture is None and (left is not None or labels is not None):
@@ -142,11 +146,14 @@ def decode(
                 f"{left}: size: expected {size[0]}x{size[1]} as in the packet, got {image.shape[1]}x{image.shape[0]}"
             )
         from ..codec.decoder import StereoDecoder
+        from ..codec.input_warnings import geometry_warning
 
-        found = StereoDecoder(model, chosen_device(device), threshold).decode(data)
+        decoder = StereoDecoder(model, chosen_device(device), threshold)
+        found = decoder.decode(data)
     except ValueError as error:
         raise _about(packet, error) from error
     write_labels(output, found.objects)
+    print_warnings([geometry_warning(decoder.model, header.geometry.camera_rig, *size)])
     bpp = bits_per_pixel(len(data), *size)
     draw_picture(
         picture,
@@ -298,7 +305,7 @@ def detect(
     as_json: Json = False,
 ) -> None:
     """Detect 3D boxes without compression: the reference that the codec is compared with."""
-    check_writable(output, picture)
+    check_outputs([output, picture], [left, right, calib, labels])
     check_picture_name(picture)
     check_range("--threshold", threshold, 0, 1)
     if picture is None and labels is not None:
@@ -307,9 +314,12 @@ def detect(
 
     frame = read_pair(left, right, calib)
     from ..codec.detector import StereoDetector
+    from ..codec.input_warnings import pair_warnings
 
-    objects = StereoDetector(model, chosen_device(device), threshold).detect(frame.left, frame.right, frame.rig)
+    detector = StereoDetector(model, chosen_device(device), threshold)
+    objects = detector.detect(frame.left, frame.right, frame.rig)
     write_labels(output, objects)
+    print_warnings(pair_warnings(detector.model, frame.left, frame.right, frame.rig))
     draw_picture(
         picture,
         frame.left,

@@ -34,7 +34,14 @@ def demo(
     model: Model = DEFAULT_MODEL,
     frames: Annotated[
         int | None,
-        typer.Option("--frames", "-n", min=1, metavar="N", show_default=False, help="Maximum number of pairs."),
+        typer.Option(
+            "--frames",
+            "-n",
+            min=1,
+            metavar="N",
+            show_default=False,
+            help="Maximum number of pairs. Default: 6 rendered ones, the first 20 of --kitti.",
+        ),
     ] = None,
     rate: Rate = None,
     device: Device = "auto",

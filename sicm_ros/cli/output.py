@@ -6,7 +6,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,15 +61,6 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
             bar.stop()
 
 
-def check_writable(*paths: Path | None) -> None:
-    """Fail before the work where a result could not be written after it."""
-    for path in paths:
-        if path is not None and not path.absolute().parent.is_dir():
-            raise ValueError(f"{path}: expected an existing folder to write into, {path.absolute().parent} is none")
-        if path is not None and path.is_dir():
-            raise ValueError(f"{path}: expected a file to write, this is a folder")
-
-
 def check_picture_name(path: Path | None) -> None:
     """Fail where OpenCV could not write a picture of this name."""
     if path is not None and path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
@@ -79,6 +71,13 @@ def check_range(option: str, value: float | None, low: float, high: float) -> No
     """Fail where an option is out of its range."""
     if value is not None and not low <= value <= high:
         raise ValueError(f"{option}: expected {low:g} to {high:g}, got {value:g}")
+
+
+def print_warnings(warnings: Iterable[str | None]) -> None:
+    """Print what the user should know of the input on standard error, a line each; None is nothing to say."""
+    for words in warnings:
+        if words:
+            print(f"warning: {words}", file=sys.stderr)
 
 
 def print_json(value: Any) -> None:

@@ -73,7 +73,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in --out.")] = False,
     device: Device = "auto",
     seed: Annotated[
-        int | None, typer.Option("--seed", metavar="N", show_default=False, help="Default: from train.yaml.")
+        int | None, typer.Option("--seed", metavar="N", min=0, show_default=False, help="Default: from train.yaml.")
     ] = None,
     processes: Annotated[
         int, typer.Option("--processes", min=1, metavar="N", help="Data-parallel processes; torchrun works as well.")
@@ -116,6 +116,10 @@ def train(
         raise ValueError(f"--config: expected a model folder with config.yaml and train.yaml, got {config}")
     if start_from is not None and not start_from.is_file():
         raise ValueError(f"--start-from: expected a safetensors file, got {start_from}")
+    if start_from is not None:
+        from ..model_store import read_weights
+
+        read_weights(start_from)  # before the samples are made, which takes long
     from ..training.train import run
 
     run(

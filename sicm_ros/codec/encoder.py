@@ -20,7 +20,17 @@ from .range_coder import RangeCoder
 from .rate_control import RateController, RateDecision
 from .stage_clock import StageClock
 
-__all__ = ["EncodedPair", "PairLatents", "StereoEncoder"]
+__all__ = ["EncodedPair", "PairLatents", "StereoEncoder", "checked_rate"]
+
+
+def checked_rate(model: StoredModel, rate: float | None) -> float:
+    """A rate of a model, its default for None. Raises InputError if the model has no such rate."""
+    if rate is None:
+        return model.config.default_rate
+    highest = model.config.highest_rate
+    if not (math.isfinite(rate) and 0 <= rate <= highest):
+        raise InputError(f"rate: expected 0 to {highest} for model {model.name}, got {rate:g}")
+    return rate
 
 
 @dataclass(frozen=True)
@@ -66,13 +76,10 @@ class StereoEncoder:
     ) -> None:
         self.model = open_model(model, "vehicle", device)
         self._coder = RangeCoder(self.model.tables)
-        self.rate = self._checked(self.model.config.default_rate if rate is None else rate)
+        self.rate = checked_rate(self.model, rate)
 
-    def _checked(self, rate: float) -> float:
-        highest = self.model.config.highest_rate
-        if not (math.isfinite(rate) and 0 <= rate <= highest):
-            raise InputError(f"rate: expected 0 to {highest} for model {self.model.name}, got {rate:g}")
-        return rate
+    def _checked(self, rate: float | None) -> float:
+        return self.rate if rate is None else checked_rate(self.model, rate)
 
     @property
     def least_bytes(self) -> int:
@@ -82,9 +89,7 @@ class StereoEncoder:
 
     def encode(self, left: np.ndarray, right: np.ndarray, rig: StereoRig, rate: float | None = None) -> EncodedPair:
         """Encode one pair: (H, W, 3) uint8 RGB each; ``rig`` is that of these images."""
-        if rate is not None:
-            self._checked(rate)
-        return self.encode_latents(self.latents(left, right, rig), rate)
+        return self.encode_latents(self.latents(left, right, rig), self._checked(rate))
 
     def encode_within(
         self,
@@ -99,7 +104,7 @@ class StereoEncoder:
 
         The "entropy" time of what is sent includes the tries before it. Raises ValueError for a bad budget.
         """
-        preferred = self.rate if preferred_rate is None else self._checked(preferred_rate)
+        preferred = self._checked(preferred_rate)
         latents = self.latents(left, right, rig)
         decision = controller.encode(max_bitrate, preferred, lambda rate: self.encode_latents(latents, rate))
         if decision.sent is None:
@@ -132,7 +137,7 @@ class StereoEncoder:
     @torch.inference_mode()
     def encode_latents(self, latents: PairLatents, rate: float | None = None) -> EncodedPair:
         """Gain, quantisation and entropy stage at one rate."""
-        index = packet.rate_index(self.rate if rate is None else self._checked(rate))
+        index = packet.rate_index(self._checked(rate))
         clock = StageClock(self.model.device)
         # The rate that the decoder will read, not the one that was asked for.
         coded = self.model.net.entropy_model.quantise(latents.left, latents.right, index / packet.RATE_STEPS)

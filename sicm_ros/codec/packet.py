@@ -101,23 +101,22 @@ class PacketHeader:
 def pack(
     fingerprint: int, rate: int, transform: InputTransform, rig: StereoRig, payload: bytes, symbol_hash: int
 ) -> bytes:
-    """The packet. ``rate`` is a ``rate_index``, ``rig`` the camera images'. Raises GeometryError if a size needs more
-    than 16 bits."""
+    """The packet. ``rate`` is a ``rate_index``, ``rig`` the camera images'.
+
+    Raises GeometryError where a size needs more than 16 bits, or ``read_header`` would refuse the rig.
+    """
     sizes = (transform.source_width, transform.source_height, transform.crop_top, transform.width, transform.height)
     if max(sizes) > 0xFFFF:
         raise GeometryError(f"image size: expected at most 65535 x 65535, got {sizes[0]} x {sizes[1]}")
-    body = (
-        _HEADER.pack(
-            MAGIC,
-            VERSION,
-            fingerprint,
-            rate,
-            _GEOMETRY.pack(*sizes, rig.fx, rig.fy, rig.cx, rig.cy, *rig.left_translation, *rig.right_translation),
-            len(payload),
-            symbol_hash,
-        )
-        + payload
-    )
+    numbers = (rig.fx, rig.fy, rig.cx, rig.cy, *rig.left_translation, *rig.right_translation)
+    try:
+        geometry = _GEOMETRY.pack(*sizes, *numbers)
+        _geometry(geometry)
+    except OverflowError:
+        raise GeometryError(f"calibration: expected numbers of 32-bit floats, got {rig}") from None
+    except ImplausiblePacketError as error:
+        raise GeometryError(f"calibration: no packet can hold it: {error}") from None
+    body = _HEADER.pack(MAGIC, VERSION, fingerprint, rate, geometry, len(payload), symbol_hash) + payload
     return body + _CRC.pack(zlib.crc32(body))
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from sicm_ros.data.source import StereoFrame
+from sicm_ros.files import write_whole
 from sicm_ros.geometry import GeometryError, Object3D, StereoRig
 
 __all__ = [
@@ -43,6 +44,11 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 SYNTHETIC_PERIOD_NS = 100_000_000
 # Times that count from the beginning of a recording begin here: in ROS a stamp of zero means none.
 START_NS = 1_000_000_000
+
+# Numbers of the left and the right camera: a recording may have one of the two pairs, or both.
+Cameras = tuple[int, int]
+COLOUR: Cameras = (2, 3)
+GREY: Cameras = (0, 1)
 
 # The columns of a label file after the class name; a result file has the score too.
 LABEL_FIELDS = (
@@ -162,7 +168,7 @@ def write_labels(path: str | Path, objects: Sequence[Object3D]) -> None:
         if o.score is not None:
             columns.append(_plain(o.score, 6))
         lines.append(" ".join(columns) + "\n")
-    Path(path).write_text("".join(lines), encoding="utf-8")
+    write_whole(path, lambda beside: beside.write_text("".join(lines), encoding="utf-8"))
 
 
 # --------------------------------------------------------------------------------------------------------- calibration
@@ -194,21 +200,23 @@ def _read_projections(path: Path, left_key: str, right_key: str) -> StereoRig:
         raise KittiError(f"{path}: {message}") from None
 
 
-def read_object_calib(path: str | Path) -> StereoRig:
-    """The colour cameras' rig, from P2 and P3 of an object-benchmark calibration or an odometry ``calib.txt``."""
-    return _read_projections(Path(path), "P2", "P3")
+def read_object_calib(path: str | Path, cameras: Cameras = COLOUR) -> StereoRig:
+    """The rig of two cameras, from P2 and P3 (of the grey ones: P0 and P1) of an object-benchmark calibration or an
+    odometry ``calib.txt``."""
+    return _read_projections(Path(path), *(f"P{camera}" for camera in cameras))
 
 
-def read_raw_calib(path: str | Path) -> StereoRig:
-    """The colour cameras' rig, from P_rect_02 and P_rect_03 of a raw drive's ``calib_cam_to_cam.txt``."""
-    return _read_projections(Path(path), "P_rect_02", "P_rect_03")
+def read_raw_calib(path: str | Path, cameras: Cameras = COLOUR) -> StereoRig:
+    """The rig of two cameras, from P_rect_02 and P_rect_03 (of the grey ones: 00 and 01) of a raw drive's
+    ``calib_cam_to_cam.txt``."""
+    return _read_projections(Path(path), *(f"P_rect_0{camera}" for camera in cameras))
 
 
-def read_calib(path: str | Path) -> StereoRig:
-    """The colour cameras' rig from any of KITTI's three kinds of calibration file."""
+def read_calib(path: str | Path, cameras: Cameras = COLOUR) -> StereoRig:
+    """The rig of two cameras from any of KITTI's three kinds of calibration file."""
     path = Path(path)
     raw = any(text.startswith("P_rect_") for _, text in _lines(_read_text(path)))
-    return read_raw_calib(path) if raw else read_object_calib(path)
+    return read_raw_calib(path, cameras) if raw else read_object_calib(path, cameras)
 
 
 def write_object_calib(path: str | Path, rig: StereoRig) -> None:
@@ -228,7 +236,7 @@ def write_object_calib(path: str | Path, rig: StereoRig) -> None:
         f"Tr_velo_to_cam: {matrix(lidar_to_camera)}\n",
         f"Tr_imu_to_velo: {matrix(np.eye(4)[:3])}\n",
     ]
-    Path(path).write_text("".join(lines), encoding="utf-8")
+    write_whole(path, lambda beside: beside.write_text("".join(lines), encoding="utf-8"))
 
 
 # -------------------------------------------------------------------------------------------------------------- images
@@ -259,7 +267,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def _find_image(folder: Path, name: str) -> Path:
-    for suffix in IMAGE_SUFFIXES:
+    for suffix in (*IMAGE_SUFFIXES, *(s.upper() for s in IMAGE_SUFFIXES)):
         if (folder / (name + suffix)).is_file():
             return folder / (name + suffix)
     raise KittiError(f"{folder / name}.png: no such image")
@@ -268,7 +276,9 @@ def _find_image(folder: Path, name: str) -> Path:
 def _image_names(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise KittiError(f"{folder}: expected a folder of images, there is none")
-    names = sorted({p.stem for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES})
+    # Names with a dot in front are of the system, or of a file that was not finished.
+    files = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    names = sorted({p.stem for p in files})
     if not names:
         raise KittiError(f"{folder}: expected PNG or JPEG images, found none")
     return names
@@ -285,10 +295,20 @@ def _read_views(left_path: Path, right_path: Path) -> tuple[np.ndarray, np.ndarr
 
 
 def read_pair(left: str | Path, right: str | Path, calib: str | Path) -> StereoFrame:
-    """One pair from three files: images of equal size, and any KITTI calibration. Stamps are 0, labels None."""
+    """One pair from three files: images of equal size, and any KITTI calibration. Stamps are 0, labels None.
+
+    The calibration is that of the colour cameras, unless the left image lies in a folder of KITTI's grey camera.
+    """
     left = Path(left)
     views = _read_views(left, Path(right))
-    return StereoFrame(left.stem, *views, read_calib(calib), 0, 0, None)
+    grey = {"image_0", "image_00"} & {left.absolute().parent.name, left.absolute().parent.parent.name}
+    return StereoFrame(left.stem, *views, read_calib(calib, GREY if grey else COLOUR), 0, 0, None)
+
+
+def _cameras(folder: Path, pattern: str) -> Cameras:
+    """The cameras whose images are in ``folder``, in folders named like ``pattern``; colour where both are there."""
+    grey = not (folder / pattern.format(COLOUR[0])).is_dir() and (folder / pattern.format(GREY[0])).is_dir()
+    return GREY if grey else COLOUR
 
 
 # ------------------------------------------------------------------------------------------------------------- sources
@@ -310,15 +330,18 @@ def read_split(path: str | Path) -> list[str]:
 class KittiObject:
     """Frames of the object benchmark: ``root/split/{image_2,image_3,calib,label_2}``, read when they are asked for.
 
-    ``ids`` chooses frames (default: every left image). Without a ``label_2`` folder, labels are None. The benchmark's
-    frames carry no time: frame i is stamped 1 s plus i times 0.1 s.
+    Where there are only ``image_0`` and ``image_1``, these. ``ids`` chooses frames (default: every left image). Without
+    a ``label_2`` folder, labels are None. The benchmark's frames carry no time: frame i is stamped 1 s plus i times
+    0.1 s.
     """
 
     def __init__(self, root: str | Path, split: str = "training", ids: Sequence[str] | None = None) -> None:
         self.folder = Path(root) / split
         if not self.folder.is_dir():
             raise KittiError(f"{root}: expected a KITTI object folder with {split}/image_2, there is none")
-        self.ids = list(ids) if ids is not None else _image_names(self.folder / "image_2")
+        self.cameras = _cameras(self.folder, "image_{}")
+        self._left, self._right = (self.folder / f"image_{camera}" for camera in self.cameras)
+        self.ids = list(ids) if ids is not None else _image_names(self._left)
         self.has_labels = (self.folder / "label_2").is_dir()
 
     def __len__(self) -> int:
@@ -330,10 +353,8 @@ class KittiObject:
 
     def __getitem__(self, index: int) -> StereoFrame:
         name = self.ids[index]
-        left, right = _read_views(
-            _find_image(self.folder / "image_2", name), _find_image(self.folder / "image_3", name)
-        )
-        rig = read_object_calib(self.folder / "calib" / f"{name}.txt")
+        left, right = _read_views(_find_image(self._left, name), _find_image(self._right, name))
+        rig = read_object_calib(self.folder / "calib" / f"{name}.txt", self.cameras)
         labels = read_labels(self.folder / "label_2" / f"{name}.txt") if self.has_labels else None
         stamp = self.stamp_ns(index)
         return StereoFrame(name, left, right, rig, stamp, stamp, labels)
@@ -342,21 +363,22 @@ class KittiObject:
 class KittiRaw:
     """Frames of a rectified raw drive: ``drive/image_02``, ``image_03`` with ``data/`` and ``timestamps.txt`` each.
 
+    Where there are only ``image_00`` and ``image_01``, these.
     ``calib_cam_to_cam.txt`` is looked for in ``calib_dir``, else in the drive's folder and the one above (the day's).
     Both cameras keep their own stamps (UTC nanoseconds since 1970).
     """
 
     def __init__(self, drive_dir: str | Path, calib_dir: str | Path | None = None) -> None:
         self.folder = Path(drive_dir)
-        self.ids = _image_names(self.folder / "image_02" / "data")
+        cameras = _cameras(self.folder, "image_0{}")
+        self._sides = [f"image_0{camera}" for camera in cameras]
+        self.ids = _image_names(self.folder / self._sides[0] / "data")
         places = [Path(calib_dir)] if calib_dir is not None else [self.folder, self.folder.resolve().parent]
         found = [p / "calib_cam_to_cam.txt" for p in places if (p / "calib_cam_to_cam.txt").is_file()]
         if not found:
             raise KittiError(f"{places[-1]}: expected calib_cam_to_cam.txt, there is none")
-        self.rig = read_raw_calib(found[0])
-        self.stamps = {
-            side: self._read_stamps(self.folder / side / "timestamps.txt") for side in ("image_02", "image_03")
-        }
+        self.rig = read_raw_calib(found[0], cameras)
+        self.stamps = {side: self._read_stamps(self.folder / side / "timestamps.txt") for side in self._sides}
 
     @staticmethod
     def _read_stamps(path: Path) -> list[int]:
@@ -378,7 +400,7 @@ class KittiRaw:
         # Frames that a drive lacks still have their line, so a frame's number, not its rank, finds its time.
         path = self.folder / side / "timestamps.txt"
         if not name.isdecimal():
-            raise KittiError(f"{self.folder / 'image_02' / 'data' / name}: name: expected a frame number")
+            raise KittiError(f"{self.folder / self._sides[0] / 'data' / name}: name: expected a frame number")
         if int(name) >= len(self.stamps[side]):
             raise KittiError(f"{path}: expected a line for frame {name}, the file has {len(self.stamps[side])}")
         return self.stamps[side][int(name)]
@@ -388,24 +410,27 @@ class KittiRaw:
 
     def stamp_ns(self, index: int) -> int:
         """The left image's stamp of a frame, without reading it."""
-        return self._stamp("image_02", self.ids[index])
+        return self._stamp(self._sides[0], self.ids[index])
 
     def __getitem__(self, index: int) -> StereoFrame:
         name = self.ids[index]
-        left, right = _read_views(
-            _find_image(self.folder / "image_02" / "data", name), _find_image(self.folder / "image_03" / "data", name)
-        )
-        stamps = self._stamp("image_02", name), self._stamp("image_03", name)
-        return StereoFrame(name, left, right, self.rig, *stamps, None)
+        views = _read_views(*(_find_image(self.folder / side / "data", name) for side in self._sides))
+        left_ns, right_ns = (self._stamp(side, name) for side in self._sides)
+        return StereoFrame(name, *views, self.rig, left_ns, right_ns, None)
 
 
 class KittiOdometry:
-    """Frames of an odometry sequence: ``image_2``, ``image_3``, ``calib.txt`` and ``times.txt`` (seconds)."""
+    """Frames of an odometry sequence: ``image_2``, ``image_3``, ``calib.txt`` and ``times.txt`` (seconds).
+
+    Where there are only ``image_0`` and ``image_1``, these.
+    """
 
     def __init__(self, sequence_dir: str | Path) -> None:
         self.folder = Path(sequence_dir)
-        self.ids = _image_names(self.folder / "image_2")
-        self.rig = read_object_calib(self.folder / "calib.txt")
+        cameras = _cameras(self.folder, "image_{}")
+        self._left, self._right = (self.folder / f"image_{camera}" for camera in cameras)
+        self.ids = _image_names(self._left)
+        self.rig = read_object_calib(self.folder / "calib.txt", cameras)
         path = self.folder / "times.txt"
         self.stamps = []
         for line, text in _lines(_read_text(path)):
@@ -433,9 +458,7 @@ class KittiOdometry:
 
     def __getitem__(self, index: int) -> StereoFrame:
         name = self.ids[index]
-        left, right = _read_views(
-            _find_image(self.folder / "image_2", name), _find_image(self.folder / "image_3", name)
-        )
+        left, right = _read_views(_find_image(self._left, name), _find_image(self._right, name))
         stamp = self.stamp_ns(index)
         return StereoFrame(name, left, right, self.rig, stamp, stamp, None)
 
@@ -448,14 +471,14 @@ def open_source(path: str | Path) -> KittiObject | KittiRaw | KittiOdometry:
     path = Path(path)
     if not path.is_dir():
         raise KittiError(f"{path}: expected a KITTI folder, there is none")
-    if (path / "image_02").is_dir():
+    if (path / "image_02").is_dir() or (path / "image_00").is_dir():
         return KittiRaw(path)
-    if (path / "image_2").is_dir():
+    if (path / "image_2").is_dir() or (path / "image_0").is_dir():
         if (path / "calib").is_dir():
             return KittiObject(path.parent, path.name)
         return KittiOdometry(path)
     for split in ("training", "testing"):
-        if (path / split / "image_2").is_dir():
+        if (path / split / "image_2").is_dir() or (path / split / "image_0").is_dir():
             return KittiObject(path, split)
     raise KittiError(
         f"{path}: expected an object folder (training/image_2), a raw drive (image_02/data) or an "

@@ -9,6 +9,7 @@ seeded: same arguments, same pixels.
 from __future__ import annotations
 
 import hashlib
+import json
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from sicm_ros.data.source import StereoFrame
+from sicm_ros.files import write_whole
 from sicm_ros.render.layouts import KITTI_RIG, KITTI_SIZE, random_layout
 from sicm_ros.render.pair import render_pair
 
-__all__ = ["render_dataset", "rendered_frame", "rendered_frames"]
+_FOLDERS = ("image_2", "image_3", "label_2", "calib", "disp_occ_0")
+
+__all__ = ["render_dataset", "rendered_frame", "rendered_frames", "rendered_names"]
 
 
 def frame_seed(seed: int, name: str) -> int:
@@ -30,11 +34,9 @@ def frame_seed(seed: int, name: str) -> int:
 def _write_png(path: Path, image: np.ndarray) -> None:
     import cv2
 
-    # A reader must never see half a file: write beside it, then rename.
-    part = path.with_name(path.stem + ".part.png")
-    if not cv2.imwrite(str(part), image[..., ::-1] if image.ndim == 3 else image):
-        raise OSError(f"{path}: cannot be written")
-    part.replace(path)
+    # Encoded in memory: OpenCV does not say why it could not write a file.
+    data = cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 else image)[1]
+    write_whole(path, lambda beside: beside.write_bytes(data.tobytes()))
 
 
 def _render_frame(task: tuple[str, str, str | None, str | None, int]) -> str:
@@ -55,9 +57,7 @@ def _render_frame(task: tuple[str, str, str | None, str | None, int]) -> str:
     _write_png(base / "disp_occ_0" / f"{name}.png", np.clip(pair.disparity * 256 + 0.5, 0, 65535).astype(np.uint16))
     kitti.write_object_calib(base / "calib" / f"{name}.txt", rig)
     # The label is written last: it marks the frame as finished.
-    part = base / "label_2" / f"{name}.part"
-    kitti.write_labels(part, pair.labels)
-    part.replace(base / "label_2" / f"{name}.txt")
+    kitti.write_labels(base / "label_2" / f"{name}.txt", pair.labels)
     return name
 
 
@@ -87,10 +87,13 @@ def render_dataset(
             raise ValueError(f"{layouts_dir}: no label files NNNNNN.txt found")
         names = names[:count] if count else names
     else:
-        names = kitti.read_split(split_file) if split_file else [f"{k:06d}" for k in range(count or 100)]
-    for folder in ("image_2", "image_3", "label_2", "calib", "disp_occ_0"):
-        (root / "training" / folder).mkdir(parents=True, exist_ok=True)
+        names = kitti.read_split(split_file) if split_file else rendered_names(count or 100)
     missing = [n for n in names if not (root / "training" / "label_2" / f"{n}.txt").exists()]
+    layouts, calib = (str(Path(folder).resolve()) if folder else "" for folder in (layouts_dir, calib_dir))
+    recipe: dict[str, object] = {"seed": seed, "layouts": layouts, "calib": calib}
+    _claim(root / "training", recipe, missing)
+    for folder in _FOLDERS:
+        (root / "training" / folder).mkdir(exist_ok=True)
     done = len(names) - len(missing)
     tasks = [
         (str(root), n, str(layouts_dir) if layouts_dir else None, str(calib_dir) if calib_dir else None, seed)
@@ -111,6 +114,35 @@ def render_dataset(
             if progress:
                 progress(done, len(names))
     return names
+
+
+def _claim(base: Path, recipe: dict[str, object], missing: list[str]) -> None:
+    """Make ``base`` and note that it is rendered by ``recipe``; a rendering that goes on finds its recipe there.
+
+    Raises ValueError if it is another one's, or if a file of the ``missing`` frames is there that nobody rendered.
+    """
+    note = base / "rendered.json"
+    try:
+        before = json.loads(note.read_text())
+    except FileNotFoundError:
+        before = None
+    except ValueError:
+        raise ValueError(f"{note}: expected the recipe of a rendering: name another folder") from None
+    if before is not None and before != recipe:
+        raise ValueError(f"{note}: rendered with other settings ({before}, not {recipe}): name another folder")
+    for name in missing if before is None else ():
+        for folder in _FOLDERS:
+            for path in (base / folder / f"{name}.png", base / folder / f"{name}.txt"):
+                if path.exists():
+                    raise ValueError(f"{path}: no rendering wrote this, so it stays: name another folder")
+    base.mkdir(parents=True, exist_ok=True)
+    if before is None and missing:
+        write_whole(note, lambda beside: beside.write_text(json.dumps(recipe) + "\n"))
+
+
+def rendered_names(count: int) -> list[str]:
+    """The names of so many frames of built-in layouts."""
+    return [f"{k:06d}" for k in range(count)]
 
 
 def rendered_frame(i: int, seed: int = 0) -> StereoFrame:

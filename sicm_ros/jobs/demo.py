@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -12,8 +11,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from sicm_ros.codec.encoder import checked_rate
+from sicm_ros.codec.input_warnings import pair_warnings
 from sicm_ros.data.kitti import KittiError, open_source
-from sicm_ros.data.rendered import render_dataset
+from sicm_ros.data.rendered import render_dataset, rendered_names
+from sicm_ros.jobs.demo_files import claim
 from sicm_ros.jobs.demo_report import (
     DECODER_STAGES,
     ENCODER_STAGES,
@@ -23,10 +25,10 @@ from sicm_ros.jobs.demo_report import (
     write_summary,
 )
 from sicm_ros.jobs.demo_watcher import NAMESPACE, DemoError, Watcher
-from sicm_ros.model_store import DEFAULT_MODEL, load_model
-from sicm_ros.preprocessing import InputError
+from sicm_ros.model_store import DEFAULT_MODEL, load_model, torch_device
 from sicm_ros.ros.domain import own_domain
 from sicm_ros.ros.node_process import NodeProcess, image_profile_variables
+from sicm_ros.ros.surroundings import check_surroundings
 
 __all__ = ["run"]
 
@@ -60,7 +62,8 @@ def run(
 
     ``kitti`` is any KITTI folder; without it a few pairs are rendered. ``rate`` is the codec's. ``view`` adds the
     viewer node: its parameter of that name. The result is an exit status: 0 if boxes came back for every pair. Raises
-    KittiError, ModelError, InputError, ViewError or DemoError.
+    KittiError, ModelError, InputError, ViewError, BagError,
+    FolderError or DemoError, and OSError where ``out`` cannot be written.
     """
     console = console or Console()
     out = Path(out)
@@ -69,30 +72,41 @@ def run(
         from sicm_ros.ros.rerun_view import check_view
 
         check_view(view)
+    check_surroundings()
+    torch_device(device)
     stored = load_model(model, "vehicle", "cpu")
-    highest = stored.config.highest_rate
-    if rate is not None and not 0 <= rate <= highest:
-        raise InputError(f"rate: expected 0 to {highest} for model {stored.name}, got {rate:g}")
+    checked_rate(stored, rate)
     if frames is not None and frames < 1:
         raise DemoError(f"frames: expected at least 1, got {frames}")
-    source_path = Path(kitti) if kitti is not None else _render(out, frames or RENDERED_FRAMES, console)
+    if kitti is not None:
+        source = open_source(kitti)
+        names = [*source.ids[: frames or MOST_FRAMES]]
+        if not names:
+            raise KittiError(f"{kitti}: expected at least one stereo pair, there is none")
+    else:
+        names = rendered_names(frames or RENDERED_FRAMES)
+    written = [*(f"frame_{name}.png" for name in names), "overview.png", "summary.json", "bag", "log"]
+    claim(out, written if kitti is not None else [*written, "rendered"])
+    source_path = Path(kitti) if kitti is not None else _render(out, len(names), console)
     source = open_source(source_path)
-    count = min(len(source), frames or MOST_FRAMES)
-    if not count:
-        raise KittiError(f"{source_path}: expected at least one stereo pair, there is none")
-    _clear(out)
-    (out / "log").mkdir(parents=True, exist_ok=True)
+    count = len(names)
+    (out / "log").mkdir(exist_ok=True)
 
-    results = [
-        FrameResult(
-            frame.name,
-            frame.stamp_ns,
-            frame.left.nbytes + frame.right.nbytes,
-            (frame.left.shape[1], frame.left.shape[0]),
-        )
-        for frame in (source[i] for i in range(count))
-    ]
-    console.print(f"{count} stereo pairs of {source_path}, model {stored.name}, three node processes over ROS 2 topics")
+    results, warnings = [], dict[str, str]()
+    for i in range(count):
+        frame = source[i]
+        height, width = frame.left.shape[:2]
+        results.append(FrameResult(frame.name, frame.stamp_ns, frame.left.nbytes + frame.right.nbytes, (width, height)))
+        for words in pair_warnings(stored, frame.left, frame.right, frame.rig):
+            warnings.setdefault(words, frame.name)
+    played = f"{count}" if count == len(source) else f"the first {count} of {len(source)}"
+    console.print(
+        f"{played} stereo pairs of {source_path}, model {stored.name}, three node processes over ROS 2 topics"
+        + ("" if count == len(source) or frames else "; --frames plays more"),
+        soft_wrap=True,
+    )
+    for words, name in warnings.items():
+        console.print(f"[yellow]warning: pair {name}: {words}[/yellow]", soft_wrap=True)
     arrays = _exchange(
         source_path, count, results, out, model, rate, device, score_threshold, stored.classes, console, view
     )
@@ -126,14 +140,6 @@ def _render(out: Path, count: int, console: Console) -> Path:
             progress=lambda done, total: status.update(f"rendering stereo pairs: {done} of {total}"),
         )
     return folder
-
-
-def _clear(out: Path) -> None:
-    """Remove what an earlier demo wrote there, and nothing else."""
-    if (out / "bag" / "metadata.yaml").is_file() or not any((out / "bag").glob("*")):
-        shutil.rmtree(out / "bag", ignore_errors=True)
-    for path in [*out.glob("frame_*.png"), out / "overview.png", out / "summary.json"]:
-        path.unlink(missing_ok=True)
 
 
 def _exchange(

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from sicm_ros.codec.packet import bits_per_pixel
 from sicm_ros.data.source import StereoFrame
+from sicm_ros.files import write_whole
 from sicm_ros.geometry import Object3D
 
 __all__ = ["DECODER_STAGES", "ENCODER_STAGES", "FrameResult", "draw_pictures", "print_tables", "write_summary"]
@@ -163,4 +164,4 @@ def write_summary(results: Sequence[FrameResult], out: Path, model: str, arrays:
         "lost": sum(r.boxes is None for r in results),
         "frames": frames,
     }
-    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    write_whole(out / "summary.json", lambda beside: beside.write_text(json.dumps(summary, indent=1) + "\n"))

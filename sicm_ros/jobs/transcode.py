@@ -6,13 +6,16 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
+import re
 import shutil
 from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack, closing
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,9 +25,10 @@ from rclpy.serialization import deserialize_message, serialize_message
 from rosbags.highlevel import AnyReader
 from std_msgs.msg import Header
 
-from sicm_ros.bags.reader import BagStereo, opened
+from sicm_ros.bags.reader import BagStereo, opened, raw_messages
 from sicm_ros.bags.types import BITSTREAM_TYPE, BagError, Storage
 from sicm_ros.bags.writer import BagWriter
+from sicm_ros.codec.encoder import checked_rate
 from sicm_ros.codec.packet import PacketError
 from sicm_ros.conversion.boxes import detection_array, label_info, marker_array
 from sicm_ros.conversion.codec_info import codec_info
@@ -136,11 +140,11 @@ def _image_items(stereo: BagStereo, session: int, done: set[int]) -> Iterator[_I
             )
 
 
-def _packet_items(reader: AnyReader, topic: str, done: set[int]) -> Iterator[_Item]:
+def _packet_items(reader: AnyReader, path: Path, topic: str, done: set[int]) -> Iterator[_Item]:
     connections = [c for c in reader.connections if c.topic == topic]
-    for index, (_, recorded_ns, raw) in enumerate(reader.messages(connections)):
+    for index, (_, recorded_ns, raw) in enumerate(raw_messages(reader, path, connections)):
         if index not in done:
-            message = deserialize_message(bytes(raw), StereoBitstream)
+            message = deserialize_message(raw, StereoBitstream)
             yield _Item(
                 index,
                 recorded_ns,
@@ -175,6 +179,9 @@ def transcode(
     if out.exists():
         raise BagError(f"{out}: expected a bag that does not exist yet")
     stored = load_model(model)
+    checked_rate(stored, rate)
+    if not re.fullmatch(r"/?([A-Za-z_]\w*(/[A-Za-z_]\w*)*)?/?", namespace, re.ASCII):
+        raise BagError(f"namespace: expected a name of ROS 2 such as car1, got {namespace!r}")
     part = out.with_name(out.name + ".part")
     with ExitStack() as stack:
         reader = stack.enter_context(opened(path))
@@ -191,11 +198,12 @@ def transcode(
         }
         session = int.from_bytes(hashlib.blake2b(json.dumps(recipe).encode(), digest_size=8).digest(), "little")
         journal = stack.enter_context(closing(Journal(part, recipe)))
+        stack.push(partial(_leave, journal, part))
         done = journal.done()
         stereo = None if packets else BagStereo(path, left_topic, right_topic, calib=calib)
         if stereo is None:
             root, total, replaced = packets.rsplit("/", 1)[0], _count(reader, packets), set[str]()
-            items = _packet_items(reader, packets, done)
+            items = _packet_items(reader, path, packets, done)
         else:
             root = "/" + namespace.strip("/") if namespace.strip("/") else ""
             total, replaced = len(stereo), set(stereo.topics.values())
@@ -209,11 +217,22 @@ def transcode(
                 progress(count, max(total, count))
         drops = Counter({"no partner": stereo.drops} if stereo is not None and stereo.drops else {})
         first = _latched(reader, stored, root, target, threshold, new_packets=not packets)
-        copied = _assemble(reader, journal, first, part / out.name, storage, replaced)
+        copied = _assemble(reader, path, journal, first, part / out.name, storage, replaced)
         pairs, size, raw, boxes, errors = journal.sums()
     (part / out.name).rename(out)
     shutil.rmtree(part)
     return Transcoded(pairs, size, raw, boxes, copied, dict(drops + errors))
+
+
+def _leave(journal: Journal, part: Path, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
+    """At a failure or an interruption: keep finished pairs, and say so; without any, leave nothing behind."""
+    if error is None:
+        return
+    kept = len(journal.done())
+    if not kept:
+        shutil.rmtree(part, ignore_errors=True)
+    elif isinstance(error, BagError):
+        raise BagError(f"{error}; {kept} pairs are kept in {part}: the same command goes on from there") from None
 
 
 def _packet_topic(reader: AnyReader, path: Path, target: Target) -> str:
@@ -279,7 +298,7 @@ def _results(items: Iterator[_Item], workers: int, arguments: tuple) -> Generato
         for item in items:
             yield item, _work_on(item)
         return
-    with worker_pool(workers, _start_worker, arguments) as submit:
+    with _told(), worker_pool(workers, _start_worker, arguments) as submit:
         waiting: deque[tuple[_Item, Future[_Outcome]]] = deque()
         for item in items:
             waiting.append((item, submit(_work_on, item)))
@@ -288,6 +307,15 @@ def _results(items: Iterator[_Item], workers: int, arguments: tuple) -> Generato
                 yield ready, future.result()
         for ready, future in waiting:
             yield ready, future.result()
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """A worker that was killed, say for its memory, is a BagError."""
+    try:
+        yield
+    except BrokenProcessPool:
+        raise BagError("a worker process was killed: is there memory for so many workers (--workers)?") from None
 
 
 def _latched(
@@ -309,6 +337,7 @@ def _latched(
 
 def _assemble(
     reader: AnyReader,
+    source: Path,
     journal: Journal,
     first: list[tuple[int, int, str, str, bytes]],
     path: Path,
@@ -318,7 +347,7 @@ def _assemble(
     """Write the bag from the journal and from the source's other topics, in the order of time; the messages copied."""
     made = {topic for _, _, topic, _, _ in first} | {row[2] for row in journal.messages()}
     copied = 0
-    if path.exists():  # of a run that was killed while it wrote the bag
+    if path.exists():  # of a run that was killed after it wrote the bag
         shutil.rmtree(path)
     with BagWriter(path, storage) as bag:
         # ROS 1 bags hold another serialisation.
@@ -328,7 +357,8 @@ def _assemble(
             if reader.is2 and c.topic not in replaced | made and c.msgtype in bag.store.fielddefs
         ]
         others = (
-            (stamp, 0, c.topic, c.msgtype, bytes(raw)) for c, stamp, raw in (reader.messages(kept) if kept else ())
+            (stamp, 0, c.topic, c.msgtype, raw)
+            for c, stamp, raw in (raw_messages(reader, source, kept) if kept else ())
         )
         for stamp, _, topic, kind, raw in heapq.merge(first, others, journal.messages(), key=lambda row: row[0]):
             bag.write(topic, kind, stamp, raw)

@@ -12,3 +12,9 @@ import sys
 if sys.argv[:1] == ["-m"]:
     for _number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(_number, lambda *_: os._exit(0))
+    # Without it, importing PyTorch ends the process with words about a library.
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        print("error: the working directory does not exist any more: change to another one", file=sys.stderr)
+        sys.exit(2)

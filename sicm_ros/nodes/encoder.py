@@ -16,7 +16,9 @@ from rclpy.event_handler import PublisherEventCallbacks
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
+from sicm_ros.codec.input_warnings import geometry_warning
 from sicm_ros.codec.rate_control import BitWindow, RateController, RateDecision, wire_bytes
+from sicm_ros.codec.swapped_views import SWAPPED_WARNING, views_swapped
 from sicm_ros.conversion.camera_info import CameraInfoError, RigCache
 from sicm_ros.conversion.codec_info import codec_info
 from sicm_ros.conversion.images import ImageError, rgb_from_compressed, to_rgb
@@ -37,12 +39,12 @@ from sicm_ros.ros.worker import Worker
 if TYPE_CHECKING:
     from sicm_ros.model_store import StoredModel
 
-__all__ = ["PARAMETERS", "EncoderNode", "geometry_warning", "main"]
+__all__ = ["PARAMETERS", "EncoderNode", "main"]
 
-# The depth priors of a model still fit a camera that differs by this factor.
-GEOMETRY_TOLERANCE = 1.25
 # How long a complete pair waits for CameraInfos that may still be under way.
 CAMERA_INFO_WAIT_S = 0.2
+# How often a pair is looked at for swapped images, which takes some milliseconds.
+SWAP_CHECK_PERIOD_S = 5.0
 
 PARAMETERS = (
     *COMMON_PARAMETERS,
@@ -118,6 +120,7 @@ class EncoderNode(ManagedNode):
         self._sent_bits = BitWindow()
         self._session = self._sequence = 0
         self._checked_rig: StereoRig | None = None
+        self._swapped, self._swap_checked = False, -SWAP_CHECK_PERIOD_S
         self._last_image: dict[Side, float] = {}
         self._demanded_since = 0.0
         self.packets = self.errors = self.refused = 0
@@ -163,6 +166,7 @@ class EncoderNode(ManagedNode):
         self._sync = StereoSync([], self.value("sync_depth"), tolerance, self.get_clock())
         self._sync.registerCallback(self._on_pair)
         self._rigs = RigCache(self.value("baseline"))
+        self._swapped, self._swap_checked = False, -SWAP_CHECK_PERIOD_S
         self._worker = Worker(self._encode, self.value("queue_depth"), self._on_error, "encoder")
         self._publish_codec_info()
         self.state = "active"
@@ -251,6 +255,7 @@ class EncoderNode(ManagedNode):
             stamps_ns = {side: nanoseconds(message.header.stamp) for side, message in messages.items()}
             rig = self._rigs.rig(sizes, stamps_ns, CAMERA_INFO_WAIT_S)
             self._check_geometry(rig, *sizes["left"])
+            self._check_swapped(images)
             converted_ms = 1e3 * (time.perf_counter() - started)
             rate = self.value("rate")
             decision = self._encode_within(images, rig, None if rate < 0 else rate)
@@ -324,6 +329,19 @@ class EncoderNode(ManagedNode):
         if warning:
             self.problems.add("geometry", warning)
 
+    def _check_swapped(self, images: Mapping[Side, np.ndarray]) -> None:
+        """Look for swapped images, now and then; images that do not tell change nothing."""
+        left, right = images["left"], images["right"]
+        now = time.monotonic()
+        if now - self._swap_checked < SWAP_CHECK_PERIOD_S or left.shape != right.shape:
+            return
+        self._swap_checked = now
+        found = views_swapped(left, right)
+        if found is not None:
+            self._swapped = found
+        if found:
+            self.problems.add("swapped", SWAPPED_WARNING)
+
     def _on_error(self, error: Exception, pairs: list[_Pair]) -> None:
         self.errors += 1
         self.problems.add("encoding", f"pair dropped: encoding failed: {type(error).__name__}: {error}")
@@ -389,7 +407,9 @@ class EncoderNode(ManagedNode):
         # What is wrong with an input has an error of its own, and a camera info is refused as it comes.
         kinds = (kind for kind in recent if kind == "camera_info" or isinstance(kind, type))
         refused = sorted(self.problems.latest[kind] for kind in kinds)
-        return input_status(new, seconds, pairer=pairer, silent=silent, missing=missing, refused=refused)
+        return input_status(
+            new, seconds, pairer=pairer, silent=silent, missing=missing, refused=refused, swapped=self._swapped
+        )
 
     def _encoding_status(
         self,
@@ -408,23 +428,6 @@ class EncoderNode(ManagedNode):
             "session": f"{self._session:016x}",
         }
         return encoding_status(new, recent, samples, seconds, figures, self.problems.latest)
-
-
-def geometry_warning(model: StoredModel, rig: StereoRig, width: int, height: int) -> str | None:
-    """Words for a camera whose disparities are far from those that the model was trained on, or None.
-
-    Compared is focal length times baseline at the network's resolution: it turns a disparity into a depth.
-    """
-    expected = model.reference_focal_baseline
-    if not expected:
-        return None
-    ratio = model.transform(width, height).rig(rig).focal_baseline / expected
-    if 1 / GEOMETRY_TOLERANCE <= ratio <= GEOMETRY_TOLERANCE:
-        return None
-    return (
-        f"focal length times baseline is {ratio:.2f} times that of the training data of model {model.name}: depths "
-        "will be wrong; train with this camera's calibration, or check its baseline"
-    )
 
 
 def main(args: list[str] | None = None) -> NoReturn:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+from sicm_ros.codec.swapped_views import SWAPPED_WARNING
 from sicm_ros.data.pairing import StereoPairer
 from sicm_ros.ros.diagnostics import ProblemKind, Status
 
@@ -20,12 +21,13 @@ def input_status(
     silent: Mapping[str, float] | None = None,
     missing: Sequence[str] = (),
     refused: Sequence[str] = (),
+    swapped: bool = False,
 ) -> Status:
     """What comes in. ``new``: what was counted in the last ``seconds``, drops by side and reason.
 
     ``idle_topic`` is the encoder's output where nobody subscribes to it. ``silent``: seconds since the last image on
     each image topic. ``missing``: words for each camera info that has not come; ``refused``: for pairs that were
-    dropped.
+    dropped. ``swapped``: the left and the right images are exchanged.
     """
     status = Status("stereo input")
     status.set(
@@ -60,6 +62,8 @@ def input_status(
         )
     for words in refused:
         status.report("ERROR", words)
+    if swapped:
+        status.report("WARN", SWAPPED_WARNING)
     lost = [f"{new[side, reason]} {side} {reason}" for side, reason in pairer.drops if new.get((side, reason))]
     if lost:
         status.report("WARN", "images dropped in the last second: " + ", ".join(lost))

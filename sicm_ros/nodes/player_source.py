@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from sicm_ros.bags.reader import BagStereo, is_bag, open_bag
+from sicm_ros.bags.reader import BagStereo, is_bag, opened, raw_messages
 from sicm_ros.bags.types import BITSTREAM_TYPE, LATCHED
 from sicm_ros.conversion.frames import CAMERA_FRAME
 from sicm_ros.conversion.stamps import nanoseconds
@@ -58,7 +59,7 @@ def is_packet_bag(path: str) -> bool:
     """Whether ``path`` is a bag with packets and without images."""
     if not is_bag(path):
         return False
-    with open_bag(path) as reader:
+    with opened(Path(path)) as reader:
         types = {c.msgtype for c in reader.connections if c.msgcount}
     return BITSTREAM_TYPE in types and "sensor_msgs/msg/Image" not in types
 
@@ -96,9 +97,9 @@ class PacketSource:
     """A bag of packets from ``start_s`` seconds on. ``with_outputs``: recorded boxes are played, too."""
 
     def __init__(self, path: str, start_s: float, with_outputs: bool) -> None:
-        self._path, self._start_s = path, start_s
+        self._path, self._start_s = Path(path), start_s
         self.topics: list[RecordedTopic] = []
-        with open_bag(path) as reader:
+        with opened(self._path) as reader:
             connections = list(reader.connections)
         roots = {c.topic.rsplit("/", 1)[0] for c in connections if c.msgtype == BITSTREAM_TYPE}
         known: set[str] = set()
@@ -116,20 +117,20 @@ class PacketSource:
 
     def messages(self, topics: Container[str]) -> Iterator[RecordedMessage]:
         """The messages on ``topics``; of what is latched, the last ones before the start come first."""
-        with open_bag(self._path) as reader:
+        with opened(self._path) as reader:
             start_ns = reader.start_time + round(1e9 * self._start_s)
             latched = [c for c in reader.connections if c.topic in topics and _is_latched(c.topic)]
-            earlier = reader.messages(latched, stop=start_ns) if latched and self._start_s else ()
-            for topic, raw in {connection.topic: bytes(raw) for connection, _, raw in earlier}.items():
+            before = raw_messages(reader, self._path, latched, None, start_ns) if latched and self._start_s else ()
+            for topic, raw in {connection.topic: raw for connection, _, raw in before}.items():
                 yield RecordedMessage(start_ns, topic, raw, None)
-            for connection, stamp_ns, raw in reader.messages(start=start_ns):
+            for connection, stamp_ns, raw in raw_messages(reader, self._path, start_ns=start_ns):
                 if connection.topic not in topics:
                     continue
                 header_ns = None
                 if connection.msgtype == BITSTREAM_TYPE:
                     message: Any = reader.deserialize(raw, connection.msgtype)
                     header_ns = nanoseconds(message.header.stamp)
-                yield RecordedMessage(stamp_ns, connection.topic, bytes(raw), header_ns)
+                yield RecordedMessage(stamp_ns, connection.topic, raw, header_ns)
 
 
 def _is_latched(topic: str) -> bool:

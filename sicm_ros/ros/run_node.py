@@ -12,6 +12,7 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 from sicm_ros.ros.stop_signals import Stopped, StopSignals, unless_stopped
+from sicm_ros.ros.surroundings import check_surroundings
 
 __all__ = ["NodeError", "run_node"]
 
@@ -29,6 +30,7 @@ def run_node(make: Callable[[], Node], args: list[str] | None = None, signals: S
     """
     signals = signals or StopSignals()
     try:
+        check_surroundings()
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     except Exception as error:  # noqa: BLE001 - arguments and variables of ROS 2; its exceptions have no common base
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

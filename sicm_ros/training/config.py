@@ -51,11 +51,13 @@ def load_train_config(folder: Path) -> TrainConfig:
     """``train.yaml`` of a model folder. Raises TrainError in one line."""
     path = folder / "train.yaml"
     try:
-        return TypeAdapter(TrainConfig).validate_python(yaml.safe_load(path.read_text()) or {})
+        return TypeAdapter(TrainConfig).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
     except FileNotFoundError:
         raise TrainError(f"{path}: expected a file with the training's settings") from None
     except ValidationError as error:
         first = error.errors()[0]
         raise TrainError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise TrainError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
+    except OSError as error:
+        raise TrainError(f"{path}: {error.strerror}") from None

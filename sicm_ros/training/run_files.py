@@ -13,6 +13,7 @@ import torch
 from lightning_fabric.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 
+from ..files import write_whole
 from ..model_store import save_model
 from ..networks.mvsfc_net import MvsfcNet
 from .stages import STAGES, Progress
@@ -36,9 +37,7 @@ def save_checkpoint(path: Path, net: MvsfcNet, optimizer: Any, progress: Progres
         },
         "sums": sums,
     }
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    temporary.replace(path)
+    write_whole(path, lambda beside: torch.save(state, beside))
 
 
 def export_model(net: MvsfcNet, folder: Path, out: Path) -> None:

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from ..data.kitti import KittiObject, read_labels, read_object_calib
+from ..files import write_whole
 from ..geometry import InputTransform, Object3D, StereoRig
 from ..networks.config import MvsfcConfig
 from ..preprocessing import resize_view
@@ -209,9 +210,8 @@ def build_store(
     done = _finished(out / JOURNAL, recipe)
     job = _Job(config, None if root is None else str(root), tuple(ids), real, seed)
     _make_samples(out, job, recipe, done, workers, progress)
-    (out / "index.json").write_text(
-        json.dumps({"recipe": recipe, "count": count, "height": config.height, "width": config.width, "samples": done})
-    )
+    index = {"recipe": recipe, "count": count, "height": config.height, "width": config.width, "samples": done}
+    write_whole(out / "index.json", lambda beside: beside.write_text(json.dumps(index)))
     (out / JOURNAL).unlink()
     return SampleStore(out)
 
@@ -230,10 +230,9 @@ def _make_samples(
     images = np.memmap(out / "images.u8", np.uint8, mode, shape=(count, 2, h, w, 3))
     disparity = np.memmap(out / "disparity.f16", np.float16, mode, shape=(count, h, w))
     missing = range(len(done), count)
-    # Written anew and moved into place: the old one may end with a part of a line.
-    fresh = out / f"{JOURNAL}.new"
-    fresh.write_text("".join(json.dumps(row) + "\n" for row in (recipe, *done)))
-    fresh.replace(out / JOURNAL)
+    # Written anew: the old one may end with a part of a line.
+    lines = "".join(json.dumps(row) + "\n" for row in (recipe, *done))
+    write_whole(out / JOURNAL, lambda beside: beside.write_text(lines))
     with ExitStack() as stack:
         journal = stack.enter_context((out / JOURNAL).open("a"))
         made: Iterator[Sample] = map(job, missing)

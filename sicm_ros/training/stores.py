@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.kitti import read_split
+from ..files import write_whole
 from ..geometry import InputTransform
 from ..networks.config import MvsfcConfig
 from ..render.layouts import KITTI_SIZE
@@ -138,7 +139,7 @@ def make_stores(
         every = _frame_ids(root, None, True)["train"]
         made.append(f"val-real-{number + 1}" if (root / "training" / "image_2").is_dir() else f"val-extra-{number + 1}")
         build(made[-1], root, every, len(every), train.seed + 1000)
-    (out / "samples" / "stores.json").write_text(json.dumps({"stores": made}))
+    write_whole(out / "samples" / "stores.json", lambda beside: beside.write_text(json.dumps({"stores": made})))
 
 
 def open_stores(out: Path, data: Sequence[str]) -> tuple[Mixture, dict[str, SampleStore]]:
