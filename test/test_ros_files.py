@@ -106,6 +106,20 @@ def is_given(node):
     )
 
 
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")], ids=lambda page: page.name)
+def test_commands_in_the_documentation_use_arguments_that_exist(page):
+    unknown = []
+    for name, words in re.findall(r"ros2 launch sicm_ros (\w+)\.launch\.py([^\n`#'|]*)", page.read_text()):
+        tree = ast.parse((ROOT / "launch" / f"{name}.launch.py").read_text())
+        declared = {
+            call.args[0].value
+            for call in ast.walk(tree)
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "DeclareLaunchArgument"
+        }
+        unknown += [f"{name}: {word}" for word in re.findall(r"(\w+):=", words) if word not in declared]
+    assert unknown == []
+
+
 # Of vehicle, remote and kitti_replay: what users change most, each where it has a node to go to.
 OFFERED = {
     "vehicle": {"rate", "max_bitrate", "sync", "image_transport", "left", "right", "image"},
