@@ -249,7 +249,7 @@ def _collect(watcher: Watcher, results: list[FrameResult], classes: Sequence[str
             if stats is not None:
                 result.decoder_ms = {stage: float(getattr(stats, f"{stage}_ms")) for stage in DECODER_STAGES}
         if result.stamp_ns in watcher.boxes:
-            arrived, message = watcher.boxes[result.stamp_ns]
+            arrived_ns, message = watcher.boxes[result.stamp_ns]
             result.boxes = boxes_of(message, classes)
-            if result.stamp_ns in watcher.sent_at:
-                result.total_ms = 1e3 * (arrived - watcher.sent_at[result.stamp_ns])
+            if result.stamp_ns in watcher.sent_ns:
+                result.total_ms = (arrived_ns - watcher.sent_ns[result.stamp_ns]) / 1e6

@@ -51,19 +51,21 @@ class Watcher:
         self.node = rclpy.create_node("sicm_demo", namespace=NAMESPACE, context=self._context)
         self.arrived = threading.Condition()
         self._error: Exception | None = None
-        self.sent_at: dict[int, float] = {}
-        self.boxes: dict[int, tuple[float, Any]] = {}
+        # By stamp; times are of the system's clock, nanoseconds.
+        self.sent_ns: dict[int, int] = {}
+        self.boxes: dict[int, tuple[int, Any]] = {}
         self.arrays = 0
         self.packets: dict[int, Any] = {}
         self.stats: dict[tuple[int, int], Any] = {}  # by session and sequence
         self.subscribers = 0
-        for kind, topic, callback in (
+        subscriptions: tuple[tuple[Any, str, Any], ...] = (
             (CameraInfo, "left/camera_info", self._on_camera_info),
             (StereoBitstream, "stereo_bitstream", self._on_packet),
             (Detection3DArray, "detections", self._on_boxes),
             (DecodeStats, "decode_stats", self._on_stats),
             (DiagnosticArray, "/diagnostics", self._on_diagnostics),
-        ):
+        )
+        for kind, topic, callback in subscriptions:
             self.node.create_subscription(kind, topic, callback, boxes_qos(100))
         self.recorder = BagRecorder(self.node, bag, RECORDED)
         self._executor = SingleThreadedExecutor(context=self._context)
@@ -86,20 +88,21 @@ class Watcher:
             store()
             self.arrived.notify_all()
 
-    def _on_camera_info(self, message: Any) -> None:
-        # The player sends this immediately before the images.
-        now = time.monotonic()
-        self._keep(lambda: self.sent_at.update({nanoseconds(message.header.stamp): now}))
+    def _on_camera_info(self, message: Any, info: Any) -> None:
+        # The player sends this immediately before the images. Counted is when it was sent, since on a busy machine it
+        # may be received after the encoder has begun.
+        sent_ns = info["source_timestamp"]
+        self._keep(lambda: self.sent_ns.update({nanoseconds(message.header.stamp): sent_ns}))
 
     def _on_packet(self, message: Any) -> None:
         self._keep(lambda: self.packets.update({nanoseconds(message.header.stamp): message}))
 
     def _on_boxes(self, message: Any) -> None:
-        now = time.monotonic()
+        now_ns = time.time_ns()
 
         def store() -> None:
             self.arrays += 1
-            self.boxes[nanoseconds(message.header.stamp)] = (now, message)
+            self.boxes[nanoseconds(message.header.stamp)] = (now_ns, message)
 
         self._keep(store)
 
