@@ -414,9 +414,10 @@ def test_images_without_a_stamp_are_dated_by_their_arrival(ready, rendered):
 
 def test_a_wrong_camera_info_is_refused_and_the_last_one_kept(ready, rendered):
     pair = rendered[0]
+    expect_answer(ready, time.time_ns(), pair)  # with a good one
     bad = {**camera_info_fields(pair.rig, "right", 1242, 375), "p": [0.0] * 12}
     ready.send_pair(time.time_ns(), pair.left, pair.right, pair.rig, infos={"right": bad})
-    ready.wait(lambda: len(ready.received["detections"]) == 1)
+    ready.wait(lambda: len(ready.received["detections"]) == 2)
     swapped = {
         side: camera_info_fields(pair.rig, other, 1242, 375) for side, other in (("left", "right"), ("right", "left"))
     }
@@ -426,7 +427,7 @@ def test_a_wrong_camera_info_is_refused_and_the_last_one_kept(ready, rendered):
         lambda level, message, values: level == ERROR and "baseline" in message and "are the views swapped" in message,
     )
     expect_answer(ready, time.time_ns(), pair)
-    assert len(ready.received["detections"]) == 2
+    assert len(ready.received["detections"]) == 3
 
 
 def test_images_that_cannot_be_paired_are_counted_and_explained(ready, rendered):
