@@ -393,7 +393,7 @@ def test_thresholds_that_are_no_numbers(fails, pair, tmp_path):
 
 def test_options_in_messages_exist(sicm):
     """Whatever looks like an option in a text of the package is one of a command, or of ROS 2."""
-    words = {"--ros-args", "--help"}
+    words = {"--ros-args", "--enclave", "--log-level", "--help"}
     for name in ("", *COMMANDS):
         words |= set(re.findall(r"--[a-z][a-z-]*", sicm(*name.split(), "--help")[1]))
     package = Path(__file__).resolve().parents[1] / "sicm_ros"
