@@ -41,10 +41,17 @@ def kitti(tmp_path):
     return root.parent
 
 
-@pytest.mark.parametrize("command", [[*SICM, "inspect", "a.sicm"], [sys.executable, "-m", "sicm_ros.nodes.encoder"]])
-def test_a_deleted_working_directory(tmp_path, command):
-    if "sicm_ros.nodes.encoder" in command:
+@pytest.mark.parametrize("process", ["sicm", "module", "executable"])
+def test_a_deleted_working_directory(tmp_path, process):
+    if process != "sicm":
         pytest.importorskip("sicm_ros.msg")
+    executable = tmp_path / "encoder_node"  # as it is installed, but for the handlers of signals that it begins with
+    executable.write_text("from sicm_ros.nodes.encoder import main\n\nmain()\n")
+    command = {
+        "sicm": [*SICM, "inspect", "a.sicm"],
+        "module": [sys.executable, "-m", "sicm_ros.nodes.encoder"],
+        "executable": [sys.executable, str(executable)],
+    }[process]
     (tmp_path / "gone").mkdir()
     shell = ["bash", "-c", 'rmdir "$PWD"; exec "$@"', "bash", *command]
     status, err = run(shell, tmp_path / "gone")
