@@ -227,13 +227,13 @@ def interrupted(bag, out, moment):
         start_new_session=True,  # as in a terminal, Ctrl-C goes to the workers, too
     )
 
+    seen = {}  # when each worker was first there; importing PyTorch takes it the second after that, or more
+
     def reached():
+        now = time.monotonic()
         workers = [pid for pid, words in group(process.pid).items() if "spawn_main" in words]
-        with contextlib.suppress(OSError):
-            return any(
-                moment == "the first one is there" or "libtorch" in Path(f"/proc/{pid}/maps").read_text()
-                for pid in workers
-            )
+        age = max((now - seen.setdefault(pid, now) for pid in workers), default=-1.0)
+        return age >= (0.0 if moment == "the first one is there" else 0.4)
 
     end = time.monotonic() + PATIENCE_S
     while process.poll() is None and not reached():
