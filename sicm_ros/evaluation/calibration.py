@@ -10,6 +10,7 @@ import numpy as np
 
 from ..geometry import Object3D
 from .kitti_ap import bev_iou
+from .recall import ground_boxes
 
 __all__ = ["Bin", "calibration_error", "fit_calibration", "judge", "reliability"]
 
@@ -42,7 +43,10 @@ def judge(
         targets = [o for o in truth if o.label == name]
         others = [o for o in truth if o.label in NEIGHBOURS.get(name, ())]
         unlabelled = [o.bbox for o in truth if o.label == "DontCare"]
-        overlap, beside = bev_iou(_ground(boxes), _ground(targets)), bev_iou(_ground(boxes), _ground(others))
+        overlap, beside = (
+            bev_iou(ground_boxes(boxes), ground_boxes(targets)),
+            bev_iou(ground_boxes(boxes), ground_boxes(others)),
+        )
         free = np.ones(len(targets), bool)
         for i, box in enumerate(boxes):
             hits = np.flatnonzero((overlap[i] >= iou) & free) if len(targets) else np.array([], int)
@@ -93,10 +97,6 @@ def calibration_error(rows: Sequence[Bin]) -> float:
     if not total:
         return float("nan")
     return sum(row.boxes * abs(row.mean_score - row.right) for row in rows if row.boxes) / total
-
-
-def _ground(objects: Sequence[Object3D]) -> np.ndarray:
-    return np.array([[o.x, o.z, o.length, o.width, o.rotation_y] for o in objects], np.float64).reshape(-1, 5)
 
 
 def _centre_in(box: Object3D, region: tuple[float, float, float, float]) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from ..geometry import Object3D
 from .kitti_ap import bev_iou
 
-__all__ = ["DEPTH_RANGES", "Found", "count_found", "count_invented", "depth_errors"]
+__all__ = ["DEPTH_RANGES", "Found", "count_found", "count_invented", "depth_errors", "ground_boxes"]
 
 DEPTH_RANGES = ((5, 15), (15, 25), (25, 35), (35, 50))  # metres
 
@@ -33,7 +33,8 @@ class Found(NamedTuple):
         return self.false / max(self.frames, 1)
 
 
-def _ground(objects: Sequence[Object3D]) -> np.ndarray:
+def ground_boxes(objects: Sequence[Object3D]) -> np.ndarray:
+    """x, z, length, width and rotation_y of N objects (N, 5), metres and radians: what ``bev_iou`` takes."""
     return np.array([[o.x, o.z, o.length, o.width, o.rotation_y] for o in objects], np.float64).reshape(-1, 5)
 
 
@@ -55,14 +56,16 @@ def count_found(
     accepted = (name, "Van") if name == "Car" else (name,)
     found = wanted = false = 0
     for truth, result in zip(labels, results, strict=True):
-        detections = _ground([o for o in result if o.label == name and (o.score or 0.0) >= threshold])
+        detections = ground_boxes([o for o in result if o.label == name and (o.score or 0.0) >= threshold])
         targets = [
             o for o in truth if o.label == name and o.occluded == 0 and o.truncated < 0.15 and 0 < o.z <= max_depth
         ]
         wanted += len(targets)
-        found += int((bev_iou(_ground(targets), detections) >= iou).any(1).sum()) if targets and len(detections) else 0
+        found += (
+            int((bev_iou(ground_boxes(targets), detections) >= iou).any(1).sum()) if targets and len(detections) else 0
+        )
         if len(detections):
-            others = _ground([o for o in truth if o.label in accepted])
+            others = ground_boxes([o for o in truth if o.label in accepted])
             justified = (bev_iou(detections, others) >= iou).any(1) if len(others) else np.zeros(len(detections), bool)
             false += int((~justified).sum())
     return Found(found, wanted, false, len(labels))

@@ -214,7 +214,7 @@ class SmfcDecoder(nn.Module):
 
     def forward(self, left: Tensor, right: Tensor, with_f0: bool = True) -> Reconstruction:
         """Dequantised latents (B, C, *latent_size) of both views to features, and to volumes where the vehicle has
-        matched the views. ``with_f0``: whether f0 is wanted, which takes a third of the time."""
+        matched the views. ``with_f0``: whether f0 is wanted."""
         s0, s1, s2 = self.cropped
 
         def unit(
