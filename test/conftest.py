@@ -2,6 +2,7 @@
 """Shared by all tests: one CPU thread, a ROS domain of our own, and where real KITTI images may lie."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,9 @@ os.environ.update(own_domain())
 os.environ.pop("ROS_LOCALHOST_ONLY", None)
 # Without it, images of a busy machine's tests arrive seconds late (the file says why).
 os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(REPOSITORY / "config" / "fastdds_images.xml"))
+
+# A script that starts the tests in the background leaves them, and every process that they start, deaf to Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No test has a time limit of its own: machines differ, and are busy.
 settings.register_profile("sicm_ros", deadline=None)
