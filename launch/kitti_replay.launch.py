@@ -62,6 +62,11 @@ def generate_launch_description() -> LaunchDescription:
             description="where the networks run: cpu, cuda or cuda:N; default: of the parameter files",
         ),
         DeclareLaunchArgument(
+            "engine",
+            default_value="",
+            description="what runs the networks: auto, torch or openvino; default: of the parameter files",
+        ),
+        DeclareLaunchArgument(
             "rate",
             default_value="",
             description="rate of the codec: 0 for the fewest bits, -1 for the model's default; default: of "

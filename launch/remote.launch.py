@@ -32,6 +32,11 @@ def generate_launch_description() -> LaunchDescription:
             description="where the network runs: cpu, cuda or cuda:N; default: of params_file",
         ),
         DeclareLaunchArgument(
+            "engine",
+            default_value="",
+            description="what runs the network: auto, torch or openvino; default: of params_file",
+        ),
+        DeclareLaunchArgument(
             "score_threshold",
             default_value="",
             description="least score of a box, -1 for the model's default; default: of params_file",

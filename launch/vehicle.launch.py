@@ -26,6 +26,11 @@ def generate_launch_description() -> LaunchDescription:
             description="where the network runs: cpu, cuda or cuda:N; default: of params_file",
         ),
         DeclareLaunchArgument(
+            "engine",
+            default_value="",
+            description="what runs the network: auto, torch or openvino; default: of params_file",
+        ),
+        DeclareLaunchArgument(
             "rate",
             default_value="",
             description="rate of the codec: 0 for the fewest bits, -1 for the model's default; default: of params_file",

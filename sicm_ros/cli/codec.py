@@ -13,6 +13,7 @@ from .options import (
     DEFAULT_MODEL,
     Calib,
     Device,
+    Engine,
     Json,
     Labels,
     Left,
@@ -56,6 +57,7 @@ def encode(
     model: Model = DEFAULT_MODEL,
     rate: Rate = None,
     device: Device = "auto",
+    engine: Engine = "auto",
     as_json: Json = False,
 ) -> None:
     """Encode a stereo pair to a packet, as the vehicle does."""
@@ -68,7 +70,7 @@ def encode(
     from ..codec.packet import bits_per_pixel
     from ..files import write_whole
 
-    encoder = StereoEncoder(model, chosen_device(device), rate)
+    encoder = StereoEncoder(model, chosen_device(device), rate, engine)
     coded = encoder.encode(frame.left, frame.right, frame.rig)
     write_whole(output, lambda beside: beside.write_bytes(coded.packet))
     print_warnings(pair_warnings(encoder.model, frame.left, frame.right, frame.rig))
@@ -113,6 +115,7 @@ def decode(
     ],
     model: Model = DEFAULT_MODEL,
     device: Device = "auto",
+    engine: Engine = "auto",
     threshold: Threshold = None,
     picture: Picture = None,
     left: Annotated[
@@ -148,7 +151,7 @@ def decode(
         from ..codec.decoder import StereoDecoder
         from ..codec.input_warnings import geometry_warning
 
-        decoder = StereoDecoder(model, chosen_device(device), threshold)
+        decoder = StereoDecoder(model, chosen_device(device), threshold, engine)
         found = decoder.decode(data)
     except ValueError as error:
         raise _about(packet, error) from error

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from .options import DEFAULT_MODEL, Device, Json, Model, Rate, chosen_device, examples
+from .options import DEFAULT_MODEL, Device, Engine, Json, Model, Rate, chosen_device, examples
 from .output import console, print_fields, print_json, progress_bar
 
 commands = typer.Typer(rich_markup_mode="rich")
@@ -20,6 +20,7 @@ def bench(
     model: Model = DEFAULT_MODEL,
     pairs: Annotated[int, typer.Option("--pairs", "-n", min=1, metavar="N", help="Pairs to measure.")] = 30,
     device: Device = "auto",
+    engine: Engine = "auto",
     rate: Rate = None,
     kitti: Annotated[
         Path | None,
@@ -31,7 +32,7 @@ def bench(
         ),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, metavar="N", show_default=False, help="CPU threads of PyTorch.")
+        int | None, typer.Option("--threads", min=1, metavar="N", show_default=False, help="CPU threads of the network.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -52,7 +53,7 @@ def bench(
         source = open_source(kitti)
         frames = [source[i] for i in range(min(pairs, len(source), 20))]
     with progress_bar("measuring") as progress:
-        report = measure(stored, frames, pairs, str(stored.device), rate, progress)
+        report = measure(stored, frames, pairs, str(stored.device), rate, progress, engine)
     if as_json:
         print_json(dataclasses.asdict(report))
         return
@@ -72,7 +73,7 @@ def bench(
                 + (", others were at work too" if float(machine["load_before"]) > 0.5 else ""),
             ),
             ("software", f"torch {machine['torch']}, Python {machine['python']}"),
-            ("model", f"{report.model} on {report.device}, rate {report.rate:g}"),
+            ("model", f"{report.model} on {report.device}, engine {report.engine}, rate {report.rate:g}"),
             (
                 "pairs",
                 f"{report.pairs} of {report.image_size[0]}x{report.image_size[1]}, "

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -29,6 +29,15 @@ Model = Annotated[
 Device = Annotated[
     str,
     typer.Option("--device", "-d", metavar="DEVICE", help="cpu, cuda, cuda:1, ...; auto uses a GPU if there is one."),
+]
+Engine = Annotated[
+    Literal["auto", "torch", "openvino"],
+    typer.Option(
+        "--engine",
+        metavar="ENGINE",
+        help="What runs the network: torch, openvino (on a CPU; a model is converted at its first use), or auto, the "
+        "faster one that is installed.",
+    ),
 ]
 Rate = Annotated[
     float | None,

@@ -11,9 +11,9 @@ from typing import TypeVar
 import torch
 
 from ..geometry import Object3D
+from ..inference.engine import Engine, remote_engine
 from ..model_store import StoredModel, open_model
 from ..networks.backbone import StereoFeatures
-from ..networks.smfc import Reconstruction
 from .detector import Boxes, analyse
 from .packet import (
     RATE_STEPS,
@@ -47,15 +47,29 @@ class DecodedPair:
 
 
 class StereoDecoder:
-    """Decodes packets of one model. ``score_threshold`` (None: the model's) may be set at any time."""
+    """Decodes packets of one model. ``score_threshold`` (None: the model's) may be set at any time.
+
+    ``engine`` runs the network; nodes and commands have "auto", which converts a model at its first use. Raises
+    ModelError and EngineError.
+    """
 
     def __init__(
-        self, model: str | Path | StoredModel, device: str | torch.device = "cpu", score_threshold: float | None = None
+        self,
+        model: str | Path | StoredModel,
+        device: str | torch.device = "cpu",
+        score_threshold: float | None = None,
+        engine: Engine = "torch",
     ) -> None:
         self.model = open_model(model, "remote", device)
+        self._network = remote_engine(self.model, engine)
         self._coder = RangeCoder(self.model.tables)
         default = self.model.config.analysis.score_threshold
         self.score_threshold = default if score_threshold is None else score_threshold
+
+    @property
+    def engine(self) -> str:
+        """What runs the network: torch or openvino."""
+        return self._network.name
 
     def _checked(self, data: bytes) -> tuple[PacketHeader, bytes]:
         """Header and payload of a packet that this model's encoder may have written."""
@@ -118,19 +132,19 @@ class StereoDecoder:
                 sound.append(latents)
         return outcomes, sound
 
-    def _reconstruct(
-        self, headers: Sequence[PacketHeader], latents: Sequence[DecodedLatents], with_f0: bool
-    ) -> Reconstruction:
-        net = self.model.net
+    def _scaled(
+        self, headers: Sequence[PacketHeader], latents: Sequence[DecodedLatents]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both views' latents (B, C, h, w) after the inverse gain."""
         left, right = torch.cat([x.left for x in latents]), torch.cat([x.right for x in latents])
         rates = torch.tensor([header.rate for header in headers], dtype=torch.float32)
-        return net.reconstruct(*net.entropy_model.inverse_gain(left, right, rates), with_f0)
+        return self.model.net.entropy_model.inverse_gain(left, right, rates)
 
     @torch.inference_mode()
     def reconstruct(self, packet: bytes) -> StereoFeatures:
         """The features of both views at strides 4, 8 and 16. Raises a PacketError."""
         outcomes, latents = self._latents([packet])
-        f0, f1, f2 = self._reconstruct([_raised(outcomes[0])], latents, with_f0=True).features
+        f0, f1, f2 = self.model.net.reconstruct(*self._scaled([_raised(outcomes[0])], latents)).features
         assert f0 is not None
         return f0, f1, f2
 
@@ -146,12 +160,10 @@ class StereoDecoder:
         if not headers:
             return [outcome for outcome in outcomes if isinstance(outcome, PacketError)]
         clock.lap("entropy")
-        reconstruction = self._reconstruct(headers, latents, with_f0=False)
-        clock.lap("smfc")
         geometries = [header.geometry for header in headers]
-        output = self.model.net.detect_decoded(reconstruction)
+        output = self._network(*self._scaled(headers, latents), clock.lap)
         boxes = iter(analyse(self.model, output, geometries, self.score_threshold))
-        clock.lap("analysis")
+        clock.lap("analysis")  # with what the engine has counted so far
         cpu_ms = {stage: value / len(headers) for stage, value in clock.cpu_ms.items()}
 
         def pair(header: PacketHeader, found: Boxes) -> DecodedPair:

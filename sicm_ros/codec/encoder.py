@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..geometry import InputTransform, StereoRig
+from ..inference.engine import Engine, vehicle_engine
 from ..model_store import StoredModel, open_model
 from ..preprocessing import InputError, prepare
 from . import packet
@@ -65,21 +66,31 @@ class PairLatents:
 
 
 class StereoEncoder:
-    """Encodes stereo pairs with one model. Raises ModelError and InputError.
+    """Encodes stereo pairs with one model. Raises ModelError, EngineError and InputError.
 
     ``rate`` (None: the model's default) is in [0, model.config.highest_rate]; 0 gives the fewest bits, fractions lie
-    between.
+    between. ``engine`` runs the network; nodes and commands have "auto", which converts a model at its first use.
     """
 
     def __init__(
-        self, model: str | Path | StoredModel, device: str | torch.device = "cpu", rate: float | None = None
+        self,
+        model: str | Path | StoredModel,
+        device: str | torch.device = "cpu",
+        rate: float | None = None,
+        engine: Engine = "torch",
     ) -> None:
         self.model = open_model(model, "vehicle", device)
+        self._network = vehicle_engine(self.model, engine)
         self._coder = RangeCoder(self.model.tables)
         self.rate = checked_rate(self.model, rate)
 
     def _checked(self, rate: float | None) -> float:
         return self.rate if rate is None else checked_rate(self.model, rate)
+
+    @property
+    def engine(self) -> str:
+        """What runs the network: torch or openvino."""
+        return self._network.name
 
     @property
     def least_bytes(self) -> int:
@@ -128,10 +139,7 @@ class StereoEncoder:
         clock = StageClock(self.model.device)
         left_view, right_view, transform = prepare(left, right, self.model.transform, self.model.device)
         clock.lap("preprocess")
-        features = self.model.net.features(left_view, right_view)
-        clock.lap("backbone")
-        latents = self.model.net.latents(features)
-        clock.lap("smfc")
+        latents = self._network(left_view, right_view, clock.lap)
         return PairLatents(*latents, transform, rig, clock.stage_ms, clock.cpu_ms)
 
     @torch.inference_mode()

@@ -20,9 +20,10 @@ class StageClock:
         self._last, self._last_cpu = time.perf_counter(), time.process_time()
 
     def lap(self, stage: str) -> None:
-        """End a stage."""
+        """End a stage; one that has ended before goes on."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         now, cpu = time.perf_counter(), time.process_time()
-        self.stage_ms[stage], self.cpu_ms[stage] = 1e3 * (now - self._last), 1e3 * (cpu - self._last_cpu)
+        self.stage_ms[stage] = self.stage_ms.get(stage, 0.0) + 1e3 * (now - self._last)
+        self.cpu_ms[stage] = self.cpu_ms.get(stage, 0.0) + 1e3 * (cpu - self._last_cpu)
         self._last, self._last_cpu = now, cpu

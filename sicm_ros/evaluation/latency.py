@@ -17,6 +17,7 @@ from ..codec.decoder import StereoDecoder
 from ..codec.encoder import StereoEncoder
 from ..codec.packet import bits_per_pixel
 from ..data.source import StereoFrame
+from ..inference.engine import Engine
 from ..model_store import StoredModel, load_model
 
 __all__ = ["BenchReport", "Spread", "bench", "describe_machine"]
@@ -50,6 +51,7 @@ class BenchReport:
 
     model: str
     device: str
+    engine: str
     rate: float
     pairs: int
     image_size: tuple[int, int]
@@ -93,16 +95,18 @@ def bench(
     device: str = "cpu",
     rate: float | None = None,
     progress: Callable[[int, int], None] | None = None,
+    engine: Engine = "torch",
 ) -> BenchReport:
     """Encode and decode ``pairs`` pairs, cycling through ``frames``, after a few more that warm up and do not count.
 
-    ``progress`` is called with pairs done and in all. Raises ModelError and InputError.
+    ``progress`` is called with pairs done and in all. Raises ModelError, EngineError and InputError.
     """
     if pairs < 1 or not frames:
         raise ValueError(f"pairs: expected at least 1, got {min(pairs, len(frames))}")
     stored = model if isinstance(model, StoredModel) else load_model(model, "both", device)
     machine = describe_machine(stored.device)
-    encoder, decoder = StereoEncoder(stored, stored.device, rate), StereoDecoder(stored, stored.device)
+    encoder = StereoEncoder(stored, stored.device, rate, engine)
+    decoder = StereoDecoder(stored, stored.device, engine=engine)
     if stored.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(stored.device)
     times: dict[str, dict[str, list[float]]] = {"encode": {}, "decode": {}}
@@ -131,6 +135,7 @@ def bench(
     return BenchReport(
         stored.name,
         str(stored.device),
+        encoder.engine,
         encoder.rate,
         pairs,
         (width, height),

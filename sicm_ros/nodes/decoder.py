@@ -126,14 +126,18 @@ class DecoderNode(ManagedNode):
         for name in names:
             self._links[name] = VehicleLink(self, name)
             self._links[name].open()
-        self.get_logger().info(f"model {self._model.name}, fingerprint {self._model.fingerprint:016x}")
+        self.get_logger().info(
+            f"model {self._model.name}, fingerprint {self._model.fingerprint:016x}, engine {self._decoder.engine}"
+        )
 
     def _load(self, device: str) -> None:
         from sicm_ros.codec.decoder import StereoDecoder
         from sicm_ros.model_store import load_model
 
         self._model = load_model(self.value("model"), half="remote", device=device)
-        self._decoder = StereoDecoder(self._model, device=device, score_threshold=self._threshold())
+        self._decoder = StereoDecoder(
+            self._model, device=device, score_threshold=self._threshold(), engine=self.value("engine")
+        )
 
     def activate(self) -> None:
         """Begin to listen."""
@@ -277,11 +281,12 @@ class DecoderNode(ManagedNode):
     def collect(self) -> list[Status]:
         """Diagnostics: the link and the decoding of each vehicle."""
         timeout, lazy = self.value("timeout"), self.value("lazy")
+        engine = self._decoder.engine if self._decoder is not None else ""
         return [
             status
             for link in self._links.values()
             for status in link.statuses(
-                self._model, timeout, lazy, self._worker.dropped[link.vehicle] if self._worker else 0
+                self._model, engine, timeout, lazy, self._worker.dropped[link.vehicle] if self._worker else 0
             )
         ]
 

@@ -149,7 +149,8 @@ class EncoderNode(ManagedNode):
             qos_overriding_options=overridable(publisher=True),
         )
         self.get_logger().info(
-            f"model {model.name}, fingerprint {model.fingerprint:016x}, session {self._session:016x}"
+            f"model {model.name}, fingerprint {model.fingerprint:016x}, engine {self._encoder.engine}, "
+            f"session {self._session:016x}"
         )
 
     def _load(self, device: str) -> StoredModel:
@@ -157,7 +158,7 @@ class EncoderNode(ManagedNode):
         from sicm_ros.model_store import load_model
 
         self._model = load_model(self.value("model"), half="vehicle", device=device)
-        self._encoder = StereoEncoder(self._model, device=device)
+        self._encoder = StereoEncoder(self._model, device=device, engine=self.value("engine"))
         return self._model
 
     def activate(self) -> None:
@@ -419,6 +420,7 @@ class EncoderNode(ManagedNode):
         seconds: float,
     ) -> Status:
         figures = {
+            "engine": self._encoder.engine if self._encoder is not None else "",
             "packets": self.packets,
             "max_bitrate": self.value("max_bitrate"),
             "dropped_max_bitrate": self.refused,

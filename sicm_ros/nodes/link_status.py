@@ -78,7 +78,7 @@ def decoding_status(
     samples: Mapping[str, Sequence[float]],
     seconds: float,
     decoded: int,
-    figures: Mapping[str, int],
+    figures: Mapping[str, int | str],
     problems: Problems,
     recent: Mapping[ProblemKind, int],
     idle: bool,

@@ -259,7 +259,7 @@ class VehicleLink:
 
     # ---------------------------------------------------------------------------------------------- diagnostics
 
-    def statuses(self, model: Any, timeout: float, lazy: bool, dropped: int) -> list[Status]:
+    def statuses(self, model: Any, engine: str, timeout: float, lazy: bool, dropped: int) -> list[Status]:
         """The link, and the decoding; ``dropped`` packets were pushed out of the queue by newer ones."""
         totals = {
             "received": self.received,
@@ -272,6 +272,7 @@ class VehicleLink:
         topic = self._node.resolve_topic_name(self._topic("stereo_bitstream"))
         idle = lazy and not self.wanted()
         figures = {
+            "engine": engine,
             "errors": self.errors,
             "refused_boxes": self.refused_boxes,
             "skipped_without_subscriber": self.skipped,

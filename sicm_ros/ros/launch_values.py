@@ -28,6 +28,7 @@ def _names(text: str) -> list[str]:
 ENCODER: dict[str, Callable[[str], Any]] = {
     "model": str,
     "device": str,
+    "engine": str,
     "rate": float,
     "max_bitrate": int,
     "sync": str,
@@ -38,6 +39,7 @@ ENCODER: dict[str, Callable[[str], Any]] = {
 DECODER: dict[str, Callable[[str], Any]] = {
     "model": str,
     "device": str,
+    "engine": str,
     "vehicles": _names,
     "score_threshold": float,
     "autostart": _boolean,

@@ -20,6 +20,13 @@ __all__ = ["COMMON_PARAMETERS", "ManagedNode", "is_out_of_memory"]
 COMMON_PARAMETERS = (
     ParameterSpec("model", "sicm-compact", "name of a model in models/, or the path of a model's folder"),
     ParameterSpec("device", "cpu", "where the network runs: cpu, cuda or cuda:N"),
+    ParameterSpec(
+        "engine",
+        "auto",
+        "what runs the network: torch, openvino, or the faster one that is installed; openvino converts a model at its "
+        "first start, some seconds",
+        choices=("auto", "torch", "openvino"),
+    ),
     ParameterSpec("threads", 0, "CPU threads of the network; 0 for as many as there are cores", 0, 256),
     ParameterSpec("autostart", True, "configure and activate at start; false to leave that to a lifecycle manager"),
     ParameterSpec("lazy", True, "compute nothing while nobody subscribes to the output"),

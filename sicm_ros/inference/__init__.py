@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two halves of the network as functions, and the engines that run them.
+
+What lies between the network's input and the latents, and between the dequantised latents and the raw outputs, may be
+computed by whatever is fastest here. The entropy model is not among it: both ends must agree on its integers, see
+``networks.integer_prior``.
+"""

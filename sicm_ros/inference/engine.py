@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an engine is, and which one runs a half of a model."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable
+from typing import Literal, Protocol, TypeAlias, get_args
+
+from torch import Tensor
+
+from ..model_store import StoredModel
+from ..networks.detection import AnalysisOutput
+from .pytorch import TorchRemote, TorchVehicle
+
+__all__ = ["ENGINES", "Engine", "EngineError", "Lap", "RemoteEngine", "VehicleEngine", "remote_engine", "vehicle_engine"]
+
+Engine: TypeAlias = Literal["auto", "torch", "openvino"]
+ENGINES: tuple[Engine, ...] = get_args(Engine)
+Lap: TypeAlias = Callable[[str], None]  # called with the name of a stage at its end
+
+_log = logging.getLogger(__name__)
+
+
+class EngineError(ValueError):
+    """An engine that cannot run here; the message is one line and says what is expected."""
+
+
+class VehicleEngine(Protocol):
+    """The vehicle's half; ``name`` is one of ``ENGINES``."""
+
+    name: str
+
+    def __call__(self, left: Tensor, right: Tensor, lap: Lap) -> tuple[Tensor, Tensor]:
+        """Normalised views (B, 3, H, W) -> both views' latents (B, C, h, w), float32, before the gain. The stages are
+        "backbone" and "smfc"."""
+
+
+class RemoteEngine(Protocol):
+    """The remote half; ``name`` is one of ``ENGINES``."""
+
+    name: str
+
+    def __call__(self, left: Tensor, right: Tensor, lap: Lap) -> AnalysisOutput:
+        """Dequantised latents (B, C, h, w) of both views, after the inverse gain -> what boxes are decoded from, without
+        the disparity. The stages are "smfc" and "analysis"."""
+
+
+def _with_openvino(model: StoredModel, engine: Engine) -> bool:
+    """Whether OpenVINO is to run a model. Raises EngineError."""
+    if engine not in ENGINES:
+        raise EngineError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}")
+    installed = importlib.util.find_spec("openvino") is not None
+    if engine == "openvino":
+        if model.device.type != "cpu":
+            raise EngineError(f"engine: expected auto or torch on {model.device}, OpenVINO runs on the CPU here")
+        if not installed:
+            raise EngineError("engine: OpenVINO is not installed: pip install -r requirements/openvino.txt")
+    return installed and engine != "torch" and model.device.type == "cpu"
+
+
+def vehicle_engine(model: StoredModel, engine: Engine = "auto") -> VehicleEngine:
+    """What runs the vehicle's half of ``model``. ``auto``: OpenVINO on a CPU where it is installed, else PyTorch; where
+    OpenVINO fails, PyTorch, with a warning in the log. Raises EngineError."""
+    if _with_openvino(model, engine):
+        from .openvino import ConversionError, OpenVinoVehicle
+
+        try:
+            return OpenVinoVehicle(model)
+        except ConversionError as error:
+            _fall_back(engine, error)
+    return TorchVehicle(model)
+
+
+def remote_engine(model: StoredModel, engine: Engine = "auto") -> RemoteEngine:
+    """What runs the remote half of ``model``, as ``vehicle_engine``."""
+    if _with_openvino(model, engine):
+        from .openvino import ConversionError, OpenVinoRemote
+
+        try:
+            return OpenVinoRemote(model)
+        except ConversionError as error:
+            _fall_back(engine, error)
+    return TorchRemote(model)
+
+
+def _fall_back(engine: Engine, error: Exception) -> None:
+    if engine != "auto":
+        raise EngineError(f"engine: {error}") from None
+    _log.warning("engine: %s; PyTorch runs the network", error)

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engines: the same latents and boxes whatever runs the network, and the cache of converted graphs."""
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from codec_material import RIG, TAME_MODEL
+from test_networks import vehicle_matching
+
+from sicm_ros.codec.decoder import StereoDecoder
+from sicm_ros.codec.encoder import StereoEncoder
+from sicm_ros.inference.engine import EngineError, remote_engine, vehicle_engine
+from sicm_ros.inference.graph_cache import graph_folder
+from sicm_ros.model_store import load_model, save_model
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def pair() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    left = np.kron(rng.integers(0, 255, (38, 125, 3)), np.ones((10, 10, 1)))[:375, :1242].astype(np.uint8)
+    return left, np.roll(left, -12, 1)
+
+
+def no_lap(stage: str) -> None:
+    pass
+
+
+@pytest.fixture(params=["remote", "vehicle"])
+def model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A model with each place of matching."""
+    if request.param == "remote":
+        return TAME_MODEL
+    net = vehicle_matching()
+    save_model(tmp_path / "model", net.config, net.state_dict())
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_both_engines_compute_the_same(model: Path, count: int) -> None:
+    stored = load_model(model)
+    config = stored.config
+    generator = torch.Generator().manual_seed(1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)  # a stream for each
+    try:
+        views = torch.randn(2, count, 3, config.height, config.width, generator=generator)
+        halves = [vehicle_engine(stored, name) for name in ("torch", "openvino")]
+        assert [half.name for half in halves] == ["torch", "openvino"]
+        with torch.inference_mode():
+            expected, found = (half(*views, no_lap) for half in halves)
+            for ours, theirs in zip(found, expected, strict=True):
+                assert ours.shape == theirs.shape and ours.dtype == torch.float32
+                assert torch.allclose(ours, theirs, atol=1e-4 * float(theirs.abs().max()))
+            latents = [x.round() for x in expected]
+            remote = [remote_engine(stored, name) for name in ("torch", "openvino")]
+            expected_output, output = (half(*latents, no_lap) for half in remote)
+            for ours, theirs in zip(output[:3], expected_output[:3], strict=True):
+                assert torch.allclose(ours, theirs, atol=1e-4 * float(theirs.abs().max()))
+            # What one call gave is not overwritten by the next one.
+            kept = output.regression.clone()
+            remote[1](*[x + 1 for x in latents], no_lap)
+            assert torch.equal(output.regression, kept)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_packets_of_one_engine_decode_with_the_other(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    encoders = [StereoEncoder(TAME_MODEL, engine=name) for name in ("torch", "openvino")]
+    decoders = [StereoDecoder(TAME_MODEL, engine=name) for name in ("torch", "openvino")]
+    for encoder in encoders:
+        encoded = encoder.encode(*pair, RIG, rate=3)
+        assert set(encoded.stage_ms) == {"preprocess", "backbone", "smfc", "entropy"}
+        first, second = (decoder.decode(encoded.packet) for decoder in decoders)
+        assert set(second.stage_ms) == {"entropy", "smfc", "analysis"}
+        assert len(first.objects) == len(second.objects) > 0
+        for ours, theirs in zip(first.objects, second.objects, strict=True):
+            assert ours.label == theirs.label and ours.score == pytest.approx(theirs.score, abs=1e-4)
+            assert ours.z == pytest.approx(theirs.z, rel=1e-3)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_graphs_are_converted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = load_model(TAME_MODEL)
+    vehicle_engine(stored, "openvino")
+    folder = graph_folder(stored, "vehicle")
+    assert set(files(folder)) == {"0.xml", "0.bin", "1.xml", "1.bin", "SHA256SUMS"}
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+    def converted(*_: object) -> None:
+        raise AssertionError("converted again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sicm_ros.inference.openvino._convert", converted)
+        vehicle_engine(stored, "openvino")
+    # Other weights are another model.
+    changed = {name: tensor * 1.5 if name == "backbone.stem.0.weight" else tensor for name, tensor in weights(stored)}
+    save_model(folder.parents[3] / "changed", stored.config, changed)
+    other = load_model(folder.parents[3] / "changed")
+    assert graph_folder(other, "vehicle") != folder
+    vehicle_engine(other, "openvino")
+    assert len(list(folder.parent.iterdir())) == 2
+
+
+def weights(stored):
+    return stored.net.state_dict().items()
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "missing"])
+def test_a_damaged_graph_is_made_again(damage: str) -> None:
+    stored = load_model(TAME_MODEL)
+    vehicle_engine(stored, "openvino")
+    folder = graph_folder(stored, "vehicle")
+    whole = files(folder)
+    path = folder / "1.bin"
+    if damage == "flip":
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 64
+        path.write_bytes(data)
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:-8])
+    else:
+        path.unlink()
+    views = torch.randn(2, 1, 3, 96, 288, generator=torch.Generator().manual_seed(2))
+    found, expected = (vehicle_engine(stored, name)(*views, no_lap) for name in ("openvino", "torch"))
+    assert torch.allclose(found[0], expected[0], atol=1e-4)
+    assert set(files(folder)) == set(whole) and files(folder)["1.bin"] == whole["1.bin"]
+
+
+def test_no_place_for_the_cache_is_no_error(cache: Path) -> None:
+    cache.write_text("a file where the folder should be")
+    assert vehicle_engine(load_model(TAME_MODEL), "openvino").name == "openvino"
+
+
+def _make(queue, start) -> None:
+    start.wait()
+    stored = load_model(TAME_MODEL)
+    queue.put([x.sum().item() for x in vehicle_engine(stored, "openvino")(*torch.ones(2, 1, 3, 96, 288), no_lap)])
+
+
+@pytest.mark.slow
+def test_several_processes_may_convert_at_once() -> None:
+    context = multiprocessing.get_context("spawn")
+    queue, start = context.Queue(), context.Barrier(3)
+    processes = [context.Process(target=_make, args=(queue, start)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    sums = [queue.get(timeout=300) for _ in processes]
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert sums[0] == sums[1] == sums[2]
+    folder = graph_folder(load_model(TAME_MODEL), "vehicle")
+    assert os.listdir(folder.parent) == [folder.name]
+
+
+def test_wrong_requests_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = load_model(TAME_MODEL)
+    with pytest.raises(EngineError, match=r"engine: expected one of auto, torch, openvino, got 'tensorrt'"):
+        vehicle_engine(stored, "tensorrt")  # type: ignore[arg-type]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(EngineError, match=r"not installed: pip install -r requirements/openvino\.txt"):
+        remote_engine(stored, "openvino")
+    assert remote_engine(stored, "auto").name == "torch"
+
+
+def test_what_cannot_be_converted_runs_in_pytorch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no such\noperation")
+
+    stored = load_model(TAME_MODEL)
+    monkeypatch.setattr("openvino.convert_model", fail)
+    with pytest.raises(EngineError, match="cannot convert the network: no such operation"):
+        vehicle_engine(stored, "openvino")
+    assert vehicle_engine(stored, "auto").name == "torch"
+    assert "no such operation; PyTorch runs the network" in caplog.text
