@@ -123,7 +123,7 @@ setup(
     ext_modules=[Extension(f"{NAME}.msg", [])],
     distclass=DistributionWithData,
     cmdclass={"build_ext": BuildWithCMake},
-    install_requires=[*requirements("nodes.txt"), *requirements("core.txt")],
+    install_requires=[*requirements("nodes.txt"), *requirements("openvino.txt"), *requirements("core.txt")],
     entry_points={"console_scripts": [f"sicm = {NAME}.cli.app:main"]},
     zip_safe=False,
 )

@@ -32,7 +32,8 @@ def bench(
         ),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, metavar="N", show_default=False, help="CPU threads of the network.")
+        int | None,
+        typer.Option("--threads", min=1, metavar="N", show_default=False, help="CPU threads of the network."),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -14,7 +14,16 @@ from ..model_store import StoredModel
 from ..networks.detection import AnalysisOutput
 from .pytorch import TorchRemote, TorchVehicle
 
-__all__ = ["ENGINES", "Engine", "EngineError", "Lap", "RemoteEngine", "VehicleEngine", "remote_engine", "vehicle_engine"]
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "EngineError",
+    "Lap",
+    "RemoteEngine",
+    "VehicleEngine",
+    "remote_engine",
+    "vehicle_engine",
+]
 
 Engine: TypeAlias = Literal["auto", "torch", "openvino"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
@@ -43,8 +52,8 @@ class RemoteEngine(Protocol):
     name: str
 
     def __call__(self, left: Tensor, right: Tensor, lap: Lap) -> AnalysisOutput:
-        """Dequantised latents (B, C, h, w) of both views, after the inverse gain -> what boxes are decoded from, without
-        the disparity. The stages are "smfc" and "analysis"."""
+        """Dequantised latents (B, C, h, w) of both views, after the inverse gain -> what boxes are decoded from, with
+        or without the disparity. The stages are "smfc" and "analysis"."""
 
 
 def _with_openvino(model: StoredModel, engine: Engine) -> bool:

@@ -12,7 +12,6 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 
-
 import numpy as np
 import openvino as ov
 import torch

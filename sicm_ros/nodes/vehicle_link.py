@@ -271,7 +271,7 @@ class VehicleLink:
         recent = self.problems.recent()
         topic = self._node.resolve_topic_name(self._topic("stereo_bitstream"))
         idle = lazy and not self.wanted()
-        figures = {
+        figures: dict[str, int | str] = {
             "engine": engine,
             "errors": self.errors,
             "refused_boxes": self.refused_boxes,
