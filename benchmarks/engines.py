@@ -68,11 +68,11 @@ def main() -> None:
                         work()
                     times.setdefault((half, name), []).append(_timed(work))
     table = Table("half", "engine", "wall ms", "p5", "p95", "CPU ms", "CPU, torch = 1")
-    for (half, name), values in times.items():
+    for (half, engine), values in times.items():
         wall, cpu = np.array(values).T
         ratio = np.median(cpu) / np.median(np.array(times[half, "torch"])[:, 1])
         spread = [f"{x:.1f}" for x in np.percentile(wall, [50, 5, 95])]
-        table.add_row(half, name, *spread, f"{np.median(cpu):.1f}", f"{ratio:.2f}")
+        table.add_row(half, engine, *spread, f"{np.median(cpu):.1f}", f"{ratio:.2f}")
     console.print(f"{model.name}, {options.threads} threads, {options.pairs} rendered pairs", highlight=False)
     console.print(table)
 

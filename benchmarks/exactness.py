@@ -5,15 +5,16 @@
     python benchmarks/exactness.py --pairs 500 --kitti KITTI --model sicm-compact --seed 1
 
 Each pair is encoded under each setting: one thread or two, float32 or bf16 autocast around everything, one pair or four
-at once, oneDNN off, reduced precision of float32 products (TF32, or bf16 on a CPU) allowed, and a GPU where there is
-one. The network's latents round differently, so packets may differ. Each packet must decode, under each setting, to
-what its own encoder coded: both hyper-latents, and every latent symbol of both views with its table index and its
-fixed-point mean. Exits with 1 if one does not.
+at once, oneDNN off, reduced precision of float32 products (TF32, or bf16 on a CPU) allowed, OpenVINO where it is
+installed, and a GPU where there is one. The network's latents round differently, so packets may differ. Each packet
+must decode, under each setting, to what its own encoder coded: both hyper-latents, and every latent symbol of both
+views with its table index and its fixed-point mean. Exits with 1 if one does not.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,7 @@ from torch import Tensor  # noqa: E402
 from sicm_ros.codec import packet  # noqa: E402
 from sicm_ros.codec.payload import compress, decompress_batch  # noqa: E402
 from sicm_ros.codec.range_coder import RangeCoder  # noqa: E402
+from sicm_ros.inference.engine import Engine, VehicleEngine, vehicle_engine  # noqa: E402
 from sicm_ros.model_store import StoredModel, load_model  # noqa: E402
 from sicm_ros.networks.integer_prior import ONE, IntegerPrior, QuantisedLatents, Step  # noqa: E402
 from sicm_ros.preprocessing import prepare  # noqa: E402
@@ -51,6 +53,7 @@ class Setting:
     onednn: bool = True
     precision: str = "highest"  # of float32 matrix products; TF32 follows it on a GPU
     device: str = "cpu"
+    engine: Engine = "torch"
 
 
 SETTINGS = [
@@ -61,6 +64,7 @@ SETTINGS = [
     Setting("oneDNN off", onednn=False),
     Setting("TF32 allowed", precision="medium"),
 ]
+OPENVINO_SETTINGS = [Setting("OpenVINO, 2 threads, batch 4", threads=2, batch=BATCH, engine="openvino")]
 GPU_SETTINGS = [
     Setting("GPU float32", device="cuda"),
     Setting("GPU TF32", precision="high", device="cuda"),
@@ -135,8 +139,15 @@ class Machine:
         self._models = {device: load_model(model, "both", device) for device in {"cpu", *(s.device for s in settings)}}
         self.coder = RangeCoder(self._models["cpu"].tables)
 
+        self._networks: dict[str, VehicleEngine] = {}
+
     def _on(self, setting: Setting) -> StoredModel:
         return self._models[setting.device]
+
+    def _network(self, setting: Setting) -> VehicleEngine:
+        if setting.name not in self._networks:  # made with the setting's threads
+            self._networks[setting.name] = vehicle_engine(self._on(setting), setting.engine)
+        return self._networks[setting.name]
 
     @property
     def rate_count(self) -> int:
@@ -155,7 +166,7 @@ class Machine:
             for start in range(0, len(group), setting.batch):
                 part = slice(start, start + setting.batch)
                 left, right = (torch.cat([pair[v] for pair in group[part]]).to(model.device) for v in (0, 1))
-                latents = model.net.latents(model.net.features(left, right))
+                latents = self._network(setting)(left, right, lambda stage: None)
                 coded = model.net.entropy_model.quantise(*latents, torch.tensor(rates[part], device=model.device))
                 for item in range(len(left)):
                     payload, symbol_hash, _ = compress(coded, self.coder, item)
@@ -214,7 +225,8 @@ def main() -> int:
     options = parser.parse_args()
     warnings.filterwarnings("ignore", "TF32 acceleration")
     torch.set_num_threads(1)
-    settings = SETTINGS + (GPU_SETTINGS if torch.cuda.is_available() else [])
+    settings = SETTINGS + (OPENVINO_SETTINGS if importlib.util.find_spec("openvino") else [])
+    settings += GPU_SETTINGS if torch.cuda.is_available() else []
     machine = Machine(options.model, settings)
     equal = np.zeros((len(settings), len(settings)), int)
     other, integers, done = np.zeros(len(settings), int), 0, 0

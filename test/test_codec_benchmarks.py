@@ -62,7 +62,8 @@ def pairs(count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def test_exactness_of_the_tiny_model() -> None:
-    machine, settings = exactness.Machine(str(TINY_MODEL), exactness.SETTINGS), exactness.SETTINGS
+    settings = exactness.SETTINGS + exactness.OPENVINO_SETTINGS
+    machine = exactness.Machine(str(TINY_MODEL), settings)
     equal, other, integers = exactness.compare(machine, settings, pairs(4), [0.0, 1.5, 3.0, 5.0])
     assert (equal == 4).all() and equal.shape == (len(settings), len(settings))
     # Both hyper-latents, and symbol, index and mean of each element of both latents.
