@@ -76,7 +76,7 @@ def test_every_pair_comes_back_and_is_drawn(demo):
 @pytest.mark.slow
 def test_the_bag_holds_packets_and_boxes_and_a_decoder_can_use_it(demo, tmp_path):
     out, _ = demo
-    store, decoder = typestore(), StereoDecoder(TINY_MODEL)
+    store, decoder = typestore(), StereoDecoder(TINY_MODEL, engine="auto")
     with Reader(out / "bag") as bag:
         counts = {c.topic: c.msgcount for c in bag.connections}
         messages = [(c.topic.rsplit("/", 1)[1], store.deserialize_cdr(raw, c.msgtype)) for c, _, raw in bag.messages()]

@@ -45,7 +45,7 @@ NAMESPACE = "/depot"
 @pytest.fixture(scope="module")
 def pairs():
     """Two rendered pairs, their packets of the tiny model, and the boxes that these decode to."""
-    encoder, decoder = StereoEncoder(TINY_MODEL), StereoDecoder(TINY_MODEL)
+    encoder, decoder = StereoEncoder(TINY_MODEL, engine="auto"), StereoDecoder(TINY_MODEL, engine="auto")
     found = []
     for seed in (0, 2):
         pair = render_pair(
