@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from sicm_ros.conversion.camera_info import CameraInfoError, RigCache
 from sicm_ros.conversion.images import ImageError, rgb_from_compressed, to_rgb
 from sicm_ros.conversion.stamps import nanoseconds
 from sicm_ros.data.kitti import read_calib
-from sicm_ros.data.pairing import StereoPairer
+from sicm_ros.data.pairing import StereoMatch, StereoPairer
 from sicm_ros.data.source import SIDES, Side, StereoFrame
 from sicm_ros.geometry import StereoRig
 
-__all__ = ["BagStereo", "is_bag", "open_bag", "opened", "raw_messages"]
+__all__ = ["BagStereo", "PairPlace", "is_bag", "open_bag", "opened", "raw_messages"]
 
 _GIVE_CALIB = "name a KITTI calibration file (option --calib, or the player's parameter calib)"
 
@@ -54,11 +55,15 @@ def _open(reader: AnyReader, path: Path) -> None:
 
 
 def _messages(
-    reader: AnyReader, path: Path, connections: Sequence[Connection], start_ns: int | None = None
+    reader: AnyReader,
+    path: Path,
+    connections: Sequence[Connection],
+    start_ns: int | None = None,
+    stop_ns: int | None = None,
 ) -> Iterator[tuple[Connection, int, Any]]:
-    """The deserialised messages of some connections from a recording time on, with that time; a damaged file is a
-    BagError."""
-    for connection, stamp_ns, raw in raw_messages(reader, path, connections, start_ns):
+    """The deserialised messages of some connections from a recording time on and before another, with that time; a
+    damaged file is a BagError."""
+    for connection, stamp_ns, raw in raw_messages(reader, path, connections, start_ns, stop_ns):
         try:
             message = reader.deserialize(raw, connection.msgtype)
         except Exception as error:  # noqa: BLE001 - as in _open
@@ -87,6 +92,34 @@ def raw_messages(
 
 def _damaged(path: Path, error: Exception) -> BagError:
     return BagError(f"{path}: damaged: {' '.join(str(error).split()) or type(error).__name__}")
+
+
+@dataclass(frozen=True)
+class _Image:
+    """An image as it lies in a bag; ``place`` is its recording time and its number among its topic's of that time."""
+
+    place: tuple[int, int]
+    msgtype: str
+    message: Any
+
+    @property
+    def header_ns(self) -> int:
+        return nanoseconds(self.message.header.stamp)
+
+
+@dataclass(frozen=True)
+class PairPlace:
+    """Where the images of a pair lie in a bag, and what is known of the pair without decoding them.
+
+    ``left`` and ``right`` are a recording time in nanoseconds and a number among the topic's messages of that time.
+    """
+
+    index: int
+    left: tuple[int, int]
+    right: tuple[int, int]
+    stamps_ns: tuple[int, int]  # of the left and the right image
+    frame_id: str
+    recorded_ns: int
 
 
 class BagStereo:
@@ -155,34 +188,59 @@ class BagStereo:
 
         The first ``start_s`` seconds of the recording are left out.
         """
-        pairer: StereoPairer[Any] = StereoPairer(self.tolerance_s, depth=30)
+        for index, (match, recorded_ns) in enumerate(self._matches(start_s)):
+            stamps_ns = (match.left_stamp_ns, match.right_stamp_ns)
+            try:
+                frame = self._frame(index, match.left, match.right, stamps_ns)
+            except ImageError as error:
+                raise BagError(f"{self.path}: {error}") from None
+            yield frame, _frame_id(match), recorded_ns
+
+    def places(self) -> Iterator[PairPlace]:
+        """Where the pairs lie: for others that read single pairs of the same bag with ``frame``."""
+        for index, (match, recorded_ns) in enumerate(self._matches()):
+            stamps_ns = (match.left_stamp_ns, match.right_stamp_ns)
+            yield PairPlace(index, match.left.place, match.right.place, stamps_ns, _frame_id(match), recorded_ns)
+
+    def frame(self, reader: AnyReader, place: PairPlace) -> StereoFrame:
+        """The pair that ``places`` found there. Raises ImageError if an image of it cannot be decoded."""
+        left, right = (
+            self._at(reader, self.topics[side], at) for side, at in zip(SIDES, (place.left, place.right), strict=True)
+        )
+        return self._frame(place.index, left, right, place.stamps_ns)
+
+    def _matches(self, start_s: float = 0.0) -> Iterator[tuple[StereoMatch[_Image], int]]:
+        pairer: StereoPairer[_Image] = StereoPairer(self.tolerance_s, depth=30)
         sides = {topic: side for side, topic in self.topics.items()}
+        last = dict[str, tuple[int, int]]()
         with opened(self.path) as reader:
             connections = [c for c in reader.connections if c.topic in sides and c.msgtype in IMAGE_TYPES]
             start_ns = reader.start_time + round(1e9 * start_s) if start_s else None
             for connection, recorded_ns, message in _messages(reader, self.path, connections, start_ns):
+                before_ns, number = last.get(connection.topic, (None, 0))
+                last[connection.topic] = place = (recorded_ns, number + 1 if recorded_ns == before_ns else 0)
+                image = _Image(place, connection.msgtype, message)
                 # Some converters leave the header's stamp at zero.
-                stamp_ns = nanoseconds(message.header.stamp) or recorded_ns
-                match = pairer.add(sides[connection.topic], stamp_ns, (connection.msgtype, message))
-                if match is None:
-                    continue
-                left, right = (self._image(*item) for item in (match.left, match.right))
-                if left.shape != right.shape:
-                    sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in (left, right)]
-                    raise BagError(f"{self.path}: left and right image differ in size: {' and '.join(sizes)}")
-                stamps: dict[Side, int] = {
-                    "left": nanoseconds(match.left[1].header.stamp),
-                    "right": nanoseconds(match.right[1].header.stamp),
-                }
-                rig = self._rig_of(left, stamps)
-                yield (
-                    StereoFrame(
-                        f"{pairer.pairs - 1:06d}", left, right, rig, match.left_stamp_ns, match.right_stamp_ns, None
-                    ),
-                    match.left[1].header.frame_id,
-                    recorded_ns,
-                )
+                match = pairer.add(sides[connection.topic], image.header_ns or recorded_ns, image)
+                if match is not None:
+                    yield match, recorded_ns
         self.drops = sum(pairer.drops.values()) + sum(pairer.waiting(side) for side in SIDES)
+
+    def _at(self, reader: AnyReader, topic: str, place: tuple[int, int]) -> _Image:
+        connections = [c for c in reader.connections if c.topic == topic and c.msgtype in IMAGE_TYPES]
+        found = _messages(reader, self.path, connections, place[0], place[0] + 1)
+        for number, (connection, _, message) in enumerate(found):
+            if number == place[1]:
+                return _Image(place, connection.msgtype, message)
+        raise BagError(f"{self.path}: {topic}: expected a message of the time {place[0]}, there is none any more")
+
+    def _frame(self, index: int, left: _Image, right: _Image, stamps_ns: tuple[int, int]) -> StereoFrame:
+        views = (_pixels(left), _pixels(right))
+        if views[0].shape != views[1].shape:
+            sizes = [f"{view.shape[1]}x{view.shape[0]}" for view in views]
+            raise ImageError(f"left and right image differ in size: {' and '.join(sizes)}")
+        rig = self._rig_of(views[0], {"left": left.header_ns, "right": right.header_ns})
+        return StereoFrame(f"{index:06d}", *views, rig, *stamps_ns, None)
 
     def _rig_of(self, image: np.ndarray, stamps_ns: dict[Side, int]) -> StereoRig:
         if self._rig is not None:
@@ -193,11 +251,13 @@ class BagStereo:
         except CameraInfoError as error:
             raise BagError(f"{self.path}: {error}; {_GIVE_CALIB}") from None
 
-    def _image(self, msgtype: str, message: Any) -> np.ndarray:
-        try:
-            return to_rgb(message) if msgtype == "sensor_msgs/msg/Image" else rgb_from_compressed(message)
-        except ImageError as error:
-            raise BagError(f"{self.path}: {error}") from None
+
+def _pixels(image: _Image) -> np.ndarray:
+    return (to_rgb if image.msgtype == "sensor_msgs/msg/Image" else rgb_from_compressed)(image.message)
+
+
+def _frame_id(match: StereoMatch[_Image]) -> str:
+    return match.left.message.header.frame_id
 
 
 class _RosOneInfo:

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from .options import DEFAULT_MODEL, Json, Model, Rate, Threshold, View, examples, help_alone
-from .output import check_range, print_json, progress_bar
+from .options import DEFAULT_MODEL, Cluster, Json, Model, Rate, Threshold, View, examples, help_alone
+from .output import check_range, check_workers, print_json, progress_bar
 
 LeftTopic = Annotated[
     str,
@@ -129,6 +129,7 @@ def bag_play(
     epilog=examples(
         "sicm bag transcode drive_bag out/packets_bag",
         "sicm bag transcode out/packets_bag out/boxes_bag --to detections",
+        "sicm bag transcode /shared/drive_bag out/packets_bag --cluster tcp://10.0.0.5:8786",
     ),
 )
 def bag_transcode(
@@ -148,6 +149,7 @@ def bag_transcode(
             "--workers", "-w", min=1, metavar="N", show_default=False, help="Processes. Default: one for each core."
         ),
     ] = None,
+    cluster: Cluster = "",
     storage: Annotated[str, typer.Option("--storage", metavar="KIND", help="sqlite3 or mcap.")] = "sqlite3",
     namespace: Annotated[str, typer.Option("--namespace", metavar="NAME", help="Prefix of the new topics.")] = "",
     left_topic: LeftTopic = "",
@@ -157,11 +159,12 @@ def bag_transcode(
 ) -> None:
     """Replace the stereo images of a bag by packets, which are a few hundred times smaller, or packets by boxes.
 
-    Uses all cores. After a crash, run the same command again: it continues where it stopped.
+    Uses all cores, or a cluster. After a crash, run the same command again: it continues where it stopped.
     """
     if to not in ("packets", "detections"):
         raise ValueError(f"--to: expected packets or detections, got {to!r}")
     check_range("--threshold", threshold, 0, 1)
+    check_workers(workers, cluster)
     from ..jobs.transcode import transcode
 
     with progress_bar("transcoding") as progress:
@@ -179,6 +182,7 @@ def bag_transcode(
             right_topic,
             calib,
             progress,
+            cluster,
         )
     if as_json:
         print_json({"bag": str(out), **done.__dict__})

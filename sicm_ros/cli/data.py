@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from .options import Json, examples
-from .output import console, print_json, progress_bar
+from .options import Cluster, Json, examples
+from .output import check_workers, console, print_json, progress_bar
 
 commands = typer.Typer(rich_markup_mode="rich")
 
@@ -18,6 +18,7 @@ commands = typer.Typer(rich_markup_mode="rich")
 @commands.command(
     epilog=examples(
         "sicm render out/rendered --count 100",
+        "sicm render out/rendered --count 10000 --cluster tcp://10.0.0.5:8786",
         "sicm render out/kitti --layouts label_2 --calib calib --split val.txt --seed 1",
     )
 )
@@ -64,16 +65,21 @@ def render(
             help="Maximum number of frames. Default: all; 100 without --layouts.",
         ),
     ] = None,
-    workers: Annotated[int, typer.Option("--workers", "-j", min=1, metavar="N", help="Processes.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", "-j", min=1, metavar="N", show_default=False, help="Processes. Default: 1."),
+    ] = None,
+    cluster: Cluster = "",
 ) -> None:
     """Render a KITTI folder: stereo pairs with exact labels, calibration and disparity. Can be resumed."""
     for option, folder in (("--layouts", layouts), ("--calib", calib)):
         if folder is not None and not folder.is_dir():
             raise ValueError(f"{option}: expected a folder, got {folder}")
+    check_workers(workers, cluster)
     from ..data.rendered import render_dataset
 
     with progress_bar("rendering") as progress:
-        names = render_dataset(root, layouts, calib, split, seed, workers, count, progress)
+        names = render_dataset(root, layouts, calib, split, seed, workers or 1, count, progress, cluster)
     print(f"{len(names)} frames in {root / 'training'}")
 
 

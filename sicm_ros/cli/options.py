@@ -83,6 +83,15 @@ Labels = Annotated[
         help="KITTI label file whose boxes the picture shows as ground truth.",
     ),
 ]
+Cluster = Annotated[
+    str,
+    typer.Option(
+        "--cluster",
+        metavar="ADDRESS",
+        show_default=False,
+        help="Have the work done by a Dask cluster: the address of its scheduler, tcp://HOST:PORT. docs/scale.md.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 

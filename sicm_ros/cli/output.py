@@ -73,6 +73,12 @@ def check_range(option: str, value: float | None, low: float, high: float) -> No
         raise ValueError(f"{option}: expected {low:g} to {high:g}, got {value:g}")
 
 
+def check_workers(workers: int | None, cluster: str) -> None:
+    """Fail where both are given: a cluster has as many processes as it has."""
+    if workers is not None and cluster:
+        raise ValueError("--workers: expected none with --cluster, which has workers of its own")
+
+
 def print_warnings(warnings: Iterable[str | None]) -> None:
     """Print what the user should know of the input on standard error, a line each; None is nothing to say."""
     for words in warnings:

@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from sicm_ros.cluster import spread
 from sicm_ros.data.source import StereoFrame
 from sicm_ros.files import write_whole
+from sicm_ros.geometry import Object3D, StereoRig
 from sicm_ros.render.layouts import KITTI_RIG, KITTI_SIZE, random_layout
 from sicm_ros.render.pair import render_pair
 
@@ -31,34 +35,60 @@ def frame_seed(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest(), "little")
 
 
-def _write_png(path: Path, image: np.ndarray) -> None:
-    import cv2
+@dataclass(frozen=True)
+class _Scene:
+    """One frame to render: its layout (None: drawn from built-in statistics), its rig, its seed."""
 
-    # Encoded in memory: OpenCV does not say why it could not write a file.
-    data = cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 else image)[1]
-    write_whole(path, lambda beside: beside.write_bytes(data.tobytes()))
+    name: str
+    layout: Sequence[Object3D] | None
+    rig: StereoRig
+    seed: int
 
 
-def _render_frame(task: tuple[str, str, str | None, str | None, int]) -> str:
+@dataclass(frozen=True)
+class _Rendered:
+    """The files of a frame: PNG files by their folder, and what the labels are written from."""
+
+    pictures: dict[str, bytes]
+    labels: list[Object3D]
+
+
+def _scenes(names: Sequence[str], layouts_dir: Path | None, calib_dir: Path | None, seed: int) -> Iterator[_Scene]:
     from sicm_ros.data import kitti
 
-    root, name, layouts_dir, calib_dir, seed = task
-    base = Path(root) / "training"
-    one = frame_seed(seed, name)
-    rig = kitti.read_object_calib(Path(calib_dir) / f"{name}.txt") if calib_dir else KITTI_RIG
+    for name in names:
+        rig = kitti.read_object_calib(calib_dir / f"{name}.txt") if calib_dir else KITTI_RIG
+        layout = kitti.read_labels(layouts_dir / f"{name}.txt") if layouts_dir else None
+        yield _Scene(name, layout, rig, frame_seed(seed, name))
+
+
+def _render(scene: _Scene) -> _Rendered:
+    """The work of one process, which reads and writes no file."""
     width, height = KITTI_SIZE
-    if layouts_dir:
-        layout = kitti.read_labels(Path(layouts_dir) / f"{name}.txt")
-    else:
-        layout = random_layout(np.random.default_rng(np.random.SeedSequence([one, 1])), rig, width, height)
-    pair = render_pair(layout, rig, width, height, one)
-    _write_png(base / "image_2" / f"{name}.png", pair.left)
-    _write_png(base / "image_3" / f"{name}.png", pair.right)
-    _write_png(base / "disp_occ_0" / f"{name}.png", np.clip(pair.disparity * 256 + 0.5, 0, 65535).astype(np.uint16))
-    kitti.write_object_calib(base / "calib" / f"{name}.txt", rig)
+    layout = scene.layout
+    if layout is None:
+        rng = np.random.default_rng(np.random.SeedSequence([scene.seed, 1]))
+        layout = random_layout(rng, scene.rig, width, height)
+    pair = render_pair(layout, scene.rig, width, height, scene.seed)
+    disparity = np.clip(pair.disparity * 256 + 0.5, 0, 65535).astype(np.uint16)
+    images = {"image_2": pair.left, "image_3": pair.right, "disp_occ_0": disparity}
+    return _Rendered({folder: _png(image) for folder, image in images.items()}, pair.labels)
+
+
+def _png(image: np.ndarray) -> bytes:
+    import cv2
+
+    return cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 else image)[1].tobytes()
+
+
+def _write(base: Path, scene: _Scene, rendered: _Rendered) -> None:
+    from sicm_ros.data import kitti
+
+    for folder, data in rendered.pictures.items():
+        write_whole(base / folder / f"{scene.name}.png", partial(Path.write_bytes, data=data))
+    kitti.write_object_calib(base / "calib" / f"{scene.name}.txt", scene.rig)
     # The label is written last: it marks the frame as finished.
-    kitti.write_labels(base / "label_2" / f"{name}.txt", pair.labels)
-    return name
+    kitti.write_labels(base / "label_2" / f"{scene.name}.txt", rendered.labels)
 
 
 def render_dataset(
@@ -70,13 +100,15 @@ def render_dataset(
     workers: int = 1,
     count: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    cluster: str = "",
 ) -> list[str]:
     """Write a KITTI object folder: ``training/{image_2,image_3,label_2,calib,disp_occ_0}``.
 
     Layouts come from ``layouts_dir`` (KITTI labels; the frames of ``split_file``, or all of them) with the calibrations
     of ``calib_dir``; without ``layouts_dir``, ``count`` frames of built-in layouts. Finished frames are skipped, so a
-    killed run continues. Disparity maps are uint16 PNG files, 256 times the pixels. ``progress(done, total)`` is called
-    after each frame. Returns the frames' names.
+    killed run continues. Disparity maps are uint16 PNG files, 256 times the pixels. The work is that of ``workers``
+    processes, or of the cluster whose scheduler has the address ``cluster``; the pixels are the same.
+    ``progress(done, total)`` is called after each frame. Returns the frames' names.
     """
     from sicm_ros.data import kitti
 
@@ -95,21 +127,12 @@ def render_dataset(
     for folder in _FOLDERS:
         (root / "training" / folder).mkdir(exist_ok=True)
     done = len(names) - len(missing)
-    tasks = [
-        (str(root), n, str(layouts_dir) if layouts_dir else None, str(calib_dir) if calib_dir else None, seed)
-        for n in missing
-    ]
     if progress:
         progress(done, len(names))
-    if workers <= 1:
-        for task in tasks:
-            _render_frame(task)
-            done += 1
-            if progress:
-                progress(done, len(names))
-        return names
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        for _ in pool.imap_unordered(_render_frame, tasks):
+    scenes = _scenes(missing, Path(layouts_dir) if layouts_dir else None, Path(calib_dir) if calib_dir else None, seed)
+    with closing(spread(_render, scenes, workers=workers, cluster=cluster)) as results:
+        for scene, rendered in results:
+            _write(root / "training", scene, rendered)
             done += 1
             if progress:
                 progress(done, len(names))
