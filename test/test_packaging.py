@@ -159,7 +159,16 @@ def test_the_list_of_the_nodes_is_all_that_they_import():
 
 def test_every_requirement_is_pinned_once():
     pins = {}
-    for name in ("nodes.txt", "core.txt", "cluster.txt", "dev.txt", "openvino.txt", "ros.txt", "torch.txt", "viewer.txt"):
+    for name in (
+        "nodes.txt",
+        "core.txt",
+        "cluster.txt",
+        "dev.txt",
+        "openvino.txt",
+        "ros.txt",
+        "torch.txt",
+        "viewer.txt",
+    ):
         for line in (ROOT / "requirements" / name).read_text().splitlines():
             if line[:1].isalpha() and "python_version >=" not in line:
                 distribution, _, version = line.split(";")[0].strip().partition("==")
