@@ -28,7 +28,6 @@ __all__ = ["DASK", "ClusterError", "spread"]
 
 # Client, scheduler and workers speak a protocol of Dask's own, which changes with its releases.
 DASK = "distributed==2026.8.0"
-_START_S = 120
 _GONE = "--cluster: the scheduler does not answer any more"
 
 I = TypeVar("I")  # noqa: E741
@@ -121,26 +120,24 @@ def _client(stack: ExitStack, workers: int, cluster: str) -> Client:
     if not cluster:
         stack.enter_context(dask.config.set(_local_configuration()))
         stack.enter_context(_sigterm_raises())
+        # Until its workers are there: a cluster that is closed before may hang.
         with _sigint_kept_from_children():
-            local = LocalCluster(
-                n_workers=0,
-                threads_per_worker=1,
-                host="127.0.0.1",
-                # Of a limit, Dask would pause its workers; what is in their memory is bounded by what they are given.
-                memory_limit=None,
-                dashboard_address=None,
-                # Dask opens ports for web pages in any case: on this machine, and with no page behind them.
-                scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
-                silence_logs=False,  # _log_levels
-            )
+            try:
+                local = LocalCluster(
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    host="127.0.0.1",
+                    # Of a limit, Dask would pause its workers; they have little in memory, as little is given to them.
+                    memory_limit=None,
+                    dashboard_address=None,
+                    # Dask opens ports for web pages in any case: on this machine, and with no page behind them.
+                    scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
+                    silence_logs=False,  # _log_levels
+                )
+            except RuntimeError as error:
+                raise ClusterError(f"--workers: {workers} processes did not start: {error}") from None
             stack.enter_context(local)
-        local.scale(workers)  # in the background, for Ctrl-C to be heard
-        client = stack.enter_context(Client(local, set_as_default=False))
-        try:
-            client.wait_for_workers(1, timeout=_START_S)
-        except TimeoutError:
-            raise ClusterError(f"--workers: no worker process started within {_START_S} s") from None
-        return client
+        return stack.enter_context(Client(local, set_as_default=False))
     patience = dask.config.get("distributed.comm.timeouts.connect")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", VersionMismatchWarning)  # a table; what matters of it is checked here

@@ -236,7 +236,7 @@ def _make_samples(
     with ExitStack() as stack:
         journal = stack.enter_context((out / JOURNAL).open("a"))
         made: Iterator[Sample] = map(job, missing)
-        if workers > 1:
+        if workers > 1:  # the standard library's, since training also runs where there is no Dask
             made = stack.enter_context(ProcessPoolExecutor(workers)).map(job, missing, chunksize=8)
         for i, sample in zip(missing, made, strict=True):
             images[i, 0], images[i, 1], disparity[i] = sample.left, sample.right, sample.disparity
