@@ -149,7 +149,7 @@ def _client(stack: ExitStack, workers: int, cluster: str) -> Client:
         client.wait_for_workers(1, timeout=patience)
     except TimeoutError:
         raise ClusterError(
-            f"--cluster: {cluster} had no worker within {patience}; to start some: dask worker {cluster} --nthreads 1"
+            f"--cluster: {cluster} had no worker within {patience}; to start some: dask worker {cluster}"
         ) from None
     _check_versions(client)
     return client
