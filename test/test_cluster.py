@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Work spread by Dask: over processes of this machine, and over a cluster of which a worker is killed."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from needs import missing
 from ros_graph import PATIENCE_S
 
 from sicm_ros import __version__
-from sicm_ros.cluster import DASK, ClusterError, spread
+from sicm_ros.cluster import DASK, ClusterError, _log_levels, spread
 from sicm_ros.data.rendered import render_dataset
 
 MISSING = missing("distributed")
@@ -139,6 +140,14 @@ def group(leader):
     return found
 
 
+def import_distributed():
+    """As the commands do. Its defaults come with it, and a setting made before would take them away at its end."""
+    import dask.config
+
+    with dask.config.set(logging=_log_levels()):
+        importlib.import_module("distributed")
+
+
 def listening(leader):
     """Address and port, as the kernel writes them, of every socket that a process group listens at."""
     inodes = set()
@@ -177,6 +186,8 @@ def test_a_rendered_folder_is_the_same_although_a_worker_is_killed(tmp_path, cap
 def test_what_a_cluster_lacks_is_one_line(tmp_path, monkeypatch, capfd):
     import dask.config
 
+    import_distributed()
+
     def words(address):
         with pytest.raises(ClusterError) as error:
             list(spread(square, range(3), 1, cluster=address))
@@ -207,6 +218,7 @@ def test_what_a_cluster_lacks_is_one_line(tmp_path, monkeypatch, capfd):
 def test_a_scheduler_that_goes_away_is_one_line(tmp_path, capfd):
     import dask.config
 
+    import_distributed()
     with cluster(tmp_path, 1) as (address, processes), dask.config.set({"distributed.comm.timeouts.connect": "2s"}):
         with pytest.raises(ClusterError) as error:
             for _ in spread(square, range(100), 1, cluster=address):
