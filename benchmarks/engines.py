@@ -22,7 +22,8 @@ import torch
 from pairs import console, frames, watched
 from rich.table import Table
 
-from sicm_ros.inference.engine import Engine, RemoteEngine, VehicleEngine, remote_engine, vehicle_engine
+from sicm_ros.inference import Engine
+from sicm_ros.inference.engine import RemoteEngine, VehicleEngine, no_lap, remote_engine, vehicle_engine
 from sicm_ros.model_store import load_model
 from sicm_ros.preprocessing import prepare
 
@@ -34,10 +35,6 @@ def _timed(work: Callable[[], object]) -> tuple[float, float]:
     wall, cpu = time.perf_counter(), time.process_time()
     work()
     return 1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - cpu)
-
-
-def _no_lap(stage: str) -> None:
-    pass
 
 
 def main() -> None:
@@ -56,13 +53,13 @@ def main() -> None:
     with torch.inference_mode():
         for i, frame in enumerate(watched(frames(options.pairs, None, options.seed), options.pairs)):
             left, right, _ = prepare(frame.left, frame.right, model.transform, model.device)
-            latents = vehicle["torch"](left, right, _no_lap)
+            latents = vehicle["torch"](left, right, no_lap)
             coded = model.net.entropy_model.quantise(*latents, rate).latents()
             decoded = model.net.entropy_model.inverse_gain(*coded, rate)
             for name in ENGINES:
                 for half, work in (
-                    ("vehicle", partial(vehicle[name], left, right, _no_lap)),
-                    ("remote", partial(remote[name], *decoded, _no_lap)),
+                    ("vehicle", partial(vehicle[name], left, right, no_lap)),
+                    ("remote", partial(remote[name], *decoded, no_lap)),
                 ):
                     if i == 0:
                         work()

@@ -34,7 +34,8 @@ from torch import Tensor  # noqa: E402
 from sicm_ros.codec import packet  # noqa: E402
 from sicm_ros.codec.payload import compress, decompress_batch  # noqa: E402
 from sicm_ros.codec.range_coder import RangeCoder  # noqa: E402
-from sicm_ros.inference.engine import Engine, VehicleEngine, vehicle_engine  # noqa: E402
+from sicm_ros.inference import Engine  # noqa: E402
+from sicm_ros.inference.engine import VehicleEngine, no_lap, vehicle_engine  # noqa: E402
 from sicm_ros.model_store import StoredModel, load_model  # noqa: E402
 from sicm_ros.networks.integer_prior import ONE, IntegerPrior, QuantisedLatents, Step  # noqa: E402
 from sicm_ros.preprocessing import prepare  # noqa: E402
@@ -138,7 +139,6 @@ class Machine:
     def __init__(self, model: str, settings: Sequence[Setting]) -> None:
         self._models = {device: load_model(model, "both", device) for device in {"cpu", *(s.device for s in settings)}}
         self.coder = RangeCoder(self._models["cpu"].tables)
-
         self._networks: dict[str, VehicleEngine] = {}
 
     def _on(self, setting: Setting) -> StoredModel:
@@ -166,7 +166,7 @@ class Machine:
             for start in range(0, len(group), setting.batch):
                 part = slice(start, start + setting.batch)
                 left, right = (torch.cat([pair[v] for pair in group[part]]).to(model.device) for v in (0, 1))
-                latents = self._network(setting)(left, right, lambda stage: None)
+                latents = self._network(setting)(left, right, no_lap)
                 coded = model.net.entropy_model.quantise(*latents, torch.tensor(rates[part], device=model.device))
                 for item in range(len(left)):
                     payload, symbol_hash, _ = compress(coded, self.coder, item)

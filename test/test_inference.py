@@ -15,7 +15,7 @@ from test_networks import vehicle_matching
 from sicm_ros.codec.decoder import StereoDecoder
 from sicm_ros.codec.encoder import StereoEncoder
 from sicm_ros.inference import openvino
-from sicm_ros.inference.engine import EngineError, remote_engine, vehicle_engine
+from sicm_ros.inference.engine import EngineError, no_lap, remote_engine, vehicle_engine
 from sicm_ros.inference.graph_cache import graph_folder
 from sicm_ros.model_store import load_model, save_model
 
@@ -31,10 +31,6 @@ def pair() -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     left = np.kron(rng.integers(0, 255, (38, 125, 3)), np.ones((10, 10, 1)))[:375, :1242].astype(np.uint8)
     return left, np.roll(left, -12, 1)
-
-
-def no_lap(stage: str) -> None:
-    pass
 
 
 @pytest.fixture(params=["remote", "vehicle"])

@@ -13,7 +13,7 @@ from .options import (
     DEFAULT_MODEL,
     Calib,
     Device,
-    Engine,
+    EngineOption,
     Json,
     Labels,
     Left,
@@ -57,7 +57,7 @@ def encode(
     model: Model = DEFAULT_MODEL,
     rate: Rate = None,
     device: Device = "auto",
-    engine: Engine = "auto",
+    engine: EngineOption = "auto",
     as_json: Json = False,
 ) -> None:
     """Encode a stereo pair to a packet, as the vehicle does."""
@@ -115,7 +115,7 @@ def decode(
     ],
     model: Model = DEFAULT_MODEL,
     device: Device = "auto",
-    engine: Engine = "auto",
+    engine: EngineOption = "auto",
     threshold: Threshold = None,
     picture: Picture = None,
     left: Annotated[

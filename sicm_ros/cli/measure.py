@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from .options import DEFAULT_MODEL, Device, Engine, Json, Model, Rate, chosen_device, examples
+from .options import DEFAULT_MODEL, Device, EngineOption, Json, Model, Rate, chosen_device, examples
 from .output import console, print_fields, print_json, progress_bar
 
 commands = typer.Typer(rich_markup_mode="rich")
@@ -20,7 +20,7 @@ def bench(
     model: Model = DEFAULT_MODEL,
     pairs: Annotated[int, typer.Option("--pairs", "-n", min=1, metavar="N", help="Pairs to measure.")] = 30,
     device: Device = "auto",
-    engine: Engine = "auto",
+    engine: EngineOption = "auto",
     rate: Rate = None,
     kitti: Annotated[
         Path | None,

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
+
+from ..inference import Engine
 
 DEFAULT_MODEL = "sicm-compact"
 Left = Annotated[Path, typer.Argument(metavar="LEFT", help="Left rectified image, PNG or JPEG.", show_default=False)]
@@ -30,8 +32,8 @@ Device = Annotated[
     str,
     typer.Option("--device", "-d", metavar="DEVICE", help="cpu, cuda, cuda:1, ...; auto uses a GPU if there is one."),
 ]
-Engine = Annotated[
-    Literal["auto", "torch", "openvino"],
+EngineOption = Annotated[
+    Engine,
     typer.Option(
         "--engine",
         metavar="ENGINE",

@@ -11,7 +11,8 @@ from typing import TypeVar
 import torch
 
 from ..geometry import Object3D
-from ..inference.engine import Engine, remote_engine
+from ..inference import Engine
+from ..inference.engine import remote_engine
 from ..model_store import StoredModel, open_model
 from ..networks.backbone import StereoFeatures
 from .detector import Boxes, analyse

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..geometry import InputTransform, StereoRig
-from ..inference.engine import Engine, vehicle_engine
+from ..inference import Engine
+from ..inference.engine import vehicle_engine
 from ..model_store import StoredModel, open_model
 from ..preprocessing import InputError, prepare
 from . import packet

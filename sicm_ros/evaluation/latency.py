@@ -17,7 +17,7 @@ from ..codec.decoder import StereoDecoder
 from ..codec.encoder import StereoEncoder
 from ..codec.packet import bits_per_pixel
 from ..data.source import StereoFrame
-from ..inference.engine import Engine
+from ..inference import Engine
 from ..model_store import StoredModel, load_model
 
 __all__ = ["BenchReport", "Spread", "bench", "describe_machine"]

@@ -5,3 +5,11 @@ What lies between the network's input and the latents, and between the dequantis
 computed by whatever is fastest here. The entropy model is not among it: both ends must agree on its integers, see
 ``networks.integer_prior``.
 """
+
+from typing import Literal, TypeAlias, get_args
+
+__all__ = ["ENGINES", "Engine"]
+
+# Here, since the command line and the nodes' parameters need the names before PyTorch is imported.
+Engine: TypeAlias = Literal["auto", "torch", "openvino"]
+ENGINES: tuple[Engine, ...] = get_args(Engine)

@@ -6,30 +6,32 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Callable
-from typing import Literal, Protocol, TypeAlias, get_args
+from typing import Literal, Protocol, TypeAlias, overload
 
 from torch import Tensor
 
 from ..model_store import StoredModel
 from ..networks.detection import AnalysisOutput
+from . import ENGINES, Engine
 from .pytorch import TorchRemote, TorchVehicle
 
 __all__ = [
-    "ENGINES",
-    "Engine",
     "EngineError",
     "Lap",
     "RemoteEngine",
     "VehicleEngine",
+    "no_lap",
     "remote_engine",
     "vehicle_engine",
 ]
 
-Engine: TypeAlias = Literal["auto", "torch", "openvino"]
-ENGINES: tuple[Engine, ...] = get_args(Engine)
 Lap: TypeAlias = Callable[[str], None]  # called with the name of a stage at its end
 
 _log = logging.getLogger(__name__)
+
+
+def no_lap(stage: str) -> None:
+    """A ``Lap`` for those who do not time the stages."""
 
 
 class EngineError(ValueError):
@@ -72,29 +74,28 @@ def _with_openvino(model: StoredModel, engine: Engine) -> bool:
 def vehicle_engine(model: StoredModel, engine: Engine = "auto") -> VehicleEngine:
     """What runs the vehicle's half of ``model``. ``auto``: OpenVINO on a CPU where it is installed, else PyTorch; where
     OpenVINO fails, PyTorch, with a warning in the log. Raises EngineError."""
-    if _with_openvino(model, engine):
-        from .openvino import ConversionError, OpenVinoVehicle
-
-        try:
-            return OpenVinoVehicle(model)
-        except ConversionError as error:
-            _fall_back(engine, error)
-    return TorchVehicle(model)
+    return _openvino(model, engine, "vehicle") or TorchVehicle(model)
 
 
 def remote_engine(model: StoredModel, engine: Engine = "auto") -> RemoteEngine:
     """What runs the remote half of ``model``, as ``vehicle_engine``."""
-    if _with_openvino(model, engine):
-        from .openvino import ConversionError, OpenVinoRemote
-
-        try:
-            return OpenVinoRemote(model)
-        except ConversionError as error:
-            _fall_back(engine, error)
-    return TorchRemote(model)
+    return _openvino(model, engine, "remote") or TorchRemote(model)
 
 
-def _fall_back(engine: Engine, error: Exception) -> None:
-    if engine != "auto":
-        raise EngineError(f"engine: {error}") from None
-    _log.warning("engine: %s; PyTorch runs the network", error)
+@overload
+def _openvino(model: StoredModel, engine: Engine, half: Literal["vehicle"]) -> VehicleEngine | None: ...
+@overload
+def _openvino(model: StoredModel, engine: Engine, half: Literal["remote"]) -> RemoteEngine | None: ...
+def _openvino(model: StoredModel, engine: Engine, half: str) -> VehicleEngine | RemoteEngine | None:
+    """OpenVINO's engine of a half, or None where PyTorch is to run it."""
+    if not _with_openvino(model, engine):
+        return None
+    from .openvino import ConversionError, OpenVinoRemote, OpenVinoVehicle
+
+    try:
+        return OpenVinoVehicle(model) if half == "vehicle" else OpenVinoRemote(model)
+    except ConversionError as error:
+        if engine != "auto":
+            raise EngineError(f"engine: {error}") from None
+        _log.warning("engine: %s; PyTorch runs the network", error)
+        return None

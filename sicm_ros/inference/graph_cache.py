@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -69,11 +70,9 @@ def _read(folder: Path) -> list[ov.Model] | None:
     """The graphs of a folder; None where there is none, or a damaged one, which is taken away."""
     if not folder.is_dir():
         return None
-    try:
+    with suppress(OSError, RuntimeError, UnicodeDecodeError):
         if (folder / _SUMS).read_text(encoding="ascii") == _sums(folder):
             return [ov.Core().read_model(folder / f"{i}.xml") for i in range(_COUNT)]
-    except (OSError, RuntimeError, UnicodeDecodeError):
-        pass
     shutil.rmtree(folder, ignore_errors=True)
     return None
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
+from sicm_ros.inference import ENGINES
 from sicm_ros.ros.diagnostics import DiagnosticsWriter, Problems, Status
 from sicm_ros.ros.parameters import ParameterSpec, declare
 from sicm_ros.ros.run_node import NodeError
@@ -25,7 +26,7 @@ COMMON_PARAMETERS = (
         "auto",
         "what runs the network: torch, openvino, or the faster one that is installed; openvino converts a model at its "
         "first start, some seconds",
-        choices=("auto", "torch", "openvino"),
+        choices=ENGINES,
     ),
     ParameterSpec("threads", 0, "CPU threads of the network; 0 for as many as there are cores", 0, 256),
     ParameterSpec("autostart", True, "configure and activate at start; false to leave that to a lifecycle manager"),
