@@ -3,6 +3,8 @@
 
 import multiprocessing
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -189,3 +191,21 @@ def test_what_cannot_be_converted_runs_in_pytorch(
         vehicle_engine(stored, "openvino")
     assert vehicle_engine(stored, "auto").name == "torch"
     assert "no such operation; PyTorch runs the network" in caplog.text
+
+
+def test_signals_do_no_harm_after_engines_are_gone() -> None:
+    """OpenVINO's CPU plugin leaves a thread with a signal stack that is no more, if there were several of its Cores."""
+    code = f"""
+import gc, os, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from codec_material import TAME_MODEL
+from sicm_ros.inference.engine import remote_engine, vehicle_engine
+from sicm_ros.model_store import load_model
+signal.signal(signal.SIGUSR1, lambda *_: None)
+engines = [make(load_model(TAME_MODEL), "openvino") for make in (vehicle_engine, remote_engine)]
+while engines:
+    del engines[0]
+    gc.collect()
+    os.kill(os.getpid(), signal.SIGUSR1)
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

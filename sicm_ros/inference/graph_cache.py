@@ -24,10 +24,20 @@ import torch
 from .. import networks
 from ..model_store import StoredModel
 
-__all__ = ["graph_folder", "stored_graphs"]
+__all__ = ["core", "graph_folder", "stored_graphs"]
 
 _SUMS = "SHA256SUMS"
 _COUNT = 2  # graphs of a half
+
+
+@cache
+def core() -> ov.Core:
+    """The one Core of this process, which is kept to its end.
+
+    Each Core's CPU plugin gives the thread a stack for signals, and unmaps it when the Core goes. Where there were
+    several, the thread may be left with one that is no more, and the next signal with a handler kills the process.
+    """
+    return ov.Core()
 
 
 def graph_folder(model: StoredModel, half: str) -> Path:
@@ -72,7 +82,7 @@ def _read(folder: Path) -> list[ov.Model] | None:
         return None
     with suppress(OSError, RuntimeError, UnicodeDecodeError):
         if (folder / _SUMS).read_text(encoding="ascii") == _sums(folder):
-            return [ov.Core().read_model(folder / f"{i}.xml") for i in range(_COUNT)]
+            return [core().read_model(folder / f"{i}.xml") for i in range(_COUNT)]
     shutil.rmtree(folder, ignore_errors=True)
     return None
 

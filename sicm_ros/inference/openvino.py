@@ -21,7 +21,7 @@ from ..model_store import StoredModel
 from ..networks.detection import AnalysisOutput
 from ..networks.mvsfc_net import MvsfcNet
 from ..networks.smfc import Reconstruction
-from .graph_cache import stored_graphs
+from .graph_cache import core, stored_graphs
 
 __all__ = ["ConversionError", "OpenVinoRemote", "OpenVinoVehicle"]
 
@@ -98,7 +98,7 @@ class _Chain:
             "INFERENCE_PRECISION_HINT": "f32",
             "ENABLE_CPU_PINNING": False,
         }
-        self._compiled = [ov.Core().compile_model(graph, "CPU", settings) for graph in graphs]
+        self._compiled = [core().compile_model(graph, "CPU", settings) for graph in graphs]
         self._requests: list[tuple[ov.InferRequest, ov.InferRequest]] = []
 
     def _grow(self, count: int) -> None:
@@ -162,7 +162,7 @@ def _convert(parts: Sequence[nn.Module], example: Tensors) -> list[ov.Model]:
                 traced = torch.jit.trace(part.eval(), example, check_trace=False)
                 graphs.append(ov.convert_model(traced, example_input=example, input=inputs))
                 expected = part(*example)
-                found = ov.Core().compile_model(graphs[-1], "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(
+                found = core().compile_model(graphs[-1], "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(
                     [x.contiguous().numpy() for x in example]
                 )
                 for i, x in enumerate(expected):
