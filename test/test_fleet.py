@@ -15,7 +15,6 @@ import cv2
 import numpy as np
 import pytest
 from needs import NODES, missing
-from rclpy.node import NodeNameNonExistentError
 from ros_graph import ERROR, TINY_MODEL, Graph, NodeProcess, stamp_ns
 
 from sicm_ros.codec.decoder import StereoDecoder
@@ -28,6 +27,7 @@ from sicm_ros.render.pair import render_pair
 MISSING = missing(*NODES)
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 if not MISSING:
+    from rclpy.node import NodeNameNonExistentError
     from rclpy.time import Time
     from sensor_msgs.msg import CameraInfo, CompressedImage, Image
     from sicm_ros.msg import DecodeStats, StereoBitstream
