@@ -41,6 +41,7 @@ from sicm_ros.data.kitti import KittiObject, read_labels, read_object_calib, rea
 from sicm_ros.evaluation.kitti_ap import evaluate
 from sicm_ros.evaluation.recall import count_found, count_invented, depth_errors
 from sicm_ros.geometry import Object3D, StereoRig
+from sicm_ros.inference import ENGINES, Engine
 from sicm_ros.model_store import load_model
 from sicm_ros.render.layouts import KITTI_RIG, KITTI_SIZE, random_layout
 from sicm_ros.render.pair import render_pair
@@ -58,6 +59,7 @@ class _Settings:
     seed: int
     rates: tuple[float, ...]
     threads: int
+    engine: Engine
 
 
 @dataclass
@@ -81,8 +83,8 @@ def _frame(settings: _Settings, i: int, name: str) -> _Frame:
         model = load_model(settings.model)
         _coders = (
             StereoDetector(model, score_threshold=LOW_SCORE),
-            StereoEncoder(model),
-            StereoDecoder(model, score_threshold=LOW_SCORE),
+            StereoEncoder(model, engine=settings.engine),
+            StereoDecoder(model, score_threshold=LOW_SCORE, engine=settings.engine),
         )
     if settings.images:
         root, _, name = name.rpartition("/")
@@ -144,12 +146,15 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="*", help="default: the model's default rate")
     parser.add_argument("--workers", type=int, default=1, help="processes that share the frames")
     parser.add_argument("--threads", type=int, default=1, help="of each process")
+    parser.add_argument("--engine", choices=ENGINES, default="torch", help="of both halves; none for uncompressed")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     config = load_model(options.model).config
     threshold = config.analysis.score_threshold
     rates = tuple(options.rates if options.rates is not None else [config.default_rate])
-    settings = _Settings(options.model, options.layouts, tuple(options.images), options.seed, rates, options.threads)
+    settings = _Settings(
+        options.model, options.layouts, tuple(options.images), options.seed, rates, options.threads, options.engine
+    )
     if options.images:
         ids = [f"{root}/{name}" for root in options.images for name in KittiObject(root).ids]
     elif options.split:

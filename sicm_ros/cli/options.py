@@ -37,8 +37,8 @@ EngineOption = Annotated[
     typer.Option(
         "--engine",
         metavar="ENGINE",
-        help="What runs the network: torch, openvino (on a CPU; a model is converted at its first use), or auto, the "
-        "faster one that is installed.",
+        help="What runs the network: torch, openvino (on a CPU, in bfloat16 where it has that; a model is converted at "
+        "its first use), openvino-float32, or auto, the fastest that is installed.",
     ),
 ]
 Rate = Annotated[

@@ -69,7 +69,7 @@ class StereoDecoder:
 
     @property
     def engine(self) -> str:
-        """What runs the network: torch or openvino."""
+        """What runs the network: torch, openvino-bfloat16 or openvino-float32."""
         return self._network.name
 
     def _checked(self, data: bytes) -> tuple[PacketHeader, bytes]:

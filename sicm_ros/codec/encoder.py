@@ -90,7 +90,7 @@ class StereoEncoder:
 
     @property
     def engine(self) -> str:
-        """What runs the network: torch or openvino."""
+        """What runs the network: torch, openvino-bfloat16 or openvino-float32."""
         return self._network.name
 
     @property

@@ -11,5 +11,6 @@ from typing import Literal, TypeAlias, get_args
 __all__ = ["ENGINES", "Engine"]
 
 # Here, since the command line and the nodes' parameters need the names before PyTorch is imported.
-Engine: TypeAlias = Literal["auto", "torch", "openvino"]
+# "openvino" computes in bfloat16 where the processor does so itself, "openvino-float32" never.
+Engine: TypeAlias = Literal["auto", "torch", "openvino", "openvino-float32"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)

@@ -39,7 +39,7 @@ class EngineError(ValueError):
 
 
 class VehicleEngine(Protocol):
-    """The vehicle's half; ``name`` is one of ``ENGINES``."""
+    """The vehicle's half; ``name``: torch, or openvino with its precision."""
 
     name: str
 
@@ -49,7 +49,7 @@ class VehicleEngine(Protocol):
 
 
 class RemoteEngine(Protocol):
-    """The remote half; ``name`` is one of ``ENGINES``."""
+    """The remote half; ``name`` as on the vehicle."""
 
     name: str
 
@@ -63,7 +63,7 @@ def _with_openvino(model: StoredModel, engine: Engine) -> bool:
     if engine not in ENGINES:
         raise EngineError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}")
     installed = importlib.util.find_spec("openvino") is not None
-    if engine == "openvino":
+    if engine.startswith("openvino"):
         if model.device.type != "cpu":
             raise EngineError(f"engine: expected auto or torch on {model.device}, OpenVINO runs on the CPU here")
         if not installed:
@@ -93,7 +93,8 @@ def _openvino(model: StoredModel, engine: Engine, half: str) -> VehicleEngine | 
     from .openvino import ConversionError, OpenVinoRemote, OpenVinoVehicle
 
     try:
-        return OpenVinoVehicle(model) if half == "vehicle" else OpenVinoRemote(model)
+        float32 = engine == "openvino-float32"
+        return OpenVinoVehicle(model, float32) if half == "vehicle" else OpenVinoRemote(model, float32)
     except ConversionError as error:
         if engine != "auto":
             raise EngineError(f"engine: {error}") from None

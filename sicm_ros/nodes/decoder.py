@@ -19,7 +19,7 @@ from sicm_ros.conversion.boxes import label_info
 from sicm_ros.msg import StereoBitstream
 from sicm_ros.nodes.vehicle_link import Decoded, VehicleLink
 from sicm_ros.ros.diagnostics import Status
-from sicm_ros.ros.lifecycle import COMMON_PARAMETERS, ManagedNode, is_out_of_memory
+from sicm_ros.ros.lifecycle import COMMON_PARAMETERS, ManagedNode, is_out_of_memory, set_network_threads
 from sicm_ros.ros.parameters import ParameterSpec
 from sicm_ros.ros.qos import RELIABILITIES
 from sicm_ros.ros.run_node import run_node
@@ -116,11 +116,8 @@ class DecoderNode(ManagedNode):
 
     def configure(self) -> None:
         """Load the remote half of the model, create the publishers."""
-        import torch
-
         names = vehicle_names(self.value("vehicles"))
-        if self.value("threads"):
-            torch.set_num_threads(self.value("threads"))
+        set_network_threads(self.value("threads"))
         self._load(self.value("device"))
         self._classes = self._chosen_classes(self.value("classes"))
         for name in names:

@@ -29,7 +29,7 @@ from sicm_ros.msg import CodecInfo, StereoBitstream
 from sicm_ros.nodes.encoder_status import encoding_status, input_status
 from sicm_ros.nodes.stereo_sync import StereoSync
 from sicm_ros.ros.diagnostics import ProblemKind, Status, Window
-from sicm_ros.ros.lifecycle import COMMON_PARAMETERS, ManagedNode, is_out_of_memory
+from sicm_ros.ros.lifecycle import COMMON_PARAMETERS, ManagedNode, is_out_of_memory, set_network_threads
 from sicm_ros.ros.parameters import ParameterSpec
 from sicm_ros.ros.qos import RELIABILITIES, image_qos, latched_qos, overridable, packet_qos
 from sicm_ros.ros.run_node import run_node
@@ -130,10 +130,7 @@ class EncoderNode(ManagedNode):
 
     def configure(self) -> None:
         """Load the vehicle's half of the model, create the publishers."""
-        import torch
-
-        if self.value("threads"):
-            torch.set_num_threads(self.value("threads"))
+        set_network_threads(self.value("threads"))
         model = self._load(self.value("device"))
         refused = self._on_change({name: self.value(name) for name in ("rate", "max_bitrate")})
         if refused:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from sicm_ros.ros.parameters import ParameterSpec, declare
 from sicm_ros.ros.run_node import NodeError
 from sicm_ros.ros.stop_signals import Stopped, unless_stopped
 
-__all__ = ["COMMON_PARAMETERS", "ManagedNode", "is_out_of_memory"]
+__all__ = ["COMMON_PARAMETERS", "ManagedNode", "is_out_of_memory", "set_network_threads"]
 
 COMMON_PARAMETERS = (
     ParameterSpec("model", "sicm-compact", "name of a model in models/, or the path of a model's folder"),
@@ -24,14 +25,26 @@ COMMON_PARAMETERS = (
     ParameterSpec(
         "engine",
         "auto",
-        "what runs the network: torch, openvino, or the faster one that is installed; openvino converts a model at its "
-        "first start, some seconds",
+        "what runs the network: torch, openvino (in bfloat16 where the CPU has it), openvino-float32, or the fastest "
+        "that is installed; openvino converts a model at its first start, some seconds",
         choices=ENGINES,
     ),
-    ParameterSpec("threads", 0, "CPU threads of the network; 0 for as many as there are cores", 0, 256),
+    ParameterSpec(
+        "threads", 0, "CPU threads of the network; 0 for half as many as there are cores, 1 to 8", 0, 256
+    ),
     ParameterSpec("autostart", True, "configure and activate at start; false to leave that to a lifecycle manager"),
     ParameterSpec("lazy", True, "compute nothing while nobody subscribes to the output"),
 )
+
+
+def set_network_threads(count: int) -> None:
+    """The parameter ``threads``, before a model is loaded."""
+    import torch
+
+    # Half: images, ROS and, where both halves of a link run on one machine, the other one need cores, too, and threads
+    # that wait for each other on too few cores are slower than fewer of them.
+    if count or "OMP_NUM_THREADS" not in os.environ:  # which PyTorch goes by
+        torch.set_num_threads(count or min(8, max(1, len(os.sched_getaffinity(0)) // 2)))
 
 
 def is_out_of_memory(error: Exception) -> bool:
