@@ -154,7 +154,7 @@ def test_encode_decode_inspect(sicm, pair, tmp_path):
         "--threshold",
         "0.3",
     )
-    assert status == 0 and str(detections) in out and "entropy" in out
+    assert status == 0 and str(detections) in "".join(out.split()) and "entropy" in out  # a long path takes two lines
     found = read_labels(detections)
     assert found and all(o.score is not None and o.score >= 0.3 for o in found)
     assert read_image(picture).shape[0] > 500

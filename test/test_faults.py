@@ -356,7 +356,7 @@ TOPICS = {  # of an active node: publishers and subscribers of each, with those 
 
 @pytest.mark.parametrize("module", TOPICS)
 def test_restarts_within_a_process_leave_nothing_behind(bench, module):
-    """Thirty times from unconfigured to active and back: as many topics, files, threads and pages as before."""
+    """Twelve times from unconfigured to active and back: as many topics, files, threads and pages as before."""
     node = bench.run(module, autostart=False, lazy=False)
 
     def change(*transitions):
@@ -398,9 +398,9 @@ def test_restarts_within_a_process_leave_nothing_behind(bench, module):
     change(*up)
     bench.graph.wait_for_status(f"{module}_node: lifecycle", lambda level, message, values: values["state"] == "active")
     size, (threads, files) = settled()
-    for _ in range(30):
+    for _ in range(12):
         change(*down, *up)
     size_after, (threads_after, files_after) = settled()
     assert threads_after <= threads and files_after <= files
-    # A model that stayed each time would be 30 times its weights and tables, above 60 MB.
+    # A model that stayed each time would be 12 times its weights and tables, above 24 MB.
     assert size_after < size + 10
