@@ -97,7 +97,9 @@ class PacketPlayer:
         from sicm_ros.codec.encoder import StereoEncoder
 
         encoder = StereoEncoder(model, engine=engine)
-        self._packets = [encoder.encode(f.left, f.right, f.rig).packet for f in KittiObject(source)]
+        frames = KittiObject(source)
+        pairs = (frames[i] for i in range(len(frames)))
+        self._packets = [encoder.encode(f.left, f.right, f.rig).packet for f in pairs]
         self._probe, self._period = probe, 1 / frequency
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._play, daemon=True)

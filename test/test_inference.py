@@ -194,7 +194,9 @@ def test_several_processes_may_convert_at_once() -> None:
 
 def test_wrong_requests_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     stored = load_model(TAME_MODEL)
-    with pytest.raises(EngineError, match=r"engine: expected one of auto, torch, openvino, openvino-float32, got 'tensorrt'"):
+    with pytest.raises(
+        EngineError, match=r"engine: expected one of auto, torch, openvino, openvino-float32, got 'tensorrt'"
+    ):
         vehicle_engine(stored, "tensorrt")  # type: ignore[arg-type]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(EngineError, match=r"not installed: pip install -r requirements/openvino\.txt"):
