@@ -117,7 +117,7 @@ class DecoderNode(ManagedNode):
     def configure(self) -> None:
         """Load the remote half of the model, create the publishers."""
         names = vehicle_names(self.value("vehicles"))
-        set_network_threads(self.value("threads"))
+        set_network_threads(self.value("threads"), alone=len(names) > 1)
         self._load(self.value("device"))
         self._classes = self._chosen_classes(self.value("classes"))
         for name in names:

@@ -35,14 +35,16 @@ COMMON_PARAMETERS = (
 )
 
 
-def set_network_threads(count: int) -> None:
-    """The parameter ``threads``, before a model is loaded."""
+def set_network_threads(count: int, alone: bool = False) -> None:
+    """The parameter ``threads``, before a model is loaded; ``alone``: nothing else on this machine is as busy."""
     import torch
 
     # Half: images, ROS and, where both halves of a link run on one machine, the other one need cores, too, and threads
     # that wait for each other on too few cores are slower than fewer of them.
-    if count or "OMP_NUM_THREADS" not in os.environ:  # which PyTorch goes by
-        torch.set_num_threads(count or min(8, max(1, len(os.sched_getaffinity(0)) // 2)))
+    if not count and "OMP_NUM_THREADS" in os.environ:  # which PyTorch goes by
+        return
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(count or (cores if alone else min(8, max(1, cores // 2))))
 
 
 def is_out_of_memory(error: Exception) -> bool:
