@@ -29,7 +29,14 @@ COMMON_PARAMETERS = (
         "that is installed; openvino converts a model at its first start, some seconds",
         choices=ENGINES,
     ),
-    ParameterSpec("threads", 0, "CPU threads of the network; 0 for half as many as there are cores, 1 to 8", 0, 256),
+    ParameterSpec(
+        "threads",
+        0,
+        "CPU threads of the network; 0 for half as many as there are cores, 1 to 8, and for all in a decoder of several "
+        "vehicles",
+        0,
+        256,
+    ),
     ParameterSpec("autostart", True, "configure and activate at start; false to leave that to a lifecycle manager"),
     ParameterSpec("lazy", True, "compute nothing while nobody subscribes to the output"),
 )
