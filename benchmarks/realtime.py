@@ -5,23 +5,26 @@
     python benchmarks/realtime.py --frequency 10
     python benchmarks/realtime.py --halves vehicle --frequency 20
     python benchmarks/realtime.py --halves remote --frequency 20
+    python benchmarks/realtime.py --halves remote --vehicles 1 2 4 8 16 --frequency 60 --runs 1
 
 A player sends rendered pairs of 1242x375 (or those of ``--kitti``) with the time of sending as their stamp; where the
-remote half alone is measured, this process sends their packets instead. Nothing else is set than what the launch files
-set, so threads and engine are the nodes' own choice, unless given. A pair counts as answered if an array of boxes (of
-the vehicle alone: a packet) with its stamp has arrived; its latency is from the stamp to that arrival. The last line of
-each run has also the CPU time of each process for one second of the run.
+remote half alone is measured, this process sends their packets instead, those of several vehicles in turn: the
+frequency is of all together. Nothing else is set than what the launch files set, so threads and engine are the nodes'
+own choice, unless given. A pair counts as answered if an array of boxes (of the vehicle alone: a packet) with its stamp
+has arrived; its latency is from the stamp to that arrival. Where more is sent than can be answered, the answered ones
+per second are what a node carries.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import sys
 import tempfile
 import threading
 import time
 from array import array
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from sicm_ros.conversion.stamps import nanoseconds
 from sicm_ros.data.kitti import KittiObject
 from sicm_ros.data.rendered import render_dataset
 from sicm_ros.inference import ENGINES
@@ -40,9 +44,9 @@ READY_S = 180.0  # a model may have to be converted
 
 
 class Probe:
-    """A node in this process: when which stamp was sent, and when its answer came. Times in nanoseconds."""
+    """A node in this process: what was sent, as vehicle and stamp, and when its answer came. Times in nanoseconds."""
 
-    def __init__(self, answer: str) -> None:
+    def __init__(self, answer: str, vehicles: list[str]) -> None:
         import rclpy
         from rclpy.executors import SingleThreadedExecutor
         from sensor_msgs.msg import CameraInfo
@@ -54,25 +58,31 @@ class Probe:
         self._context = rclpy.Context()
         rclpy.init(context=self._context, args=[])
         self.node = rclpy.create_node("realtime", namespace=NAMESPACE, context=self._context)
-        self.sent: list[int] = []
-        self.answered: dict[int, int] = {}
-        kind = StereoBitstream if answer == "stereo_bitstream" else Detection3DArray
-        self.node.create_subscription(kind, answer, self._on_answer, boxes_qos(100))
+        self.sent: list[tuple[str, int]] = []
+        self.answered: dict[tuple[str, int], int] = {}
+        self._publishers = {}
+        for name in vehicles:
+            prefix = f"{name}/" if name else ""
+            kind = StereoBitstream if answer == "stereo_bitstream" else Detection3DArray
+            self.node.create_subscription(kind, f"{prefix}{answer}", partial(self._on_answer, name), boxes_qos(100))
+            if answer == "detections":
+                self._publishers[name] = self.node.create_publisher(
+                    StereoBitstream, f"{prefix}stereo_bitstream", packet_qos("reliable", 5, 1.0)
+                )
         self.node.create_subscription(CameraInfo, "left/camera_info", self._on_sent, image_qos("reliable"))
-        self.publisher = self.node.create_publisher(StereoBitstream, "stereo_bitstream", packet_qos("reliable", 5, 1.0))
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
         self._thread = threading.Thread(target=self._executor.spin, daemon=True)
         self._thread.start()
 
     def _on_sent(self, message: Any) -> None:
-        self.sent.append(message.header.stamp.sec * 10**9 + message.header.stamp.nanosec)
+        self.sent.append(("", nanoseconds(message.header.stamp)))
 
-    def _on_answer(self, message: Any) -> None:
-        self.answered[message.header.stamp.sec * 10**9 + message.header.stamp.nanosec] = time.time_ns()
+    def _on_answer(self, vehicle: str, message: Any) -> None:
+        self.answered[vehicle, nanoseconds(message.header.stamp)] = time.time_ns()
 
-    def send(self, packet: bytes, sequence: int) -> None:
-        """Publish a packet with the present time as its stamp."""
+    def send(self, vehicle: str, packet: bytes, sequence: int) -> None:
+        """Publish a vehicle's packet with the present time as its stamp."""
         from builtin_interfaces.msg import Time
         from sicm_ros.msg import StereoBitstream
         from std_msgs.msg import Header
@@ -81,8 +91,8 @@ class Probe:
         header = Header(stamp=Time(sec=now // 10**9, nanosec=now % 10**9), frame_id="camera_left_optical")
         message = StereoBitstream(header=header, right_stamp=header.stamp, session=1, sequence=sequence)
         message.data = array("B", packet)
-        self.sent.append(now)
-        self.publisher.publish(message)
+        self.sent.append((vehicle, now))
+        self._publishers[vehicle].publish(message)
 
     def close(self) -> None:
         """Leave the graph."""
@@ -91,16 +101,10 @@ class Probe:
 
 
 class PacketPlayer:
-    """The packets of a source, encoded once, sent at a frequency in a loop by a thread of its own."""
+    """Packets in a loop, of each vehicle in turn, at a frequency, by a thread of its own."""
 
-    def __init__(self, probe: Probe, source: Path, model: str, engine: Any, frequency: float) -> None:
-        from sicm_ros.codec.encoder import StereoEncoder
-
-        encoder = StereoEncoder(model, engine=engine)
-        frames = KittiObject(source)
-        pairs = (frames[i] for i in range(len(frames)))
-        self._packets = [encoder.encode(f.left, f.right, f.rig).packet for f in pairs]
-        self._probe, self._period = probe, 1 / frequency
+    def __init__(self, probe: Probe, packets: list[bytes], vehicles: list[str], frequency: float) -> None:
+        self._probe, self._packets, self._vehicles, self._period = probe, packets, vehicles, 1 / frequency
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._play, daemon=True)
 
@@ -111,13 +115,23 @@ class PacketPlayer:
     def _play(self) -> None:
         begin, i = time.monotonic(), 0
         while not self._stopped.wait(max(0.0, begin + i * self._period - time.monotonic())):
-            self._probe.send(self._packets[i % len(self._packets)], i)
+            round_, place = divmod(i, len(self._vehicles))
+            self._probe.send(self._vehicles[place], self._packets[round_ % len(self._packets)], round_)
             i += 1
 
     def stop(self) -> None:
         """Send no more."""
         self._stopped.set()
         self._thread.join()
+
+
+def encoded(source: Path, model: str) -> list[bytes]:
+    """The packets of a source's pairs."""
+    from sicm_ros.codec.encoder import StereoEncoder
+
+    encoder, frames = StereoEncoder(model), KittiObject(source)
+    pairs = (frames[i] for i in range(len(frames)))
+    return [encoder.encode(pair.left, pair.right, pair.rig).packet for pair in pairs]
 
 
 def cpu_seconds(pid: int) -> float:
@@ -127,76 +141,79 @@ def cpu_seconds(pid: int) -> float:
 
 
 def resident_mb(pid: int) -> float:
-    """What a process holds in memory, and has held at most."""
+    """What a process has held in memory at most."""
     values = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return int(values["VmHWM"].split()[0]) / 1024
 
 
-def run(args: argparse.Namespace, source: Path, folder: Path) -> list[str]:
+def run(args: argparse.Namespace, vehicles: list[str], source: Path, packets: list[bytes], folder: Path) -> list[str]:
     """One run: the row of the table."""
-    common: dict[str, object] = {"model": args.model, "device": args.device, "engine": args.engine}
-    common["threads"] = args.threads
+    parameters = {"model": args.model, "device": args.device, "engine": args.engine, "threads": args.threads}
     modules = {"both": ("encoder", "decoder"), "vehicle": ("encoder",), "remote": ("decoder",)}[args.halves]
-    nodes = {name: NodeProcess(name, common, NAMESPACE, folder / f"{name}.log") for name in modules}
-    probe = Probe("stereo_bitstream" if args.halves == "vehicle" else "detections")
-    player: NodeProcess | PacketPlayer | None = None
+    own: dict[str, dict[str, object]] = {"encoder": {}, "decoder": {}}
+    if vehicles != [""]:
+        own["decoder"] = {"vehicles": f"[{','.join(vehicles)}]"}
+    processes = {
+        name: NodeProcess(name, {**parameters, **own[name]}, NAMESPACE, folder / f"{name}.log") for name in modules
+    }
+    probe = Probe("stereo_bitstream" if args.halves == "vehicle" else "detections", vehicles)
+    player = PacketPlayer(probe, packets, vehicles, args.frequency) if args.halves == "remote" else None
     try:
-        _until_ready(probe, nodes)
-        if args.halves == "remote":
-            player = PacketPlayer(probe, source, args.model, args.engine, args.frequency)
+        _until_ready(probe, processes, vehicles)
+        if player is not None:
             player.start()
         else:
             play = {"path": source, "frequency": args.frequency, "loop": True, "stamps": "now"}
-            player = NodeProcess("kitti_player", play, NAMESPACE, folder / "player.log", image_profile_variables())
-        deadline = time.monotonic() + READY_S
-        while not probe.answered:
-            if time.monotonic() > deadline:
-                raise RuntimeError("no pair was answered")
-            time.sleep(0.05)
+            log = folder / "player.log"
+            processes["player"] = NodeProcess("kitti_player", play, NAMESPACE, log, image_profile_variables())
+        _wait(lambda: bool(probe.answered), processes)
         time.sleep(WARM_UP_S)
         first, begin = len(probe.sent), time.monotonic()
-        used = {name: cpu_seconds(process.pid) for name, process in nodes.items()}
-        if isinstance(player, NodeProcess):
-            used["player"] = cpu_seconds(player.pid)
-        while len(probe.sent) < first + args.pairs:
-            time.sleep(0.02)
+        used = {name: cpu_seconds(process.pid) for name, process in processes.items()}
+        _wait(lambda: len(probe.sent) >= first + args.pairs, processes)
         seconds = time.monotonic() - begin
-        pids = {name: process.pid for name, process in nodes.items()}
-        if isinstance(player, NodeProcess):
-            pids["player"] = player.pid
-        cpu = {name: (cpu_seconds(pid) - used[name]) / seconds for name, pid in pids.items()}
-        memory = {name: resident_mb(process.pid) for name, process in nodes.items()}
+        cpu = {name: (cpu_seconds(process.pid) - used[name]) / seconds for name, process in processes.items()}
+        memory = {name: resident_mb(process.pid) for name, process in processes.items() if name != "player"}
         time.sleep(1.0)  # what is on its way
-        stamps = probe.sent[first : first + args.pairs]
+        sent = probe.sent[first : first + args.pairs]
     finally:
-        for process in (player, *nodes.values()):
-            if isinstance(process, NodeProcess) and process.status() is not None:
-                print(process.failure(), file=sys.stderr)
-            if process is not None:
-                process.stop()
+        if player is not None:
+            player.stop()
+        for process in reversed(processes.values()):
+            process.stop()
         probe.close()
-    latency = [(probe.answered[stamp] - stamp) / 1e6 for stamp in stamps if stamp in probe.answered]
+    latency = [(probe.answered[pair] - pair[1]) / 1e6 for pair in sent if pair in probe.answered]
     found = [f"{x:.0f}" for x in np.percentile(latency, [50, 95, 99])] if latency else ["", "", ""]
+    duration = max(1e-9, (sent[-1][1] - sent[0][1]) / 1e9)
     return [
-        f"{(len(stamps) - 1) / max(1e-9, (stamps[-1] - stamps[0]) / 1e9):.1f}",
-        f"{len(latency)} of {len(stamps)}",
+        f"{len(vehicles)}",
+        f"{(len(sent) - 1) / duration:.1f}",
+        f"{len(latency)} of {len(sent)}",
+        f"{len(latency) / duration:.1f}",
         *found,
-        ", ".join(f"{name} {share:.2f}" for name, share in cpu.items()),
-        ", ".join(f"{name} {megabytes:.0f}" for name, megabytes in memory.items()),
+        "\n".join(f"{name} {share:.2f}" for name, share in cpu.items()),
+        "\n".join(f"{name} {megabytes:.0f}" for name, megabytes in memory.items()),
     ]
 
 
-def _until_ready(probe: Probe, nodes: dict[str, NodeProcess]) -> None:
-    """Until each node has announced its model. Raises RuntimeError."""
-    topics = {"encoder": "codec_info", "decoder": "label_info"}
+def _wait(condition: Callable[[], bool], processes: dict[str, NodeProcess]) -> None:
+    """Until it holds. Raises RuntimeError if a process ends, or after a time in which it should have held."""
     deadline = time.monotonic() + READY_S
-    for name, process in nodes.items():
-        while not probe.node.count_publishers(f"{NAMESPACE}/{topics[name]}"):
+    while not condition():
+        for process in processes.values():
             if process.status() is not None:
                 raise RuntimeError(process.failure())
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"the {name} was not ready after {READY_S:.0f} s")
-            time.sleep(0.05)
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"nothing came in {READY_S:.0f} s")
+        time.sleep(0.02)
+
+
+def _until_ready(probe: Probe, processes: dict[str, NodeProcess], vehicles: list[str]) -> None:
+    """Until each node has announced its model."""
+    topics = {"encoder": "codec_info", "decoder": f"{vehicles[-1]}/label_info".lstrip("/")}
+    for name in processes:
+        topic = f"{NAMESPACE}/{topics[name]}"
+        _wait(lambda topic=topic: probe.node.count_publishers(topic) > 0, processes)  # type: ignore[misc]
 
 
 def main() -> None:
@@ -204,6 +221,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--halves", choices=("both", "vehicle", "remote"), default="both")
     parser.add_argument("--frequency", type=float, default=10.0, help="pairs per second")
+    parser.add_argument("--vehicles", type=int, nargs="+", default=[0], help="of one decoder; for --halves remote")
     parser.add_argument("--pairs", type=int, default=200, help="counted in each run")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--model", default="sicm-compact")
@@ -214,15 +232,21 @@ def main() -> None:
     args = parser.parse_args()
     os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    table = Table("pairs per s", "answered", "median ms", "p95", "p99", "CPU s per s", "memory at most, MB")
+    if args.halves != "remote" and args.vehicles != [0]:
+        parser.error("--vehicles: expected with --halves remote alone")
+    head = ("vehicles", "sent per s", "answered", "per s", "median ms", "p95", "p99", "CPU s per s", "MB at most")
+    table = Table(*head)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = args.kitti or folder / "rendered"
         if args.kitti is None:
             render_dataset(source, count=8, seed=5)
-        for _ in range(args.runs):
-            table.add_row(*run(args, source, folder))
-    console = Console()
+        packets = encoded(source, args.model) if args.halves == "remote" else []
+        for count in args.vehicles:
+            for _ in range(args.runs):
+                names = [f"car{i}" for i in range(count)] or [""]
+                table.add_row(*run(args, names, source, packets, folder))
+    console = Console(width=120)
     console.print(f"{args.halves}, {args.frequency:g} Hz, model {args.model}, engine {args.engine}", highlight=False)
     console.print(table)
 

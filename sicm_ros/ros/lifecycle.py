@@ -32,8 +32,8 @@ COMMON_PARAMETERS = (
     ParameterSpec(
         "threads",
         0,
-        "CPU threads of the network; 0 for half as many as there are cores, 1 to 8, and for all in a decoder of several "
-        "vehicles",
+        "CPU threads of the network; 0 for half as many as there are cores, 1 to 8, and for all in a decoder of "
+        "several vehicles",
         0,
         256,
     ),
