@@ -166,11 +166,11 @@ def run(args: argparse.Namespace, vehicles: list[str], source: Path, packets: li
             play = {"path": source, "frequency": args.frequency, "loop": True, "stamps": "now"}
             log = folder / "player.log"
             processes["player"] = NodeProcess("kitti_player", play, NAMESPACE, log, image_profile_variables())
-        _wait(lambda: bool(probe.answered), processes)
+        wait_for(lambda: bool(probe.answered), processes)
         time.sleep(WARM_UP_S)
         first, begin = len(probe.sent), time.monotonic()
         used = {name: cpu_seconds(process.pid) for name, process in processes.items()}
-        _wait(lambda: len(probe.sent) >= first + args.pairs, processes)
+        wait_for(lambda: len(probe.sent) >= first + args.pairs, processes)
         seconds = time.monotonic() - begin
         cpu = {name: (cpu_seconds(process.pid) - used[name]) / seconds for name, process in processes.items()}
         memory = {name: resident_mb(process.pid) for name, process in processes.items() if name != "player"}
@@ -196,7 +196,7 @@ def run(args: argparse.Namespace, vehicles: list[str], source: Path, packets: li
     ]
 
 
-def _wait(condition: Callable[[], bool], processes: dict[str, NodeProcess]) -> None:
+def wait_for(condition: Callable[[], bool], processes: dict[str, NodeProcess]) -> None:
     """Until it holds. Raises RuntimeError if a process ends, or after a time in which it should have held."""
     deadline = time.monotonic() + READY_S
     while not condition():
@@ -213,7 +213,7 @@ def _until_ready(probe: Probe, processes: dict[str, NodeProcess], vehicles: list
     topics = {"encoder": "codec_info", "decoder": f"{vehicles[-1]}/label_info".lstrip("/")}
     for name in processes:
         topic = f"{NAMESPACE}/{topics[name]}"
-        _wait(lambda topic=topic: probe.node.count_publishers(topic) > 0, processes)  # type: ignore[misc]
+        wait_for(lambda topic=topic: probe.node.count_publishers(topic) > 0, processes)  # type: ignore[misc]
 
 
 def main() -> None:

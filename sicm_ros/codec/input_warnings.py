@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from ..geometry import StereoRig
-from ..model_store import StoredModel
 from .swapped_views import SWAPPED_WARNING, views_swapped
+
+if TYPE_CHECKING:
+    from ..model_store import StoredModel
 
 __all__ = ["geometry_warning", "pair_warnings"]
 
