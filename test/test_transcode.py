@@ -91,6 +91,16 @@ def test_images_become_the_packets_of_the_encoder(kitti, bag, tmp_path):
     assert not (tmp_path / "out.part").exists()
 
 
+def test_another_engine_codes_as_well(bag, tmp_path):
+    plain, fast = (
+        transcode(bag, tmp_path / engine, "detections", TINY, threshold=0.0, engine=engine)
+        for engine in ("torch", "openvino")
+    )
+    assert fast.pairs == plain.pairs and fast.packet_bytes == pytest.approx(plain.packet_bytes, rel=0.05)
+    with pytest.raises(ValueError, match="engine: expected one of"):
+        transcode(bag, tmp_path / "none", model=TINY, engine="none")
+
+
 def test_packets_become_boxes_and_stay(bag, tmp_path):
     transcode(bag, tmp_path / "packets", model=TINY, namespace="car1", storage="mcap")
     done = transcode(tmp_path / "packets", tmp_path / "boxes", "detections", TINY, threshold=0.0)

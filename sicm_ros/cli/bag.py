@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from .options import DEFAULT_MODEL, Cluster, Json, Model, Rate, Threshold, View, examples, help_alone
+from .options import DEFAULT_MODEL, Cluster, EngineOption, Json, Model, Rate, Threshold, View, examples, help_alone
 from .output import check_range, check_workers, print_json, progress_bar
 
 LeftTopic = Annotated[
@@ -143,6 +143,7 @@ def bag_transcode(
     model: Model = DEFAULT_MODEL,
     rate: Rate = None,
     threshold: Threshold = None,
+    engine: EngineOption = "torch",
     workers: Annotated[
         int | None,
         typer.Option(
@@ -183,6 +184,7 @@ def bag_transcode(
             calib,
             progress,
             cluster,
+            engine,
         )
     if as_json:
         print_json({"bag": str(out), **done.__dict__})

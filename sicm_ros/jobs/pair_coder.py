@@ -17,6 +17,7 @@ from sicm_ros.bags.types import BagError
 from sicm_ros.codec.decoder import StereoDecoder
 from sicm_ros.codec.encoder import StereoEncoder
 from sicm_ros.geometry import Object3D
+from sicm_ros.inference import Engine
 from sicm_ros.model_store import ModelError, load_model
 
 __all__ = ["Coding", "Outcome", "Pair", "StereoBag", "bag_identity", "code_pair"]
@@ -44,6 +45,7 @@ class Coding:
     threshold: float | None
     detections: bool
     bag: StereoBag | None
+    engine: Engine
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,10 @@ def _coders(coding: Coding, thread: int) -> tuple[StereoEncoder | None, StereoDe
             f"{socket.gethostname()}: model {coding.model}: expected the fingerprint {coding.fingerprint:016x}, as "
             f"where the command runs, found {model.fingerprint:016x}"
         )
-    encoder = StereoEncoder(model, rate=coding.rate) if coding.bag else None
-    return encoder, StereoDecoder(model, score_threshold=coding.threshold) if coding.detections else None
+    encoder = StereoEncoder(model, rate=coding.rate, engine=coding.engine) if coding.bag else None
+    if not coding.detections:
+        return encoder, None
+    return encoder, StereoDecoder(model, score_threshold=coding.threshold, engine=coding.engine)
 
 
 @lru_cache(maxsize=64)

@@ -30,6 +30,7 @@ from sicm_ros.codec.encoder import checked_rate
 from sicm_ros.conversion.boxes import detection_array, label_info, marker_array
 from sicm_ros.conversion.codec_info import codec_info
 from sicm_ros.conversion.stamps import nanoseconds, time_fields
+from sicm_ros.inference import Engine
 from sicm_ros.jobs.journal import Journal
 from sicm_ros.jobs.pair_coder import Coding, Outcome, Pair, StereoBag, bag_identity, code_pair
 from sicm_ros.model_store import load_model
@@ -91,14 +92,15 @@ def transcode(
     calib: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     cluster: str = "",
+    engine: Engine = "torch",
 ) -> Transcoded:
     """Write bag ``out``: bag ``path`` with its stereo images replaced by packets, and with boxes if these are wanted.
 
     A bag that already has packets keeps them and gets boxes. Other topics are copied. Finished pairs are kept in
     ``out`` + ".part" until the bag is complete, and a second call with the same arguments goes on from there. The work
     is that of ``workers`` processes, or of the cluster whose scheduler has the address ``cluster``; the bytes of the
-    bag are the same. Raises BagError, ModelError, InputError and ClusterError; a pair that cannot be coded is dropped
-    and counted.
+    bag are the same. ``engine`` runs the network everywhere. Raises BagError, ModelError, InputError and ClusterError;
+    a pair that cannot be coded is dropped and counted.
     """
     path, out = Path(path), Path(out)
     if out.exists():
@@ -117,6 +119,7 @@ def transcode(
             "fingerprint": f"{stored.fingerprint:016x}",
             "rate": rate,
             "threshold": threshold,
+            "engine": engine,
             "namespace": namespace,
             "topics": [left_topic, right_topic],
             "calib": str(calib or ""),
@@ -137,7 +140,7 @@ def transcode(
             pairs = _image_pairs(stereo, session, done)
         # A name is looked up on every machine, which may have its models elsewhere.
         known = str(Path(model).absolute()) if Path(model).is_dir() else model
-        coding = Coding(known, stored.fingerprint, rate, threshold, target == "detections", images)
+        coding = Coding(known, stored.fingerprint, rate, threshold, target == "detections", images, engine)
         # Closed at once, and its workers with it, whatever happens in the loop.
         results = stack.enter_context(closing(spread(code_pair, pairs, coding, workers=workers, cluster=cluster)))
         for count, (pair, outcome) in enumerate(results, len(done) + 1):
