@@ -25,6 +25,7 @@ DATA_FOLDERS = ("config", "launch", "models", "rviz")
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "cv2": "opencv-python-headless",
+    "imageio_ffmpeg": "imageio-ffmpeg",
     "lightning_fabric": "lightning-fabric",
     "rerun": "rerun-sdk",
     "rerun_cli": "rerun-sdk",
@@ -84,6 +85,7 @@ def test_every_import_is_declared():
         | requirements("openvino.txt")
         | requirements("core.txt")
         | requirements("cluster.txt")
+        | requirements("evaluate.txt")
         | requirements("viewer.txt")
         | dependencies("depend", "exec_depend")
     )
@@ -164,6 +166,7 @@ def test_every_requirement_is_pinned_once():
         "core.txt",
         "cluster.txt",
         "dev.txt",
+        "evaluate.txt",
         "openvino.txt",
         "ros.txt",
         "torch.txt",

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an image codec is to the comparison, and programs that code images."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+__all__ = ["CodecError", "CodedViews", "ImageCodec", "child_cpu_seconds", "ffmpeg", "ffmpeg_missing", "nal_units"]
+
+PAPER_QPS = (22, 27, 32, 37, 42, 47)
+
+
+class CodecError(RuntimeError):
+    """An image codec that failed; one line."""
+
+
+class CodedViews(NamedTuple):
+    """Both views (H, W, 3) uint8 RGB after coding, the bytes that have to be sent for them, and CPU seconds."""
+
+    left: np.ndarray
+    right: np.ndarray
+    size: int
+    encode_s: float
+    decode_s: float
+
+
+class ImageCodec(Protocol):
+    """A codec of stereo images."""
+
+    @property
+    def name(self) -> str:
+        """Its name in commands and tables."""
+
+    @property
+    def note(self) -> str:
+        """What it stands for."""
+
+    @property
+    def points(self) -> Sequence[int]:
+        """Its qualities, from few bytes to many."""
+
+    def missing(self) -> str:
+        """Why it cannot run here, in one line; empty if it can."""
+
+    def code(self, left: np.ndarray, right: np.ndarray, point: int) -> CodedViews:
+        """Code and decode both views, (H, W, 3) uint8 RGB. Raises CodecError."""
+
+
+def ffmpeg_missing() -> str:
+    """Why there is no ffmpeg, or nothing."""
+    try:
+        _program()
+    except (ImportError, RuntimeError):
+        return "needs ffmpeg with libx265 and libvvenc: pip install -r requirements/evaluate.txt"
+    return ""
+
+
+def _program() -> str:
+    import imageio_ffmpeg
+
+    return str(imageio_ffmpeg.get_ffmpeg_exe())
+
+
+def ffmpeg(arguments: Sequence[str], data: bytes) -> bytes:
+    """What ffmpeg writes for ``data``, on one thread. Raises CodecError."""
+    command = [_program(), "-v", "error", "-threads", "1", *arguments, "-"]
+    done = subprocess.run(command, input=data, capture_output=True, check=False)
+    if done.returncode or not done.stdout:
+        words = " ".join(done.stderr.decode(errors="replace").split())
+        raise CodecError(f"ffmpeg {' '.join(arguments)}: {words[:300] or 'gave nothing'}")
+    return done.stdout
+
+
+def child_cpu_seconds() -> float:
+    """CPU time of all programs that this process has started and that have ended."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def nal_units(stream: bytes) -> list[bytes]:
+    """The units of a byte stream of H.265 or H.266, without start codes."""
+    parts = stream.split(b"\0\0\1")[1:]
+    return [part.rstrip(b"\0") for part in parts]

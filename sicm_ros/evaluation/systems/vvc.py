@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VVC by VVenC, the paper's anchors: each view by itself, or the right view predicted from the left one."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from .image_codec import PAPER_QPS, CodedViews, ffmpeg_missing
+from .video import code_pair
+
+__all__ = ["Vvc"]
+
+Mode: TypeAlias = Literal["intra", "inter", "inter-one-qp"]
+
+# Low delay: pictures in their order, one intra picture at the start.
+_LOW_DELAY = "PicReordering=0:DecodingRefreshType=none:POC0IDR=1:IntraPeriod=-1:IntraQPOffset=0"
+# A P picture without an offset of its QP, predicted from the picture before.
+_ONE_QP = "Frame1=P 1 0 0.0 0.0 0 0 1.0 0 0 0 0 0 0 0 1 1 1 0 0"
+_PARAMETERS = {
+    "intra": "IntraPeriod=1:IntraQPOffset=0",
+    "inter": f"{_LOW_DELAY}:GOPSize=8",  # the right view's QP is larger, as VVenC's low-delay configuration has it
+    "inter-one-qp": f"{_LOW_DELAY}:GOPSize=1:{_ONE_QP}",
+}
+_NOTES = {
+    "intra": "VVC of each view by itself (VVenC, preset fast)",
+    "inter": "VVC, the right view predicted from the left one, with low-delay QP offsets (VVenC, preset fast)",
+    "inter-one-qp": "VVC, the right view predicted from the left one, both at one QP (VVenC, preset fast)",
+}
+
+
+class Vvc:
+    """See ``ImageCodec``; a point is the QP. VVenC's perceptual adaptation of the QP is off: a detector has no eyes."""
+
+    points = tuple(reversed(PAPER_QPS))
+
+    def __init__(self, mode: Mode) -> None:
+        self.name, self.note, self._mode = f"vvc-{mode}", _NOTES[mode], mode
+
+    def missing(self) -> str:
+        """See ``ImageCodec``."""
+        return ffmpeg_missing()
+
+    def code(self, left: np.ndarray, right: np.ndarray, point: int) -> CodedViews:
+        """See ``ImageCodec``."""
+        encoder = ("-c:v", "libvvenc", "-preset", "fast", "-qp", str(point), "-qpa", "0", "-pix_fmt", "yuv420p10le")
+        return code_pair(left, right, (*encoder, "-vvenc-params", _PARAMETERS[self._mode]), "vvc", _is_parameter_set)
+
+
+def _is_parameter_set(unit: bytes) -> bool:
+    # VPS, SPS, PPS, access unit delimiter, SEI before and after a picture; but not APS, which a picture has for itself
+    return unit[1] >> 3 in (14, 15, 16, 20, 23, 24)

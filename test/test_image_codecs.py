@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The image codecs of the comparison: real programs, real bytes."""
+
+import numpy as np
+import pytest
+
+from sicm_ros.data.rendered import rendered_frame
+from sicm_ros.evaluation.systems import IMAGE_CODECS
+from sicm_ros.evaluation.systems.image_codec import CodecError, ffmpeg, nal_units
+
+
+@pytest.fixture(scope="module")
+def views():
+    frame = rendered_frame(1)
+    return frame.left[100:260, 300:652].copy(), frame.right[100:260, 300:652].copy()
+
+
+def psnr(a, b):
+    return 10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2))
+
+
+@pytest.mark.parametrize("name", IMAGE_CODECS)
+def test_more_bytes_give_better_images(views, name):
+    codec = IMAGE_CODECS[name]
+    assert not codec.missing()
+    few, many = (codec.code(*views, codec.points[i]) for i in (0, 3))
+    assert few.left.shape == few.right.shape == views[0].shape
+    assert 0 < 2 * few.size < many.size
+    for view, low, high in zip(views, few[:2], many[:2], strict=True):
+        assert 18 < psnr(view, low) < psnr(view, high) - 3
+    assert many.encode_s >= 0 and many.decode_s >= 0
+
+
+def test_a_prediction_from_the_left_view_is_worth_its_name(views):
+    sizes = {name: IMAGE_CODECS[name].code(*views, 37) for name in ("hevc-intra", "hevc-inter", "vvc-intra")}
+    sizes |= {name: IMAGE_CODECS[name].code(*views, 37) for name in ("vvc-inter", "vvc-inter-one-qp")}
+    assert sizes["hevc-inter"].size < 0.95 * sizes["hevc-intra"].size
+    assert sizes["vvc-inter-one-qp"].size < 0.95 * sizes["vvc-intra"].size
+    # The low-delay configuration saves bytes at the right view's expense.
+    assert sizes["vvc-inter"].size < sizes["vvc-inter-one-qp"].size
+    right = [psnr(views[1], sizes[name].right) for name in ("vvc-inter", "vvc-inter-one-qp")]
+    assert right[0] < right[1] - 0.5
+    # One QP means that both views are about as good.
+    assert abs(psnr(views[0], sizes["vvc-inter-one-qp"].left) - right[1]) < 1.5
+
+
+def test_what_ffmpeg_says_is_one_line():
+    with pytest.raises(CodecError, match=r"^ffmpeg -f hevc -i - -f null: .+$") as error:
+        ffmpeg(["-f", "hevc", "-i", "-", "-f", "null"], b"no stream")
+    assert "\n" not in str(error.value)
+
+
+def test_units_of_a_byte_stream():
+    assert nal_units(b"\0\0\0\1ab\0\0\1c\0\0\0\1d") == [b"ab", b"c", b"d"]
+    assert nal_units(b"") == []
