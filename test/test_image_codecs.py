@@ -3,10 +3,16 @@
 
 import numpy as np
 import pytest
+from codec_material import TAME_MODEL
 
+from sicm_ros.codec.decoder import StereoDecoder
+from sicm_ros.codec.detector import StereoDetector
+from sicm_ros.codec.encoder import StereoEncoder
 from sicm_ros.data.rendered import rendered_frame
 from sicm_ros.evaluation.systems import IMAGE_CODECS
-from sicm_ros.evaluation.systems.image_codec import CodecError, ffmpeg, nal_units
+from sicm_ros.evaluation.systems.image_codec import CodecError, CodedViews, ffmpeg, nal_units
+from sicm_ros.evaluation.systems.system import FeatureSystem, ImageSystem, Uncompressed
+from sicm_ros.model_store import load_model
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +59,29 @@ def test_what_ffmpeg_says_is_one_line():
 def test_units_of_a_byte_stream():
     assert nal_units(b"\0\0\0\1ab\0\0\1c\0\0\0\1d") == [b"ab", b"c", b"d"]
     assert nal_units(b"") == []
+
+
+class Lossless:
+    name, note, points = "lossless", "", (0,)
+
+    def missing(self):
+        return ""
+
+    def code(self, left, right, point):
+        return CodedViews(left, right, 7, 0.25, 0.0)
+
+
+def test_systems_detect_what_their_parts_detect():
+    frame, model = rendered_frame(1), load_model(TAME_MODEL)
+    boxes = StereoDetector(model, score_threshold=0.3).detect(frame.left, frame.right, frame.rig)
+    assert boxes
+    plain = Uncompressed(model, 0.3).run(frame, 0.0)
+    assert plain.objects == boxes and plain.size == 0 and plain.decode_s > 0
+    lossless = ImageSystem(Lossless(), model, 0.3).run(frame, 0)
+    assert lossless.objects == boxes and lossless.size == 7 and lossless.encode_s > 0.25
+    features = FeatureSystem(model, 0.3)
+    assert features.points == (0, 1, 2, 3, 4, 5)
+    packet = StereoEncoder(model).encode(frame.left, frame.right, frame.rig, rate=2.0).packet
+    coded = features.run(frame, 2.0)
+    assert coded.size == len(packet)
+    assert coded.objects == StereoDecoder(model, score_threshold=0.3).decode(packet).objects
