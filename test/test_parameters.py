@@ -14,6 +14,7 @@ if not MISSING:
     from rclpy.parameter import Parameter
 
     from sicm_ros.nodes import decoder, encoder, kitti_player, overlay, viewer
+    from sicm_ros.ros.lifecycle import set_network_threads
     from sicm_ros.ros.parameters import ParameterError, ParameterSpec, declare
 
     NODES = {m.__name__.rsplit(".", 1)[1]: m.PARAMETERS for m in (decoder, encoder, kitti_player, overlay, viewer)}
@@ -92,3 +93,27 @@ def test_integers_do_for_numbers_while_running(context):
 def test_what_is_no_such_number_is_refused_in_words(context, argument, words):
     with pytest.raises(ParameterError, match=words):
         declared(context, encoder.PARAMETERS, "-p", argument)
+
+
+@pytest.mark.parametrize(
+    ("asked", "cores", "alone", "expected"),
+    [(0, 1, False, 1), (0, 2, False, 1), (0, 2, True, 2), (0, 6, False, 3), (0, 64, False, 8), (0, 64, True, 64)]
+    + [(5, 2, False, 5), (5, 2, True, 5)],
+)
+def test_threads_leave_cores_to_others(monkeypatch, asked, cores, alone, expected):
+    found = []
+    monkeypatch.setattr("torch.set_num_threads", found.append)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    set_network_threads(asked, alone)
+    assert found == [expected]
+
+
+def test_threads_that_the_environment_sets_stay(monkeypatch):
+    found = []
+    monkeypatch.setattr("torch.set_num_threads", found.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    set_network_threads(0)
+    assert found == []
+    set_network_threads(2)
+    assert found == [2]
