@@ -8,6 +8,7 @@ their own: graphs have fixed shapes, and a core for an image is faster than all 
 
 from __future__ import annotations
 
+import copy
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -42,6 +43,55 @@ def native_precision() -> Precision:
     return "bfloat16" if "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "float32"
 
 
+class _Interleaved(nn.Module):
+    """A transposed convolution that doubles the size, as a 3x3 convolution to the four parities of row and column.
+
+    Output 2 m + p takes input m + d through kernel element p + padding - 2 d.
+    """
+
+    def __init__(self, conv: nn.ConvTranspose2d) -> None:
+        super().__init__()
+        inputs, outputs, kernel, _ = conv.weight.shape
+        padding = int(conv.padding[0])
+        weight = conv.weight.detach().new_zeros(outputs, 2, 2, inputs, 3, 3)
+        places = [(p, d, p + padding - 2 * d) for p in (0, 1) for d in (-1, 0, 1)]
+        places = [place for place in places if 0 <= place[2] < kernel]
+        for p, d, r in places:
+            for q, e, c in places:
+                weight[:, p, q, :, d + 1, e + 1] = conv.weight.detach()[:, :, r, c].t()
+        self.conv = nn.Conv2d(inputs, 4 * outputs, 3, padding=1)
+        self.conv.weight = nn.Parameter(weight.flatten(0, 2))
+        assert conv.bias is not None
+        self.conv.bias = nn.Parameter(conv.bias.detach().repeat_interleave(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.pixel_shuffle(self.conv(x), 2)
+
+
+def _mirrored(conv: nn.ConvTranspose2d) -> nn.Conv2d:
+    """A transposed convolution of stride 1 as a convolution: the kernel is turned by half a turn."""
+    inputs, outputs, kernel, _ = conv.weight.shape
+    same = nn.Conv2d(inputs, outputs, kernel, padding=kernel - 1 - int(conv.padding[0]))
+    same.weight = nn.Parameter(conv.weight.detach().transpose(0, 1).flip(2, 3).contiguous())
+    same.bias = conv.bias
+    return same
+
+
+def _without_transposed(net: nn.Module) -> nn.Module:
+    """The same layers, without those transposed convolutions for which oneDNN has no bfloat16 kernel.
+
+    Those of stride 1 and those with output padding run in float32, four times as long as the convolutions do.
+    """
+    net = copy.deepcopy(net)
+    for module in list(net.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.ConvTranspose2d) and child.stride == (1, 1):
+                setattr(module, name, _mirrored(child))
+            elif isinstance(child, nn.ConvTranspose2d) and child.stride == (2, 2) and any(child.output_padding):
+                setattr(module, name, _Interleaved(child))
+    return net
+
+
 class _Backbone(nn.Module):
     """Views (1, H, W, 3), as cameras have them in memory -> both views' f0, f1, f2."""
 
@@ -70,10 +120,11 @@ class _SmfcDecoder(nn.Module):
 
     def __init__(self, net: MvsfcNet) -> None:
         super().__init__()
-        self.net = net
+        self.decoder = _without_transposed(net.smfc_decoder)
+        self.with_f0 = net.config.matching == "remote"
 
     def forward(self, left: Tensor, right: Tensor) -> Tensors:
-        features, volumes = self.net.reconstruct(left, right, with_f0=False)
+        features, volumes = self.decoder(left, right, self.with_f0)
         views = [view for scale in features if scale is not None for view in scale]
         return (*views, *(() if volumes is None else (volumes,)))
 

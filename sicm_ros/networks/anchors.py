@@ -76,14 +76,18 @@ class Anchors(nn.Module):
         shape = self.shape_index[anchor_index]
         return self.prior_mean[class_index, shape], self.prior_std[class_index, shape]
 
-    def near_road(self, rigs: Tensor) -> Tensor:
-        """(B, N) bool: whether the prior depth puts an anchor where objects of some class are. ``rigs`` (B, 8)."""
-        fx, fy, cx, cy, tx, ty, tz, fb = rigs.float()[:, :, None, None].unbind(1)
-        z = self.prior_mean[:, self.shape_index, 0] * (fb / self.reference_focal_baseline.float().clamp(min=1e-6))
-        u, v = self.boxes[:, 0], self.boxes[:, 1]
+    def near_road(self, rig: Tensor, anchor_index: Tensor | slice = slice(None)) -> Tensor:
+        """(M,) bool: whether the prior depth puts an anchor where objects of some class are.
+
+        ``rig`` (8,), see ``rig_tensor``; ``anchor_index`` (M,) int64, by default all N.
+        """
+        fx, fy, cx, cy, tx, ty, tz, fb = rig.float().unbind(0)
+        z = self.prior_mean[:, self.shape_index[anchor_index], 0]  # (K, M)
+        z = z * (fb / self.reference_focal_baseline.float().clamp(min=1e-6))
+        u, v = self.boxes[anchor_index].unbind(1)[:2]
         x = (u * (z + tz) - cx * z - tx) / fx
         y = (v * (z + tz) - cy * z - ty) / fy
-        return ((y > Y_RANGE[0]) & (y < Y_RANGE[1]) & (x.abs() < X_RANGE)).any(1)
+        return ((y > Y_RANGE[0]) & (y < Y_RANGE[1]) & (x.abs() < X_RANGE)).any(0)
 
     def encode(self, objects: Tensor, class_index: Tensor, anchor_index: Tensor, rig: Tensor) -> Tensor:
         """Regression targets (M, 12), without units, of M objects at M anchors.

@@ -266,18 +266,22 @@ class VisualAnalysis(nn.Module):
         if self.calibration:
             scale, offset = torch.tensor(self.calibration, device=logits.device).unbind(1)
             logits = logits * scale + offset
-        scores, classes = logits.sigmoid().max(2)
-        scores = torch.where(self.anchors.near_road(rigs), scores, torch.zeros_like(scores))
+        # A little below the threshold, so that rounding decides nothing here: most anchors go no further.
+        odds = score_threshold / (1 - score_threshold) if score_threshold < 1 else math.inf
+        likely = logits.amax(2) > (math.log(odds) - 0.01 if odds > 0 else -math.inf)
         found = []
         for b in range(len(rigs)):
-            index = (scores[b] > score_threshold).nonzero()[:, 0]
-            if len(index) > MAX_CANDIDATES:
-                index = index[scores[b, index].topk(MAX_CANDIDATES).indices]
+            index = likely[b].nonzero()[:, 0]
+            scores, classes = logits[b, index].sigmoid().max(1)
+            chosen = ((scores > score_threshold) & self.anchors.near_road(rigs[b], index)).nonzero()[:, 0]
+            if len(chosen) > MAX_CANDIDATES:
+                chosen = chosen[scores[chosen].topk(MAX_CANDIDATES).indices]
+            index, scores, classes = index[chosen], scores[chosen], classes[chosen]
             boxes = self.anchors.decode(
-                output.regression[b, index], output.direction_logits[b, index] > 0, classes[b, index], index, rigs[b]
+                output.regression[b, index], output.direction_logits[b, index] > 0, classes, index, rigs[b]
             )
-            rows, score = boxes.double().cpu().numpy(), scores[b, index].cpu().numpy()
-            label = classes[b, index].cpu().numpy()
+            rows, score = boxes.double().cpu().numpy(), scores.cpu().numpy()
+            label = classes.cpu().numpy()
             # First of all, so that what cannot be suppresses nothing that can.
             fx, fy = rigs[b, :2].tolist()
             sound = can_exist(rows, (fx, fy), transforms[b].visible)

@@ -236,11 +236,10 @@ def view_weights(batch: Batch) -> tuple[Tensor, Tensor]:
 
 def match(batch: Batch, anchors: Anchors) -> Targets:
     """The targets of a batch: its objects matched with ``anchors``, on the device of both."""
-    near_road = anchors.near_road(batch.rigs)
     parts = []
     background = []
     for i, (objects, classes, rig) in enumerate(zip(batch.objects, batch.classes, batch.rigs, strict=True)):
-        a = assign(anchors, objects, classes, near_road[i])
+        a = assign(anchors, objects, classes, anchors.near_road(rig))
         o, k = objects[a.object_index], classes[a.object_index]
         regression = anchors.encode(o, k, a.anchor_index, rig)
         sin_positive = (torch.sin(o[:, 7]) > 0).float()
