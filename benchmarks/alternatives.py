@@ -6,8 +6,8 @@
 
 Every system in turn codes the same pairs and detects with the same weights. Image codecs get images of the network's
 input size; behind them is the uncompressed detector. CompressAI's learned image codecs have random weights, so their
-times count and their bytes do not. "raster" is this package's codec with the paper's context, also with random weights,
-and only its entropy stages. All on one thread; medians with 5th and 95th percentile.
+times count and their bytes do not; no detector is in them. "raster" is this package's codec with the paper's context,
+also with random weights, and only its entropy stages. All on one thread; medians with 5th and 95th percentile.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import argparse
 import time
 from collections.abc import Callable
 
+import cv2
 import numpy as np
 import torch
 from coders import import_ans
@@ -48,11 +49,11 @@ def compressai_coder(name: str, model: StoredModel) -> Coder:
 
     @torch.inference_mode()
     def run(frame: StereoFrame) -> tuple[float, float, float]:
+        begin = time.process_time()
         transform = model.transform(frame.left.shape[1], frame.left.shape[0])
         views = [normalise(resize_view(view, transform)[None]) for view in (frame.left, frame.right)]
         pixels = torch.from_numpy(np.concatenate(views)).contiguous()
         pixels = torch.nn.functional.pad(pixels, (0, -pixels.shape[3] % 64, 0, -pixels.shape[2] % 64))
-        begin = time.process_time()
         coded = net.compress(pixels)
         encoded = time.process_time()
         net.decompress(coded["strings"], coded["shape"])
@@ -100,26 +101,34 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--model", default="sicm-compact")
     parser.add_argument("--rate", type=float, help="of the model; default: its own")
-    parser.add_argument("--engine", choices=ENGINES, default="auto", help="of the model's packets")
+    parser.add_argument(
+        "--engine", choices=ENGINES, default="torch", help="of the model's packets; all else is PyTorch's"
+    )
     parser.add_argument("--point", action="append", default=[], metavar="CODEC=POINT", help="in place of the default")
     parser.add_argument("--seed", type=int, default=1, help="of the rendered pairs")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    cv2.setNumThreads(1)
     model = load_model(args.model)
     rate = model.config.default_rate if args.rate is None else args.rate
-    points = {**POINTS, **{name: int(point) for name, _, point in (text.partition("=") for text in args.point)}}
+    points = dict(POINTS)
+    for text in args.point:
+        name, _, point = text.partition("=")
+        if name not in IMAGE_CODECS or not point.isdecimal():
+            parser.error(f"--point: expected CODEC=POINT with one of {', '.join(IMAGE_CODECS)}, got {text}")
+        points[name] = int(point)
     threshold = model.config.analysis.score_threshold
     coders: dict[str, Coder] = {
         f"{model.name}, rate {rate:g}": system_coder(FeatureSystem(model, threshold, args.engine), rate),
         "uncompressed": system_coder(Uncompressed(model, threshold), 0.0),
     }
     console = Console(width=120)
-    for name, point in points.items():
+    for name, quality in points.items():
         codec = IMAGE_CODECS[name]
         if codec.missing():
             console.print(f"{name} is left out: {codec.missing()}")
             continue
-        coders[f"{name} {point}"] = system_coder(ImageSystem(codec, model, threshold), float(point))
+        coders[f"{name} {quality}"] = system_coder(ImageSystem(codec, model, threshold), float(quality))
     for name in ("mbt2018-mean", "mbt2018"):
         try:
             coders[f"CompressAI {name}"] = compressai_coder(name, model)

@@ -33,13 +33,14 @@ from rich.console import Console
 from rich.table import Table
 
 from sicm_ros.conversion.stamps import nanoseconds
-from sicm_ros.data.kitti import KittiObject
+from sicm_ros.data.kitti import open_source
 from sicm_ros.data.rendered import render_dataset
 from sicm_ros.inference import ENGINES
 from sicm_ros.ros.node_process import NodeProcess, image_profile_variables
 
 NAMESPACE = "/realtime"
 WARM_UP_S = 3.0  # discovery, and the first pairs of a loop
+PAIRS = 8  # different ones, at most, where packets are sent
 READY_S = 180.0  # a model may have to be converted
 
 
@@ -126,11 +127,11 @@ class PacketPlayer:
 
 
 def encoded(source: Path, model: str) -> list[bytes]:
-    """The packets of a source's pairs."""
+    """The packets of a source's first pairs."""
     from sicm_ros.codec.encoder import StereoEncoder
 
-    encoder, frames = StereoEncoder(model), KittiObject(source)
-    pairs = (frames[i] for i in range(len(frames)))
+    encoder, frames = StereoEncoder(model), open_source(source)
+    pairs = (frames[i] for i in range(min(PAIRS, len(frames))))
     return [encoder.encode(pair.left, pair.right, pair.rig).packet for pair in pairs]
 
 
@@ -170,7 +171,7 @@ def run(args: argparse.Namespace, vehicles: list[str], source: Path, packets: li
         time.sleep(WARM_UP_S)
         first, begin = len(probe.sent), time.monotonic()
         used = {name: cpu_seconds(process.pid) for name, process in processes.items()}
-        wait_for(lambda: len(probe.sent) >= first + args.pairs, processes)
+        wait_for(lambda: len(probe.sent) >= first + args.pairs, processes, READY_S + args.pairs / args.frequency)
         seconds = time.monotonic() - begin
         cpu = {name: (cpu_seconds(process.pid) - used[name]) / seconds for name, process in processes.items()}
         memory = {name: resident_mb(process.pid) for name, process in processes.items() if name != "player"}
@@ -196,15 +197,15 @@ def run(args: argparse.Namespace, vehicles: list[str], source: Path, packets: li
     ]
 
 
-def wait_for(condition: Callable[[], bool], processes: dict[str, NodeProcess]) -> None:
+def wait_for(condition: Callable[[], bool], processes: dict[str, NodeProcess], seconds: float = READY_S) -> None:
     """Until it holds. Raises RuntimeError if a process ends, or after a time in which it should have held."""
-    deadline = time.monotonic() + READY_S
+    deadline = time.monotonic() + seconds
     while not condition():
         for process in processes.values():
             if process.status() is not None:
                 raise RuntimeError(process.failure())
         if time.monotonic() > deadline:
-            raise RuntimeError(f"nothing came in {READY_S:.0f} s")
+            raise RuntimeError(f"nothing came in {seconds:.0f} s")
         time.sleep(0.02)
 
 
@@ -240,7 +241,7 @@ def main() -> None:
         folder = Path(name)
         source = args.kitti or folder / "rendered"
         if args.kitti is None:
-            render_dataset(source, count=8, seed=5)
+            render_dataset(source, count=PAIRS, seed=5)
         packets = encoded(source, args.model) if args.halves == "remote" else []
         for count in args.vehicles:
             for _ in range(args.runs):

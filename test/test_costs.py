@@ -19,8 +19,8 @@ from sicm_ros.data.rendered import rendered_frame
 from sicm_ros.networks import integer_kernel
 
 CONVOLUTIONS = ("conv2d", "conv_transpose2d")
-# What may give the numbers that it takes, in another place.
-MOVES = ("to", "reshape", "flatten", "contiguous", "clone", "cat", "index", "index_select", "copy_", "pad")
+# What may give the numbers that it takes, in another place; not "index", which takes as many as there are boxes.
+MOVES = ("to", "reshape", "flatten", "contiguous", "clone", "cat", "index_select", "copy_", "pad")
 
 
 class Operations(TorchDispatchMode):
@@ -44,8 +44,8 @@ class Operations(TorchDispatchMode):
 
 
 # Of one pair, model "tame": convolutions, all operations of PyTorch, bytes that they move, products of integer layers.
-ENCODE = {"convolutions": 97, "operations": 506, "moved": 791920, "products": 48}
-DECODE = {"convolutions": 103, "operations": 706, "moved": 377416, "products": 48}
+ENCODE = {"convolutions": 97, "operations": 506, "moved": 790128, "products": 48}
+DECODE = {"convolutions": 103, "operations": 706, "moved": 370440, "products": 48}
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_a_pair_has_the_symbols_and_the_bytes_that_it_had():
     assert symbol_count(config.latent_channels, config.hyper_channels, config.latent_size) == 45504
     sizes = [len(encoder.encode(frame.left, frame.right, frame.rig, rate=rate).packet) for rate in (0, 3, 5)]
     # Processors round the network's latents differently; a per cent is far more than that ever made.
-    assert sizes == pytest.approx([1099, 4368, 9889], rel=0.01)
+    assert sizes == pytest.approx([521, 1759, 4667], rel=0.01)
 
 
 def test_batches_share_one_pass_of_the_network():

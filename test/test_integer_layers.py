@@ -62,12 +62,13 @@ def test_sums_that_would_pass_32_bits_are_exact(value, weight):
 
 @pytest.mark.parametrize("kind", ["", "leaky", "gate"])
 @pytest.mark.parametrize("spread", [0.01, 1.0, 30.0])
-def test_a_layer_rounds_as_in_float64(kind, spread):
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_layer_rounds_as_in_float64(kind, spread, wide):
     generator = torch.Generator().manual_seed(3)
     weight, bias = (torch.randn(*shape, generator=generator) for shape in ((40, 21), (21,)))
     weight[3, 4] = weight[:, 4].abs().max() * 2  # exponents differ
     rows = (torch.randn(2, 33, 40, generator=generator, dtype=torch.float64) * 1024 * spread).round()
-    rows[0, 0] = LARGEST
+    rows[0, 0] = LARGEST if wide else 1
     layers = FloatLayers(torch.device("cpu")), CompiledLayers()
     expected, found = (x.layer(weight, bias, kind)(x.rows(rows)) for x in layers)
     assert torch.equal(torch.from_numpy(found).double(), expected)

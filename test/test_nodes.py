@@ -553,7 +553,7 @@ def test_boxes_that_cannot_exist_are_counted_in_the_diagnostics(logs):
             "decoder_node: decoding", lambda level, m, values: values["decoded"] == "2"
         )
         assert int(values["refused_boxes"]) == 2 * count > 0
-        assert values["engine"] == "openvino"  # which is installed with the tests
+        assert values["engine"].startswith("openvino-")  # which is installed with the tests
         graph.wait(lambda: len(graph.received["detections"]) == 2)
         assert not any(m.detections for m in graph.received["detections"])
     finally:

@@ -62,22 +62,22 @@ def test_scenes_that_no_training_has_seen(detect: Detect, kitti_root: Path) -> N
     frames = [frame for part in ("drives/singles", "object") for frame in KittiObject(kitti_root / part)]
     outcome = detect(frames)
     assert outcome.uncompressed.frames == 5 and outcome.uncompressed.wanted == 8
-    assert outcome.uncompressed.found >= 3 and outcome.uncompressed.false <= 16
-    assert outcome.packets.found >= 3 and outcome.packets.false <= 11
+    assert outcome.uncompressed.found >= 5 and outcome.uncompressed.false <= 3
+    assert outcome.packets.found >= 5 and outcome.packets.false <= 3
     assert outcome.invented == 0
 
 
-def test_a_drive(detect: Detect, kitti_root: Path) -> None:
+def test_a_drive_of_the_training(detect: Detect, kitti_root: Path) -> None:
     frames = KittiObject(kitti_root / "drives" / "drive_0005")
     outcome = detect(frames[i] for i in range(0, len(frames), 6))
     assert outcome.uncompressed.frames == 11 and outcome.uncompressed.wanted == 6
-    assert outcome.uncompressed.found >= 3 and outcome.uncompressed.false <= 28
-    assert outcome.packets.found >= 3 and outcome.packets.false <= 22
+    assert outcome.uncompressed.found >= 6 and outcome.uncompressed.false <= 6
+    assert outcome.packets.found >= 6 and outcome.packets.false <= 6
     assert outcome.invented == 0
 
 
 def test_packets_invent_nothing_in_a_sequence_without_labels(detect: Detect, kitti_root: Path) -> None:
     outcome = detect(KittiOdometry(kitti_root / "sequence_02"))
     assert outcome.packets.frames == 20
-    assert outcome.packets.false <= 19  # no label: every box counts
+    assert outcome.packets.false <= 11  # no label: every box counts
     assert outcome.invented <= 1

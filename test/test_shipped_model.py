@@ -31,7 +31,7 @@ def test_weights_are_small_enough_to_travel_and_the_card_names_them(model: Store
 
 
 @pytest.mark.slow
-def test_packets_of_real_pairs_average_at_most_six_kilobytes(model: StoredModel, kitti_root: Path) -> None:
+def test_packets_of_real_pairs_average_at_most_three_kilobytes(model: StoredModel, kitti_root: Path) -> None:
     encoder, decoder = StereoEncoder(model), StereoDecoder(model)
     frames = [*KittiObject(kitti_root / "object"), *(f for f in KittiOdometry(kitti_root / "sequence_02"))]
     sizes, bits = [], []
@@ -41,7 +41,7 @@ def test_packets_of_real_pairs_average_at_most_six_kilobytes(model: StoredModel,
         sizes.append(len(coded.packet))
         bits.append(coded.estimated_bits / 8)
     assert len(sizes) == 22
-    assert np.mean(sizes) <= 6000
+    assert np.mean(sizes) <= 3000
     # What the likelihoods promise is what the coder writes; 77 bytes are header and trailer.
     assert np.sum(sizes) - 77 * len(sizes) == pytest.approx(np.sum(bits), rel=0.02)
 
@@ -66,5 +66,5 @@ def test_cars_are_found_on_rendered_frames_before_and_after_compression(model: S
         coded.append(decoder.decode(encoder.encode(pair.left, pair.right, KITTI_RIG).packet).objects)
     uncompressed, compressed = count_found(labels, plain), count_found(labels, coded)
     assert uncompressed.wanted >= 15
-    assert uncompressed.recall >= 0.7
+    assert uncompressed.recall >= 0.75
     assert compressed.recall >= 0.8 * uncompressed.recall

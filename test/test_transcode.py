@@ -97,8 +97,9 @@ def test_another_engine_codes_as_well(bag, tmp_path):
         for engine in ("torch", "openvino")
     )
     assert fast.pairs == plain.pairs and fast.packet_bytes == pytest.approx(plain.packet_bytes, rel=0.05)
-    with pytest.raises(ValueError, match="engine: expected one of"):
-        transcode(bag, tmp_path / "none", model=TINY, engine="none")
+    for target in ("packets", "detections"):
+        with pytest.raises(ValueError, match="engine: expected one of"):
+            transcode(bag, tmp_path / "none", target, TINY, engine="none")
 
 
 def test_packets_become_boxes_and_stay(bag, tmp_path):

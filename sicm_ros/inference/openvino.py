@@ -28,6 +28,7 @@ from .graph_cache import core, stored_graphs
 __all__ = ["ConversionError", "OpenVinoRemote", "OpenVinoVehicle"]
 
 Arrays = tuple[np.ndarray, ...]
+Parts = tuple[nn.Module, nn.Module]  # what is converted, and what it has to compute
 Tensors = tuple[Tensor, ...]
 Precision: TypeAlias = Literal["float32", "bfloat16"]
 HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
@@ -39,8 +40,19 @@ class ConversionError(RuntimeError):
 
 
 def native_precision() -> Precision:
-    """bfloat16 where the CPU multiplies it itself: half the memory, twice the products and more."""
+    """bfloat16 where OpenVINO says that the CPU has it: half the memory, twice the products and more.
+
+    Everything is in bfloat16 then, also what PyTorch keeps in float32 under autocast (``networks.detection``). What it
+    costs in AP is in ``docs/performance.md``.
+    """
     return "bfloat16" if "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "float32"
+
+
+def _precision(float32: bool) -> Precision:
+    try:
+        return "float32" if float32 else native_precision()
+    except RuntimeError as error:
+        raise ConversionError(f"OpenVINO cannot say what this CPU has: {_line(error)}") from None
 
 
 class _Interleaved(nn.Module):
@@ -56,6 +68,7 @@ class _Interleaved(nn.Module):
         weight = conv.weight.detach().new_zeros(outputs, 2, 2, inputs, 3, 3)
         places = [(p, d, p + padding - 2 * d) for p in (0, 1) for d in (-1, 0, 1)]
         places = [place for place in places if 0 <= place[2] < kernel]
+        assert {r for _, _, r in places} == set(range(kernel)) and conv.groups == 1 and conv.dilation == (1, 1)
         for p, d, r in places:
             for q, e, c in places:
                 weight[:, p, q, :, d + 1, e + 1] = conv.weight.detach()[:, :, r, c].t()
@@ -118,9 +131,9 @@ class _SmfcEncoder(nn.Module):
 class _SmfcDecoder(nn.Module):
     """Latents -> f0 where it is needed, f1, f2 of both views, then the volumes where they are coded."""
 
-    def __init__(self, net: MvsfcNet) -> None:
+    def __init__(self, net: MvsfcNet, precision: Precision = "float32") -> None:
         super().__init__()
-        self.decoder = _without_transposed(net.smfc_decoder)
+        self.decoder = net.smfc_decoder if precision == "float32" else _without_transposed(net.smfc_decoder)
         self.with_f0 = net.config.matching == "remote"
 
     def forward(self, left: Tensor, right: Tensor) -> Tensors:
@@ -188,11 +201,11 @@ class _Half:
     """The chain of one half: for one image with all threads, and for several with a stream for each thread."""
 
     def __init__(
-        self, model: StoredModel, half: str, parts: Sequence[nn.Module], example: Tensors, float32: bool
+        self, model: StoredModel, half: str, parts: Sequence[Parts], example: Tensors, precision: Precision
     ) -> None:
         self._graphs = stored_graphs(model, half, lambda: _convert(parts, example))
         self._threads = torch.get_num_threads()
-        self.precision: Precision = "float32" if float32 else native_precision()
+        self.precision = precision
         try:
             self._one = _Chain(self._graphs, self.precision, 1, self._threads)
         except RuntimeError as error:
@@ -215,17 +228,17 @@ class _Half:
             return [torch.from_numpy(np.concatenate(x)) for x in zip(*outputs, strict=True)]
 
 
-def _convert(parts: Sequence[nn.Module], example: Tensors) -> list[ov.Model]:
+def _convert(parts: Sequence[Parts], example: Tensors) -> list[ov.Model]:
     """A graph of each part, each on what the one before gives, checked against PyTorch. Raises ConversionError."""
     graphs = []
     try:
         with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what tracing takes as constant; all shapes are
-            for part in parts:
+            for part, network in parts:
                 inputs = [ov.PartialShape(list(x.shape)) for x in example]
                 traced = torch.jit.trace(part.eval(), example, check_trace=False)
                 graphs.append(ov.convert_model(traced, example_input=example, input=inputs))
-                expected = part(*example)
+                expected = network.eval()(*example)
                 found = core().compile_model(graphs[-1], "CPU", {"INFERENCE_PRECISION_HINT": HINTS["float32"]})(
                     [x.contiguous().numpy() for x in example]
                 )
@@ -234,7 +247,7 @@ def _convert(parts: Sequence[nn.Module], example: Tensors) -> list[ov.Model]:
                     if not error <= _TOLERANCE:
                         raise ConversionError(
                             f"OpenVINO {ov.get_version()} computes another network: output {i} of "
-                            f"{type(part).__name__} is off by {error:.2g} of its largest value"
+                            f"{type(network).__name__} is off by {error:.2g} of its largest value"
                         )
                 example = tuple(x.contiguous() for x in expected)
     except ConversionError:
@@ -255,8 +268,8 @@ class OpenVinoVehicle:
         config = model.config
         generator = torch.Generator().manual_seed(0)
         views = torch.randn(2, config.height, config.width, 3, generator=generator)
-        parts = (_Backbone(model.net), _SmfcEncoder(model.net))
-        self._half = _Half(model, "vehicle", parts, (views[:1], views[1:]), float32)
+        parts = [(part, part) for part in (_Backbone(model.net), _SmfcEncoder(model.net))]
+        self._half = _Half(model, "vehicle", parts, (views[:1], views[1:]), _precision(float32))
         self.name = f"openvino-{self._half.precision}"
 
     def __call__(self, left: Tensor, right: Tensor, lap: Callable[[str], None]) -> tuple[Tensor, Tensor]:
@@ -273,8 +286,10 @@ class OpenVinoRemote:
         generator = torch.Generator().manual_seed(0)
         shape = (2, config.latent_channels, *config.latent_size)
         latents = torch.randn(shape, generator=generator).mul(4).round()
-        parts = (_SmfcDecoder(model.net), _Analysis(model.net))
-        self._half = _Half(model, "remote", parts, (latents[:1], latents[1:]), float32)
+        precision, analysis = _precision(float32), _Analysis(model.net)
+        parts = [(_SmfcDecoder(model.net, precision), _SmfcDecoder(model.net)), (analysis, analysis)]
+        name = "remote" if precision == "float32" else f"remote-{precision}"
+        self._half = _Half(model, name, parts, (latents[:1], latents[1:]), precision)
         self.name = f"openvino-{self._half.precision}"
 
     def __call__(self, left: Tensor, right: Tensor, lap: Callable[[str], None]) -> AnalysisOutput:

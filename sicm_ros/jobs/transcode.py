@@ -99,8 +99,8 @@ def transcode(
     A bag that already has packets keeps them and gets boxes. Other topics are copied. Finished pairs are kept in
     ``out`` + ".part" until the bag is complete, and a second call with the same arguments goes on from there. The work
     is that of ``workers`` processes, or of the cluster whose scheduler has the address ``cluster``; the bytes of the
-    bag are the same. ``engine`` runs the network everywhere. Raises BagError, ModelError, InputError and ClusterError;
-    a pair that cannot be coded is dropped and counted.
+    bag are the same. ``engine`` runs the network everywhere. Raises BagError, ModelError, InputError, EngineError and
+    ClusterError; a pair that cannot be coded is dropped and counted.
     """
     path, out = Path(path), Path(out)
     if out.exists():

@@ -150,12 +150,12 @@ class FloatLayers:
 
 class _CompiledLayer:
     def __init__(self, integers: _Rounded) -> None:
-        from . import integer_kernel  # compiles it, or reads what is compiled
+        # Not at the top: it is compiled, or what is compiled is read, at its import, and a GPU does without.
+        from .integer_kernel import padded
 
-        self._kernel = integer_kernel
         exponent = integers.exponent.long()
         self.outputs = len(exponent)
-        self._sums = integer_kernel.padded(self.outputs)
+        self._sums = padded(self.outputs)
         self._weight = integers.weight.numpy().astype(np.int32)  # (inputs, outputs)
         half = (1 << exponent) >> 1
         offset = int(2 * ONE) << exponent if integers.kind == "gate" else 0
@@ -172,17 +172,21 @@ class _CompiledLayer:
 
     def add(self, sums: np.ndarray, rows: np.ndarray, start: int, near: np.ndarray | None = None) -> np.ndarray:
         """As _FloatLayer.add."""
+        from .integer_kernel import Products
+
         near = _every_row(rows.shape[1]) if near is None else near
         key = (start, near.shape[1], rows.shape[2])
         if key not in self._products:
-            self._products[key] = self._kernel.Products(self._weight[start : start + key[1] * key[2]], key[1])
+            self._products[key] = Products(self._weight[start : start + key[1] * key[2]], key[1])
         self._products[key].add(rows, near, sums)
         return sums
 
     def rounded(self, sums: np.ndarray) -> np.ndarray:
         """As _FloatLayer.rounded."""
+        from .integer_kernel import finish
+
         rows = np.empty((*sums.shape[:2], self.outputs), np.int32)
-        self._kernel.finish(sums, self._bias, self._shift, self._low, self._high, self._leak, rows)
+        finish(sums, self._bias, self._shift, self._low, self._high, self._leak, rows)
         return rows
 
     def __call__(self, rows: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-import os
+import resource
 import subprocess
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -54,16 +55,23 @@ class ImageCodec(Protocol):
 def ffmpeg_missing() -> str:
     """Why there is no ffmpeg, or nothing."""
     try:
-        _program()
-    except (ImportError, RuntimeError):
-        return "needs ffmpeg with libx265 and libvvenc: pip install -r requirements/evaluate.txt"
-    return ""
+        encoders = _encoders()
+    except (ImportError, RuntimeError, OSError):
+        encoders = ""
+    if "libx265" in encoders and "libvvenc" in encoders:
+        return ""
+    return "needs ffmpeg with libx265 and libvvenc: pip install -r requirements/evaluate.txt"
 
 
 def _program() -> str:
     import imageio_ffmpeg
 
     return str(imageio_ffmpeg.get_ffmpeg_exe())
+
+
+@cache
+def _encoders() -> str:
+    return subprocess.run([_program(), "-v", "error", "-encoders"], capture_output=True, text=True, check=False).stdout
 
 
 def ffmpeg(arguments: Sequence[str], data: bytes) -> bytes:
@@ -78,8 +86,8 @@ def ffmpeg(arguments: Sequence[str], data: bytes) -> bytes:
 
 def child_cpu_seconds() -> float:
     """CPU time of all programs that this process has started and that have ended."""
-    times = os.times()
-    return times.children_user + times.children_system
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def nal_units(stream: bytes) -> list[bytes]:

@@ -22,7 +22,7 @@ def code_pair(
     """Both views (H, W, 3) uint8 RGB through ffmpeg: 4:2:0, the left view first.
 
     ``encoder``: ffmpeg's arguments; ``container``: hevc or vvc. Parameter sets are not counted: they are sent once for
-    all pairs. Raises CodecError.
+    all pairs. CPU times include the start of a program at each end, some 0.01 s. Raises CodecError.
     """
     height, width = left.shape[:2]
     raw = ("-f", "rawvideo", "-pix_fmt", "rgb24")
