@@ -7,7 +7,7 @@
 Takes rendered pairs. Each pair goes through every engine in turn, so that what else the machine does meets all of
 them; preprocessing and entropy stage, which are the same for all, are left out. Prints the median of the wall time and
 of the CPU time of all threads, with the 5th and the 95th percentile of the wall time, and the ratio of the CPU times to
-PyTorch's.
+PyTorch's. Below them is the floor: the multiply-accumulates of each half at the best rate of large matrix products.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from rich.table import Table
 from sicm_ros.inference import Engine
 from sicm_ros.inference.engine import RemoteEngine, VehicleEngine, no_lap, remote_engine, vehicle_engine
 from sicm_ros.model_store import load_model
+from sicm_ros.networks.complexity import count_complexity
 from sicm_ros.preprocessing import prepare
 
-ENGINES: tuple[Engine, ...] = ("torch", "openvino")
+ENGINES: tuple[Engine, ...] = ("torch", "openvino-float32", "openvino")
 
 
 def _timed(work: Callable[[], object]) -> tuple[float, float]:
@@ -35,6 +36,13 @@ def _timed(work: Callable[[], object]) -> tuple[float, float]:
     wall, cpu = time.perf_counter(), time.process_time()
     work()
     return 1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - cpu)
+
+
+def _peak(dtype: torch.dtype, size: int = 1536) -> float:
+    """Multiply-accumulates a second of the best of some matrix products, in G."""
+    a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
+    best = min(_timed(lambda: a @ b)[0] for _ in range(9))
+    return size**3 / best / 1e6
 
 
 def main() -> None:
@@ -72,6 +80,13 @@ def main() -> None:
         table.add_row(half, engine, *spread, f"{np.median(cpu):.1f}", f"{ratio:.2f}")
     console.print(f"{model.name}, {options.threads} threads, {options.pairs} rendered pairs", highlight=False)
     console.print(table)
+    peaks = {"float32": _peak(torch.float32), "bfloat16": _peak(torch.bfloat16)}
+    cost = count_complexity(model.config)
+    parts = {"vehicle": ("backbone", "matching", "smfc_encoder"), "remote": ("smfc_decoder", "analysis")}
+    for half, names in parts.items():
+        products = sum(cost[name][1] for name in names if name in cost) / 1e9
+        floors = (f"{1e3 * products / peak:.1f} ms at the {peak:.0f} G/s of {name}" for name, peak in peaks.items())
+        console.print(f"{half}: {products:.2f} G multiply-accumulates, {', '.join(floors)}", highlight=False)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ All columns are sums over the pairs and leave out the packets' 77 bytes around t
 likelihoods as training and evaluation see them. ``float, same values``: what the floating-point entropy model's own
 scales and means, not rounded to the coder's tables, make the same decoded values cost. ``float codec``: a codec in
 floating point throughout, with its own means and symbols, and a perfect coder (checkerboard context only). Exits with
-1 if the estimate is off by 2 % or more, or the real bytes cost 1 % or more above the float model, at any rate.
+1 if the estimate is off by 2 % or more, or the real bytes cost 1 % and 10 bytes or more above the float
+model, at any rate.
 """
 
 from __future__ import annotations
@@ -92,12 +93,15 @@ def main() -> int:
         cells = []
         for name in names:
             total = 100 * (sum(r["real"] for r in rows) / sum(r[name] for r in rows) - 1)
+            extra = sum(r["real"] - r[name] for r in rows) / 8 / len(rows)
             low, high = np.percentile([100 * (r["real"] / r[name] - 1) for r in rows], [5, 95])
             cells.append(f"{total:+8.2f} ({low:+5.2f}, {high:+5.2f})")
-            fine &= abs(total) < 2 if name == "estimate" else total < 1 or not name.startswith("float")
+            # In small packets the coder's last word is more than a per cent.
+            fine &= abs(total) < 2 if name == "estimate" else min(total, extra / 10) < 1 or not name.startswith("float")
         table.add_row(str(rate), f"{sum(r['real'] for r in rows) / 8 / len(rows):.0f}", *cells)
     console.print(table)
-    console.print("estimates within 2 %, cost against the float model below 1 %" if fine else "a limit is not kept")
+    kept = "estimates within 2 %, cost against the float model below 1 % or 10 bytes"
+    console.print(kept if fine else "a limit is not kept")
     return 0 if fine else 1
 
 
