@@ -305,7 +305,7 @@ class IntegerPrior:
     def quantise(self, y: tuple[Tensor, Tensor], hyper: tuple[Tensor, Tensor]) -> QuantisedLatents:
         """The symbols of latents ``y``, (B, C, h, w) each after the gain, given those of the hyper-latents."""
         size = (y[0].shape[-2], y[0].shape[-1])
-        rows = [_to_rows(x.to(self.device)) for x in y]
+        rows = [_to_rows(x.to(self.device)).contiguous() for x in y]  # strided, their cells are slow to take
         steps: list[Step] = []
         all_symbols: list[Tensor] = []
         all_indices: list[Tensor] = []
