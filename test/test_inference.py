@@ -80,6 +80,19 @@ def test_both_engines_compute_the_same(model: Path) -> None:
             assert torch.equal(output[2], kept)
 
 
+def test_transposed_convolutions_are_the_convolutions_that_take_their_place(model: Path) -> None:
+    net = load_model(model).net
+    same = openvino._without_transposed(net.smfc_decoder)
+    kinds = [type(module).__name__ for module in same.modules()]
+    assert "_Interleaved" in kinds and kinds.count("ConvTranspose2d") < 3
+    config, generator = net.config, torch.Generator().manual_seed(4)
+    latents = torch.randn(2, 1, config.latent_channels, *config.latent_size, generator=generator)
+    with torch.inference_mode():
+        expected, found = (decoder(*latents, config.matching == "remote") for decoder in (net.smfc_decoder, same))
+    views = [[view for scale in x.features if scale is not None for view in scale] for x in (expected, found)]
+    assert len(views[0]) >= 4 and close(views[1], views[0])
+
+
 @pytest.mark.slow
 def test_bfloat16_costs_next_to_nothing() -> None:
     """Where the CPU has it; elsewhere "openvino" is float32, and nearer still."""
