@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..geometry import InputGeometry, Object3D, StereoRig
 from ..model_store import StoredModel, open_model
 from ..networks.anchors import rig_tensor
 from ..networks.detection import AnalysisOutput, to_objects
-from ..preprocessing import prepare
+from ..preprocessing import normalise, prepare
 
 __all__ = ["Boxes", "StereoDetector", "analyse"]
 
@@ -60,6 +61,16 @@ class StereoDetector:
     def detect(self, left: np.ndarray, right: np.ndarray, rig: StereoRig) -> list[Object3D]:
         """Boxes of one pair: (H, W, 3) uint8 RGB each; ``rig`` is that of these images."""
         left_view, right_view, transform = prepare(left, right, self.model.transform, self.model.device)
-        features = self.model.net.features(left_view, right_view)
-        output = self.model.net.detect(features)
-        return analyse(self.model, output, [InputGeometry(transform, rig)], self.score_threshold)[0].objects
+        return self._boxes(left_view, right_view, InputGeometry(transform, rig))
+
+    @torch.inference_mode()
+    def detect_scaled(self, left: np.ndarray, right: np.ndarray, geometry: InputGeometry) -> list[Object3D]:
+        """Boxes of a pair that ``resize_view`` has made: uint8 RGB of the network's input size."""
+        left_view, right_view = (
+            torch.from_numpy(normalise(view[None])).to(self.model.device) for view in (left, right)
+        )
+        return self._boxes(left_view, right_view, geometry)
+
+    def _boxes(self, left: Tensor, right: Tensor, geometry: InputGeometry) -> list[Object3D]:
+        output = self.model.net.detect(self.model.net.features(left, right))
+        return analyse(self.model, output, [geometry], self.score_threshold)[0].objects

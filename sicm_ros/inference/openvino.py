@@ -201,9 +201,14 @@ class _Half:
     """The chain of one half: for one image with all threads, and for several with a stream for each thread."""
 
     def __init__(
-        self, model: StoredModel, half: str, parts: Sequence[Parts], example: Tensors, precision: Precision
+        self,
+        model: StoredModel,
+        half: str,
+        parts: Callable[[], Sequence[Parts]],
+        example: Tensors,
+        precision: Precision,
     ) -> None:
-        self._graphs = stored_graphs(model, half, lambda: _convert(parts, example))
+        self._graphs = stored_graphs(model, half, lambda: _convert(parts(), example))
         self._threads = torch.get_num_threads()
         self.precision = precision
         try:
@@ -268,7 +273,10 @@ class OpenVinoVehicle:
         config = model.config
         generator = torch.Generator().manual_seed(0)
         views = torch.randn(2, config.height, config.width, 3, generator=generator)
-        parts = [(part, part) for part in (_Backbone(model.net), _SmfcEncoder(model.net))]
+
+        def parts() -> list[Parts]:
+            return [(part, part) for part in (_Backbone(model.net), _SmfcEncoder(model.net))]
+
         self._half = _Half(model, "vehicle", parts, (views[:1], views[1:]), _precision(float32))
         self.name = f"openvino-{self._half.precision}"
 
@@ -286,8 +294,12 @@ class OpenVinoRemote:
         generator = torch.Generator().manual_seed(0)
         shape = (2, config.latent_channels, *config.latent_size)
         latents = torch.randn(shape, generator=generator).mul(4).round()
-        precision, analysis = _precision(float32), _Analysis(model.net)
-        parts = [(_SmfcDecoder(model.net, precision), _SmfcDecoder(model.net)), (analysis, analysis)]
+        precision = _precision(float32)
+
+        def parts() -> list[Parts]:
+            analysis = _Analysis(model.net)
+            return [(_SmfcDecoder(model.net, precision), _SmfcDecoder(model.net)), (analysis, analysis)]
+
         name = "remote" if precision == "float32" else f"remote-{precision}"
         self._half = _Half(model, name, parts, (latents[:1], latents[1:]), precision)
         self.name = f"openvino-{self._half.precision}"

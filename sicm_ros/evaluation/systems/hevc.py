@@ -24,7 +24,7 @@ _NOTES = {
 class Hevc:
     """See ``ImageCodec``; a point is the QP."""
 
-    points = tuple(reversed(PAPER_QPS))
+    points = PAPER_QPS
 
     def __init__(self, mode: Literal["intra", "inter"]) -> None:
         self.name, self.note, self._mode = f"hevc-{mode}", _NOTES[mode], mode

@@ -13,7 +13,7 @@ import numpy as np
 
 __all__ = ["CodecError", "CodedViews", "ImageCodec", "child_cpu_seconds", "ffmpeg", "ffmpeg_missing", "nal_units"]
 
-PAPER_QPS = (22, 27, 32, 37, 42, 47)
+PAPER_QPS = (47, 42, 37, 32, 27, 22)  # from few bytes to many
 
 
 class CodecError(RuntimeError):

@@ -7,16 +7,14 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-import torch
-
 from ...codec.decoder import StereoDecoder
-from ...codec.detector import StereoDetector, analyse
+from ...codec.detector import StereoDetector
 from ...codec.encoder import StereoEncoder
 from ...data.source import StereoFrame
 from ...geometry import InputGeometry, Object3D
 from ...inference import Engine
 from ...model_store import StoredModel
-from ...preprocessing import normalise, resize_view
+from ...preprocessing import resize_view
 from .image_codec import ImageCodec
 
 __all__ = ["FeatureSystem", "ImageSystem", "Outcome", "System", "Uncompressed"]
@@ -70,20 +68,18 @@ class ImageSystem:
 
     def __init__(self, codec: ImageCodec, model: StoredModel, score_threshold: float) -> None:
         self.name, self.points = codec.name, tuple(float(point) for point in codec.points)
-        self._codec, self._model, self._threshold = codec, model, score_threshold
+        self._codec, self._model = codec, model
+        self._detector = StereoDetector(model, score_threshold=score_threshold)
 
-    @torch.inference_mode()
     def run(self, frame: StereoFrame, point: float) -> Outcome:
         """See ``System``."""
-        model, begin = self._model, time.process_time()
-        transform = model.transform(frame.left.shape[1], frame.left.shape[0])
+        begin = time.process_time()
+        transform = self._model.transform(frame.left.shape[1], frame.left.shape[0])
         left, right = (resize_view(view, transform) for view in (frame.left, frame.right))
         scaled = time.process_time()
         coded = self._codec.code(left, right, int(point))
         coding = time.process_time()
-        views = [torch.from_numpy(normalise(view[None])).to(model.device) for view in (coded.left, coded.right)]
-        output = model.net.detect(model.net.features(*views))
-        found = analyse(model, output, [InputGeometry(transform, frame.rig)], self._threshold)[0].objects
+        found = self._detector.detect_scaled(coded.left, coded.right, InputGeometry(transform, frame.rig))
         detected = time.process_time()
         return Outcome(coded.size, found, scaled - begin + coded.encode_s, coded.decode_s + detected - coding)
 

@@ -33,7 +33,7 @@ _NOTES = {
 class Vvc:
     """See ``ImageCodec``; a point is the QP. VVenC's perceptual adaptation of the QP is off: a detector has no eyes."""
 
-    points = tuple(reversed(PAPER_QPS))
+    points = PAPER_QPS
 
     def __init__(self, mode: Mode) -> None:
         self.name, self.note, self._mode = f"vvc-{mode}", _NOTES[mode], mode
