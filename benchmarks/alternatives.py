@@ -28,7 +28,9 @@ from sicm_ros.codec.payload import compress, decompress
 from sicm_ros.codec.range_coder import RangeCoder
 from sicm_ros.data.source import StereoFrame
 from sicm_ros.evaluation.systems import IMAGE_CODECS
-from sicm_ros.evaluation.systems.system import FeatureSystem, ImageSystem, Outcome, System, Uncompressed
+from sicm_ros.evaluation.systems.packets import PacketSystem
+from sicm_ros.evaluation.systems.system import Outcome, System
+from sicm_ros.evaluation.systems.uncompressed import ImageSystem, Uncompressed
 from sicm_ros.inference import ENGINES
 from sicm_ros.model_store import StoredModel, load_model
 from sicm_ros.networks.entropy_model import StereoEntropyModel
@@ -119,7 +121,7 @@ def main() -> None:
         points[name] = int(point)
     threshold = model.config.analysis.score_threshold
     coders: dict[str, Coder] = {
-        f"{model.name}, rate {rate:g}": system_coder(FeatureSystem(model, threshold, args.engine), rate),
+        f"{model.name}, rate {rate:g}": system_coder(PacketSystem(model, threshold, args.engine), rate),
         "uncompressed": system_coder(Uncompressed(model, threshold), 0.0),
     }
     console = Console(width=120)

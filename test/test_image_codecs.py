@@ -11,7 +11,8 @@ from sicm_ros.codec.encoder import StereoEncoder
 from sicm_ros.data.rendered import rendered_frame
 from sicm_ros.evaluation.systems import IMAGE_CODECS
 from sicm_ros.evaluation.systems.image_codec import CodecError, CodedViews, ffmpeg, nal_units
-from sicm_ros.evaluation.systems.system import FeatureSystem, ImageSystem, Uncompressed
+from sicm_ros.evaluation.systems.packets import PacketSystem
+from sicm_ros.evaluation.systems.uncompressed import ImageSystem, Uncompressed
 from sicm_ros.model_store import load_model
 
 
@@ -62,7 +63,7 @@ def test_units_of_a_byte_stream():
 
 
 class Lossless:
-    name, note, points = "lossless", "", (0,)
+    name, title, note, points = "lossless", "lossless", "", (0,)
 
     def missing(self):
         return ""
@@ -79,9 +80,16 @@ def test_systems_detect_what_their_parts_detect():
     assert plain.objects == boxes and plain.size == 0 and plain.decode_s > 0
     lossless = ImageSystem(Lossless(), model, 0.3).run(frame, 0)
     assert lossless.objects == boxes and lossless.size == 7 and lossless.encode_s > 0.25
-    features = FeatureSystem(model, 0.3)
+    # Through larger images the geometry stays, so that only the smoothing differs.
+    larger = ImageSystem(Lossless(), model, 0.3, 288).run(frame, 0)
+    assert larger.size == 7 and larger.objects
+    best = boxes[0]
+    again = min(larger.objects, key=lambda o: abs(o.bbox[0] - best.bbox[0]) + abs(o.bbox[1] - best.bbox[1]))
+    assert np.abs(np.subtract(again.bbox, best.bbox)).max() < 8
+    features = PacketSystem(model, 0.3)
     assert features.points == (0, 1, 2, 3, 4, 5)
     packet = StereoEncoder(model).encode(frame.left, frame.right, frame.rig, rate=2.0).packet
     coded = features.run(frame, 2.0)
     assert coded.size == len(packet)
+    assert coded.estimate < coded.size < coded.estimate + 100
     assert coded.objects == StereoDecoder(model, score_threshold=0.3).decode(packet).objects

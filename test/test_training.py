@@ -414,6 +414,18 @@ def test_a_step_has_the_same_batch_wherever_it_is_made(step_batches: StepBatches
     assert not torch.equal(second[4].left, here[4].left)
 
 
+def test_the_weight_of_a_class_is_that_of_its_objects(step_batches: StepBatches) -> None:
+    heavy = copy.copy(step_batches)
+    heavy.class_weights = [1.0, 2.5, 2.0]
+    seen = set()
+    for step in range(6):
+        plain, weighted = step_batches[step].targets, heavy[step].targets
+        factors = torch.tensor(heavy.class_weights)[plain.class_index]
+        torch.testing.assert_close(weighted.weight, plain.weight * factors)
+        seen |= set(plain.class_index.tolist())
+    assert {0, 1} <= seen, "cars and pedestrians are among the samples"
+
+
 def test_batches_leave_the_noise_of_the_training_alone(step_batches: StepBatches) -> None:
     torch.manual_seed(5)
     expected = torch.rand(1)
@@ -626,12 +638,15 @@ def test_bad_settings_name_the_field(tmp_path: Path, text: str, message: str) ->
     assert "\n" not in str(error.value) and "train.yaml" in str(error.value)
 
 
-def test_missing_labels_and_unknown_stages_are_said(tmp_path: Path) -> None:
+def test_missing_labels_and_unknown_stages_and_classes_are_said(tmp_path: Path) -> None:
     folder = small_model(tmp_path / "model", [1, 0, 0])
     with pytest.raises(TrainError, match="label_2: expected a folder of KITTI labels"):
         run(folder, tmp_path / "nowhere", tmp_path / "out", device="cpu")
     with pytest.raises(TrainError, match="stages: expected some of"):
         run(folder, None, tmp_path / "out", device="cpu", stages="codec,heads")
+    folder = small_model(tmp_path / "weighted", [1, 0, 0], class_weights={"Pedestrain": 2.0})
+    with pytest.raises(TrainError, match="train.yaml: class_weights: expected some of Car, .*, got Pedestrain$"):
+        run(folder, None, tmp_path / "out", device="cpu")
 
 
 def test_true_and_false_positives_are_counted() -> None:

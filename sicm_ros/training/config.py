@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -37,6 +38,8 @@ class TrainConfig:
     volume_loss: tuple[float, float] = (0.0, 0.0)  # of the coded volumes likewise, where the vehicle matches the views
     codec_task_loss: bool = True  # the codec stage has the task's loss, as in the paper; else the feature loss alone
     frozen_norms: bool = False  # batch norms rest in the first stage too, for a training from trained weights
+    # how much an object of a class counts, 1 where it is not named: rare classes drown among common ones
+    class_weights: dict[str, Annotated[float, Field(gt=0)]] = field(default_factory=dict)
     uncompressed_share: float = 0.0  # of the joint stage's steps that train the detector without the codec
     samples: int = 3712  # rendered where there are no images
     validation_samples: int = 200

@@ -51,6 +51,7 @@ class StepBatches(Dataset[TrainingBatch]):
     ) -> None:
         """``anchors``, on the CPU, with their priors; ``rank`` of ``world_size`` data-parallel processes."""
         self.mixture, self.classes, self.anchors = mixture, classes, anchors
+        self.class_weights = [config.class_weights.get(name, 1.0) for name in classes]
         self.seed, self.batch_size = config.seed, config.batch_size
         self.rank, self.per_step = rank, config.batch_size * world_size
         self.epoch_steps = max(1, len(mixture) // self.per_step)
@@ -64,7 +65,7 @@ class StepBatches(Dataset[TrainingBatch]):
         chosen = [self._order[i % len(self._order)] for i in range(first, first + self.batch_size)]
         rng = np.random.default_rng((self.seed, 7, step, self.rank))
         batch = collate([augment(self.mixture.stores[number][i], rng) for number, i in chosen], self.classes)
-        return TrainingBatch(batch.left, batch.right, match(batch, self.anchors))
+        return TrainingBatch(batch.left, batch.right, match(batch, self.anchors, self.class_weights))
 
 
 def _start_worker(_: int) -> None:

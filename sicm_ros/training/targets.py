@@ -7,7 +7,7 @@ decide, each of which would make a GPU wait.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,7 +87,7 @@ class Targets:
         self.image = image  # (P,) of which image
         self.anchor = anchor  # (P,) its number there
         self.class_index = class_index  # (P,)
-        self.weight = weight  # (P,) as in Assignment
+        self.weight = weight  # (P,) as in Assignment, times that of its class
         self.regression = regression  # (P, 12) as ``Anchors.encode`` gives it
         self.sin_positive = sin_positive  # (P,) float32, 1 where the sine of the observation angle is positive
         self.background = background  # (B, N) bool
@@ -234,8 +234,11 @@ def view_weights(batch: Batch) -> tuple[Tensor, Tensor]:
     return left, right
 
 
-def match(batch: Batch, anchors: Anchors) -> Targets:
-    """The targets of a batch: its objects matched with ``anchors``, on the device of both."""
+def match(batch: Batch, anchors: Anchors, class_weights: Sequence[float] | None = None) -> Targets:
+    """The targets of a batch: its objects matched with ``anchors``, on the device of both.
+
+    ``class_weights``: how much an object of each class counts, in the order of the model's classes; None: all the same.
+    """
     parts = []
     background = []
     for i, (objects, classes, rig) in enumerate(zip(batch.objects, batch.classes, batch.rigs, strict=True)):
@@ -246,6 +249,8 @@ def match(batch: Batch, anchors: Anchors) -> Targets:
         parts.append((torch.full_like(a.anchor_index, i), a.anchor_index, k, a.weight, regression, sin_positive))
         background.append(a.background)
     image, anchor, class_index, weight, regression, sin_positive = map(torch.cat, zip(*parts, strict=True))
+    if class_weights is not None:
+        weight = weight * torch.tensor(class_weights, dtype=weight.dtype, device=weight.device)[class_index]
     left_weight, right_weight = view_weights(batch)
     return Targets(
         image,

@@ -86,6 +86,9 @@ def run(
     folder, out = Path(config_path), Path(out)
     model_config, config = load_config(folder / "config.yaml"), _settings(folder, out, seed, samples, resume)
     chosen = _chosen_stages(stages)
+    if unknown := set(config.class_weights) - set(model_config.classes):
+        classes = ", ".join(model_config.classes)
+        raise TrainError(f"{folder / 'train.yaml'}: class_weights: expected some of {classes}, got {min(unknown)}")
     roots = [] if data is None else [str(data)] if isinstance(data, (str, Path)) else list(data)
     fabric = lightning_fabric.Fabric(**fabric_arguments(device, processes, config.precision, "joint" in chosen))
     # Before Fabric starts the others: rendering may take longer than one process waits for another.

@@ -15,6 +15,7 @@ __all__ = ["Hevc"]
 # keyint: distance of intra pictures; ratios of 1: both pictures at one QP.
 _COMMON = "info=0:log-level=none:ipratio=1:pbratio=1:bframes=0:frame-threads=1:pools=none"
 _MODES = {"intra": "keyint=1", "inter": "keyint=-1:scenecut=0"}
+_TITLES = {"intra": "HEVC-Intra", "inter": "HEVC-Inter, one QP"}
 _NOTES = {
     "intra": "HEVC of each view by itself (x265, preset medium)",
     "inter": "HEVC, the right view predicted from the left one, both at one QP (x265, preset medium)",
@@ -27,7 +28,7 @@ class Hevc:
     points = PAPER_QPS
 
     def __init__(self, mode: Literal["intra", "inter"]) -> None:
-        self.name, self.note, self._mode = f"hevc-{mode}", _NOTES[mode], mode
+        self.name, self.title, self.note, self._mode = f"hevc-{mode}", _TITLES[mode], _NOTES[mode], mode
 
     def missing(self) -> str:
         """See ``ImageCodec``."""

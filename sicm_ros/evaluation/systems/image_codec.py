@@ -35,7 +35,11 @@ class ImageCodec(Protocol):
 
     @property
     def name(self) -> str:
-        """Its name in commands and tables."""
+        """Its name in commands."""
+
+    @property
+    def title(self) -> str:
+        """Its name in tables and figures."""
 
     @property
     def note(self) -> str:

@@ -16,7 +16,7 @@ __all__ = ["Jpeg"]
 class Jpeg:
     """See ``ImageCodec``; a point is JPEG's quality. Tables and headers count, because each image is sent with them."""
 
-    name = "jpeg"
+    name, title = "jpeg", "JPEG"
     note = "JPEG of each view, 4:2:0"
     points = (5, 10, 20, 40, 70, 90)
 

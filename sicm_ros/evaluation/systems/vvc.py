@@ -23,6 +23,7 @@ _PARAMETERS = {
     "inter": f"{_LOW_DELAY}:GOPSize=8",  # the right view's QP is larger, as VVenC's low-delay configuration has it
     "inter-one-qp": f"{_LOW_DELAY}:GOPSize=1:{_ONE_QP}",
 }
+_TITLES = {"intra": "VVC-Intra", "inter": "VVC-Inter", "inter-one-qp": "VVC-Inter, one QP"}
 _NOTES = {
     "intra": "VVC of each view by itself (VVenC, preset fast)",
     "inter": "VVC, the right view predicted from the left one, with low-delay QP offsets (VVenC, preset fast)",
@@ -36,7 +37,7 @@ class Vvc:
     points = PAPER_QPS
 
     def __init__(self, mode: Mode) -> None:
-        self.name, self.note, self._mode = f"vvc-{mode}", _NOTES[mode], mode
+        self.name, self.title, self.note, self._mode = f"vvc-{mode}", _TITLES[mode], _NOTES[mode], mode
 
     def missing(self) -> str:
         """See ``ImageCodec``."""
