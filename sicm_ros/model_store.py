@@ -60,7 +60,13 @@ _REFERENCE = "analysis.anchors.reference_focal_baseline"
 _FREE_FIELDS = {"lambdas", "default_rate"}
 _FREE_ANALYSIS_FIELDS = {"score_calibration", "score_threshold", "nms_iou", "dropout"}
 # Fields that came after the first packets were stored: left out of the fingerprint where they have the old meaning.
-_LATER_FIELDS = {"latent_stride": 32, "strided_stem": False, "context_channels": None, "matching": "remote"}
+_LATER_FIELDS = {
+    "latent_stride": 32,
+    "strided_stem": False,
+    "context_channels": None,
+    "matching": "remote",
+    "joint_features": True,
+}
 _LATER_ANALYSIS_FIELDS = {"disparity_refinement": 0}
 _ADAPTER = TypeAdapter(MvsfcConfig)
 

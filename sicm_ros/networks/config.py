@@ -66,6 +66,8 @@ class MvsfcConfig:
     context_channels: int | None = None  # of the features in the entropy model; None: twice latent_channels
     attention: Literal["efficient", "epipolar"] = "efficient"  # in the bi-directional contextual transform
     decoder_feedback: bool = True  # what a decoder unit has decoded goes into the next one
+    # False is the paper's "w/o SMFC" (table III): each scale of each view goes into channels of the latent of its own.
+    joint_features: bool = True
     # Where the views are matched at strides 4 and 8: remotely, on reconstructed features, as in the paper, or on the
     # vehicle, before anything is lost; then the result is coded beside the features.
     matching: Literal["remote", "vehicle"] = "remote"

@@ -12,6 +12,7 @@ from .config import MvsfcConfig
 from .cost_volume import StereoMatching
 from .detection import AnalysisOutput, VisualAnalysis
 from .entropy_model import StereoEntropyModel
+from .separate_features import SeparateDecoder, SeparateEncoder
 from .smfc import Reconstruction, SmfcDecoder, SmfcEncoder
 
 __all__ = ["Half", "MvsfcNet", "MvsfcOutput"]
@@ -38,9 +39,9 @@ class MvsfcNet(nn.Module):
         if half != "remote":
             self.backbone = Backbone(config)
             self.matching = StereoMatching(config) if config.matching == "vehicle" else None
-            self.smfc_encoder = SmfcEncoder(config)
+            self.smfc_encoder = SmfcEncoder(config) if config.joint_features else SeparateEncoder(config)
         if half != "vehicle":
-            self.smfc_decoder = SmfcDecoder(config)
+            self.smfc_decoder = SmfcDecoder(config) if config.joint_features else SeparateDecoder(config)
             self.analysis = VisualAnalysis(config)
 
     def features(self, left: Tensor, right: Tensor) -> StereoFeatures:

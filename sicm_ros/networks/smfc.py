@@ -20,6 +20,7 @@ __all__ = [
     "SmfcEncoder",
     "StereoDecoderUnit",
     "StereoEncoderUnit",
+    "fit",
 ]
 
 
@@ -143,13 +144,13 @@ class VolumeSynthesis(nn.Module):
 
     def forward(self, x: Tensor, beside: Tensor) -> Tensor:
         """(B, C, ceil(h/2), ceil(w/2)), and the unit's output (B, C', h, w) -> (B, C'', h, w)."""
-        x = _fit(self.upsample(x), (beside.shape[2], beside.shape[3]))
+        x = fit(self.upsample(x), (beside.shape[2], beside.shape[3]))
         x = torch.relu(self.join(torch.cat([x, beside], 1)))
         x = torch.relu(x + self.conv2(torch.relu(self.conv1(x))))
         return self.output(x)
 
 
-def _fit(x: Tensor, size: tuple[int, int]) -> Tensor:
+def fit(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Zero-pad at the bottom and the right, or crop there, to ``size``."""
     h, w = size
     if x.shape[2] < h or x.shape[3] < w:
@@ -178,10 +179,10 @@ class SmfcEncoder(nn.Module):
         ``volumes`` (B, C, H/8, W/8), of ``StereoMatching``, are coded too where the views are matched on the vehicle.
         """
         (l0, r0), (l1, r1), (l2, r2) = [
-            (_fit(left, s), _fit(right, s)) for (left, right), s in zip(features, self.sizes, strict=True)
+            (fit(left, s), fit(right, s)) for (left, right), s in zip(features, self.sizes, strict=True)
         ]
         left, right = self.unit0(l0, r0)
-        coded_left = [l1, left] if volumes is None else [l1, left, _fit(volumes, self.sizes[1])]
+        coded_left = [l1, left] if volumes is None else [l1, left, fit(volumes, self.sizes[1])]
         left, right = self.unit1(torch.cat(coded_left, 1), torch.cat([r1, right], 1))
         return self.unit2(torch.cat([l2, left], 1), torch.cat([r2, right], 1))
 
@@ -220,21 +221,21 @@ class SmfcDecoder(nn.Module):
         def unit(
             module: StereoDecoderUnit, left: Tensor, right: Tensor, decoded: tuple[Tensor, Tensor] | None, level: int
         ) -> list[Tensor]:
-            return [_fit(x, self.sizes[level]) for x in module(left, right, decoded)]
+            return [fit(x, self.sizes[level]) for x in module(left, right, decoded)]
 
         both = [x.split(self.split[0], 1) for x in unit(self.unit2, left, right, None, 2)]
         (l2, left), (r2, right) = ((torch.relu(f), c) for f, c in both)
         seen_left, seen_right = self.unit1.transformed(left, right, (l2, r2))
         both = [
-            _fit(x, self.sizes[1]).split(self.split[1], 1)
+            fit(x, self.sizes[1]).split(self.split[1], 1)
             for x in (self.unit1.left(seen_left), self.unit1.right(seen_right))
         ]
         (l1, left), (r1, right) = ((torch.relu(f), c) for f, c in both)
         volumes = None
         if self.volumes is not None:
-            volumes = _fit(self.volumes(seen_left, torch.cat([l1, left], 1)), s1)
+            volumes = fit(self.volumes(seen_left, torch.cat([l1, left], 1)), s1)
         f0 = None
         if with_f0:
             l0, r0 = (torch.relu(x) for x in unit(self.unit0, left, right, (l1, r1), 0))
-            f0 = _fit(l0, s0), _fit(r0, s0)
-        return Reconstruction((f0, (_fit(l1, s1), _fit(r1, s1)), (_fit(l2, s2), _fit(r2, s2))), volumes)
+            f0 = fit(l0, s0), fit(r0, s0)
+        return Reconstruction((f0, (fit(l1, s1), fit(r1, s1)), (fit(l2, s2), fit(r2, s2))), volumes)
