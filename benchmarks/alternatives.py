@@ -19,7 +19,6 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 import torch
-from coders import import_ans
 from pairs import frames, watched
 from rich.console import Console
 from rich.table import Table
@@ -28,6 +27,7 @@ from sicm_ros.codec.payload import compress, decompress
 from sicm_ros.codec.range_coder import RangeCoder
 from sicm_ros.data.source import StereoFrame
 from sicm_ros.evaluation.systems import IMAGE_CODECS
+from sicm_ros.evaluation.systems.compressai_layers import compressai
 from sicm_ros.evaluation.systems.packets import PacketSystem
 from sicm_ros.evaluation.systems.system import Outcome, System
 from sicm_ros.evaluation.systems.uncompressed import ImageSystem, Uncompressed
@@ -43,7 +43,7 @@ Coder = Callable[[StereoFrame], tuple[float, float, float]]  # bytes, or NaN, an
 
 def compressai_coder(name: str, model: StoredModel) -> Coder:
     """One of CompressAI's image codecs on both views, each by itself."""
-    import_ans()  # makes CompressAI importable
+    compressai()  # makes it importable
     from compressai.zoo import image_models
 
     net = image_models[name](quality=1, pretrained=False).eval()

@@ -31,28 +31,11 @@ from rich.table import Table
 
 from sicm_ros.codec.range_coder import RangeCoder, SymbolDecoder, SymbolEncoder
 from sicm_ros.evaluation.latency import Spread
+from sicm_ros.evaluation.systems.compressai_layers import compressai
 from sicm_ros.model_store import load_model
 from sicm_ros.networks.entropy_layers import HYPER_SYMBOL_LIMIT, SCALE_LEVELS
 from sicm_ros.networks.entropy_tables import TOTAL, EntropyTables
 from sicm_ros.networks.integer_prior import QuantisedLatents, symbol_limits
-
-_declared: list[torch.library.Library] = []  # declarations last as long as these
-
-
-def import_ans() -> ModuleType:
-    """``compressai.ans``. CompressAI imports torchvision; PyPI's, built for CUDA, fails beside a CPU build of PyTorch
-    unless two operators, which nothing here uses, are declared."""
-    try:
-        from compressai import ans
-    except RuntimeError as e:
-        if "torchvision::nms does not exist" not in str(e):
-            raise
-        _declared.append(torch.library.Library("torchvision", "DEF"))
-        for name in ("nms", "qnms"):
-            _declared[-1].define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        from compressai import ans
-    return ans
-
 
 @dataclass(frozen=True)
 class PairSymbols:
@@ -248,7 +231,7 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     model = load_model(options.model)
-    ours, theirs, library = Ours(model.tables), CompressAi(model.tables, import_ans()), Constriction(model.tables)
+    ours, theirs, library = Ours(model.tables), CompressAi(model.tables, compressai().ans), Constriction(model.tables)
     rates = options.rates or [0.0, model.config.default_rate, float(model.config.highest_rate)]
     times: dict[float, dict[str, list[float]]] = {rate: {} for rate in rates}
     sizes: dict[float, list[tuple[int, int]]] = {rate: [] for rate in rates}

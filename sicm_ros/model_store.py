@@ -46,6 +46,7 @@ __all__ = [
     "open_model",
     "read_weights",
     "save_model",
+    "search_path",
     "torch_device",
 ]
 
@@ -115,7 +116,7 @@ class StoredModel:
 # ---------------------------------------------------------------------------------------------------- where
 
 
-def _search_path() -> Iterator[Path]:
+def search_path() -> Iterator[Path]:
     """Folders with models, in order of precedence."""
     for entry in os.environ.get("SICM_MODEL_PATH", "").split(os.pathsep):
         if entry:
@@ -129,7 +130,7 @@ def _search_path() -> Iterator[Path]:
 def list_models(trained: bool = True) -> dict[str, Path]:
     """The models that can be loaded by name, with their folders; with ``trained`` False those without weights too."""
     found: dict[str, Path] = {}
-    for folder in _search_path():
+    for folder in search_path():
         for config in sorted(folder.glob(f"*/{CONFIG_FILE}")):
             if not trained or (config.parent / WEIGHTS_FILE).is_file():
                 found.setdefault(config.parent.name, config.parent)
