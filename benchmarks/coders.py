@@ -37,6 +37,7 @@ from sicm_ros.networks.entropy_layers import HYPER_SYMBOL_LIMIT, SCALE_LEVELS
 from sicm_ros.networks.entropy_tables import TOTAL, EntropyTables
 from sicm_ros.networks.integer_prior import QuantisedLatents, symbol_limits
 
+
 @dataclass(frozen=True)
 class PairSymbols:
     """What is coded of a pair: both hyper-latents (Z, hz, wz); symbols and table indices of each step."""

@@ -34,7 +34,7 @@ from sicm_ros.training.config import TrainConfig, TrainError, load_train_config
 from sicm_ros.training.loader import StepBatches, TrainingBatch, load_batches
 from sicm_ros.training.losses import disparity_loss, feature_error, rate_distortion_loss, task_loss
 from sicm_ros.training.samples import Sample, SampleStore, build_store, recorded_count
-from sicm_ros.training.stages import Stage, Trainee, prepare_stage
+from sicm_ros.training.stages import MvsfcTrainee, Stage, prepare_stage
 from sicm_ros.training.stores import Mixture, complete_shares, make_stores, parse_root
 from sicm_ros.training.targets import (
     Batch,
@@ -456,7 +456,7 @@ def test_a_loss_does_not_wait_for_its_device(step_batches: StepBatches, stage: S
     net = small_net(**SIZES)
     config = TrainConfig(feature_loss=(1.0, 0.5))
     prepare_stage(net, stage, False)
-    batch, trainee = step_batches[0], Trainee(net, config)
+    batch, trainee = step_batches[0], MvsfcTrainee(net, config)
     with Readings() as readings:
         trainee(batch, stage, rate)["loss"].backward()
     assert readings.found == []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""train: a model from stereo pairs and their labels."""
+"""train, train-system: a model, or a codec to compare with, from stereo pairs and their labels."""
 
 from __future__ import annotations
 
@@ -8,9 +8,83 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, examples
+from .options import Device, Model, examples
 
 commands = typer.Typer(rich_markup_mode="rich")
+
+
+Out = Annotated[
+    Path,
+    typer.Option(
+        "--out", metavar="DIR", show_default=False, help="Folder for samples, checkpoint, logs and trained model."
+    ),
+]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        metavar="ROOT[:SHARE]",
+        show_default=False,
+        help="KITTI root with training/label_2, calib and, if there are any, images; several with the share of the "
+        "samples that each gives, e.g. 0.3. Default: rendered scenes.",
+    ),
+]
+Splits = Annotated[
+    Path | None,
+    typer.Option(
+        "--splits",
+        metavar="DIR",
+        show_default=False,
+        help="Folder with train.txt and val.txt. Default: ImageSets of each root.",
+    ),
+]
+ValidateOn = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--validate",
+        metavar="ROOT",
+        show_default=False,
+        help="KITTI root to validate on, beside what --data holds out; several in turn.",
+    ),
+]
+MaxMinutes = Annotated[
+    float | None,
+    typer.Option(
+        "--max-minutes",
+        metavar="M",
+        min=0,
+        show_default=False,
+        help="Time limit in minutes: every stage is shortened to fit.",
+    ),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in --out.")]
+Seed = Annotated[
+    int | None, typer.Option("--seed", metavar="N", min=0, show_default=False, help="Default: from train.yaml.")
+]
+Processes = Annotated[
+    int, typer.Option("--processes", min=1, metavar="N", help="Data-parallel processes; torchrun works as well.")
+]
+Workers = Annotated[int, typer.Option("--workers", "-j", min=1, metavar="N", help="Processes that render samples.")]
+Loaders = Annotated[
+    int | None,
+    typer.Option(
+        "--loaders",
+        min=0,
+        metavar="N",
+        show_default=False,
+        help="Processes that make batches, for each training process. Default: none on a CPU, up to 4 for a GPU.",
+    ),
+]
+Samples = Annotated[
+    int | None,
+    typer.Option(
+        "--samples",
+        min=1,
+        metavar="N",
+        show_default=False,
+        help="Number of pairs to render, or maximum number to use of --data. Default: from train.yaml.",
+    ),
+]
 
 
 @commands.command(
@@ -26,71 +100,17 @@ def train(
             "--config", metavar="DIR", show_default=False, help="Model folder with config.yaml and train.yaml."
         ),
     ],
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out", metavar="DIR", show_default=False, help="Folder for samples, checkpoint, logs and trained model."
-        ),
-    ],
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--data",
-            metavar="ROOT[:SHARE]",
-            show_default=False,
-            help="KITTI root with training/label_2, calib and, if there are any, images; several with the share of the "
-            "samples that each gives, e.g. 0.3. Default: rendered scenes.",
-        ),
-    ] = None,
-    splits: Annotated[
-        Path | None,
-        typer.Option(
-            "--splits",
-            metavar="DIR",
-            show_default=False,
-            help="Folder with train.txt and val.txt. Default: ImageSets of each root.",
-        ),
-    ] = None,
-    validate_on: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--validate",
-            metavar="ROOT",
-            show_default=False,
-            help="KITTI root to validate on, beside what --data holds out; several in turn.",
-        ),
-    ] = None,
-    max_minutes: Annotated[
-        float | None,
-        typer.Option(
-            "--max-minutes",
-            metavar="M",
-            min=0,
-            show_default=False,
-            help="Time limit in minutes: every stage is shortened to fit.",
-        ),
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in --out.")] = False,
+    out: Out,
+    data: Data = None,
+    splits: Splits = None,
+    validate_on: ValidateOn = None,
+    max_minutes: MaxMinutes = None,
+    resume: Resume = False,
     device: Device = "auto",
-    seed: Annotated[
-        int | None, typer.Option("--seed", metavar="N", min=0, show_default=False, help="Default: from train.yaml.")
-    ] = None,
-    processes: Annotated[
-        int, typer.Option("--processes", min=1, metavar="N", help="Data-parallel processes; torchrun works as well.")
-    ] = 1,
-    workers: Annotated[
-        int, typer.Option("--workers", "-j", min=1, metavar="N", help="Processes that render samples.")
-    ] = 1,
-    loaders: Annotated[
-        int | None,
-        typer.Option(
-            "--loaders",
-            min=0,
-            metavar="N",
-            show_default=False,
-            help="Processes that make batches, for each training process. Default: none on a CPU, up to 4 for a GPU.",
-        ),
-    ] = None,
+    seed: Seed = None,
+    processes: Processes = 1,
+    workers: Workers = 1,
+    loaders: Loaders = None,
     stages: Annotated[
         str | None,
         typer.Option("--stages", metavar="A,B", show_default=False, help="Only these of detector,codec,joint,entropy."),
@@ -99,16 +119,7 @@ def train(
         Path | None,
         typer.Option("--start-from", metavar="FILE", show_default=False, help="Initial weights (safetensors)."),
     ] = None,
-    samples: Annotated[
-        int | None,
-        typer.Option(
-            "--samples",
-            min=1,
-            metavar="N",
-            show_default=False,
-            help="Number of pairs to render, or maximum number to use of --data. Default: from train.yaml.",
-        ),
-    ] = None,
+    samples: Samples = None,
 ) -> None:
     """Train a model: the detector, then the codec, then both together, then the entropy model alone."""
     config = config.parent if config.name == "config.yaml" else config
@@ -135,6 +146,57 @@ def train(
         splits=splits,
         start_from=start_from,
         stages=stages,
+        samples=samples,
+        validate_on=validate_on or (),
+        loaders=loaders,
+    )
+
+
+@commands.command(
+    epilog=examples(
+        "sicm train-system wang --data KITTI/object --out runs/systems/wang --max-minutes 120",
+        "SICM_MODEL_PATH=runs sicm evaluate --data KITTI/object --systems wang --out out/wang",
+    )
+)
+def train_system(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="wang, lei or liu, see [cyan]sicm evaluate --list[/cyan].")
+    ],
+    out: Out,
+    model: Model = "sicm-compact",
+    data: Data = None,
+    splits: Splits = None,
+    validate_on: ValidateOn = None,
+    max_steps: Annotated[
+        int, typer.Option("--max-steps", min=1, metavar="N", help="Batches of 4 pairs, at most.")
+    ] = 20000,
+    max_minutes: MaxMinutes = None,
+    resume: Resume = False,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0)] = 1,
+    processes: Processes = 1,
+    workers: Workers = 1,
+    loaders: Loaders = None,
+    samples: Annotated[
+        int, typer.Option("--samples", min=1, metavar="N", help="Pairs to render, or to use of --data at most.")
+    ] = 5000,
+) -> None:
+    """Train a learned codec of the comparison beside a trained detector, which stays as it is."""
+    from ..training.train_system import run_system
+
+    run_system(
+        name,
+        model,
+        data,
+        out,
+        max_steps,
+        max_minutes=max_minutes,
+        resume=resume,
+        device=device,
+        seed=seed,
+        processes=processes,
+        workers=workers,
+        splits=splits,
         samples=samples,
         validate_on=validate_on or (),
         loaders=loaders,

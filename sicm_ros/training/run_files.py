@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from lightning_fabric.loggers import CSVLogger, TensorBoardLogger
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..files import write_whole
 from ..model_store import save_model
@@ -21,7 +21,7 @@ from .stages import STAGES, Progress
 __all__ = ["export_model", "log_losses", "log_validation", "open_loggers", "save_checkpoint"]
 
 
-def save_checkpoint(path: Path, net: MvsfcNet, optimizer: Any, progress: Progress, sums: dict[str, float]) -> None:
+def save_checkpoint(path: Path, net: nn.Module, optimizer: Any, progress: Progress, sums: dict[str, float]) -> None:
     """Write a checkpoint so that a kill at any moment leaves the old one or the new one.
 
     ``sums``: of the loss terms since the last row of the log.

@@ -7,6 +7,7 @@ The first three are the paper's progressive training strategy (section IV-A).
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
@@ -19,8 +20,21 @@ from ..networks.mvsfc_net import MvsfcNet
 from .config import TrainConfig
 from .loader import TrainingBatch
 from .losses import TaskLoss, feature_error, rate_distortion_loss, task_loss, volume_error
+from .samples import SampleStore
+from .validation import validate
 
-__all__ = ["Progress", "STAGES", "Stage", "Trainee", "learning_rate", "prepare_stage", "rate_of_step"]
+__all__ = [
+    "MvsfcTrainee",
+    "Progress",
+    "STAGES",
+    "Stage",
+    "Trainee",
+    "learning_rate",
+    "prepare_stage",
+    "rate_of_step",
+    "rest_norms",
+    "task_terms",
+]
 
 # What a stage trains, and on what (paper, section IV-A, "Training Strategy"):
 # detector: feature extraction and analysis without a codec, on the task's loss (equation 7);
@@ -31,12 +45,57 @@ Stage: TypeAlias = Literal["detector", "codec", "joint", "entropy"]
 STAGES: tuple[Stage, ...] = get_args(Stage)  # in their order
 
 
-class Trainee(nn.Module):
-    """The network with its losses, so that distributed training sees one forward pass."""
+class Trainee(nn.Module, ABC):
+    """What is trained, with its losses, so that distributed training sees one forward pass.
+
+    ``net`` is what checkpoints hold.
+    """
+
+    net: nn.Module
+
+    @abstractmethod
+    def forward(self, batch: TrainingBatch, stage: Stage, rate: int | None) -> dict[str, Tensor]:
+        """The loss and its terms, scalars; ``rate``: index into the lambdas, None trains without the codec."""
+
+    @abstractmethod
+    def prepare(self, stage: Stage) -> None:
+        """Set what is trained in a stage."""
+
+    @abstractmethod
+    def rate_of_step(self, stage: Stage, step: int) -> int | None:
+        """Which rate a step trains; the same in every process."""
+
+    @abstractmethod
+    def validate(self, stage: Stage, store: SampleStore, device: torch.device) -> dict[str, dict[str, float]]:
+        """Figures of what there is to validate in a stage, by its name."""
+
+
+class MvsfcTrainee(Trainee):
+    """The network of this package."""
+
+    net: MvsfcNet
 
     def __init__(self, net: MvsfcNet, config: TrainConfig) -> None:
         super().__init__()
         self.net, self.config = net, config
+
+    def prepare(self, stage: Stage) -> None:
+        """See ``Trainee``."""
+        prepare_stage(self.net, stage, self.config.frozen_norms)
+
+    def rate_of_step(self, stage: Stage, step: int) -> int | None:
+        """See ``Trainee``."""
+        return rate_of_step(stage, self.config, self.net.config, step)
+
+    def validate(self, stage: Stage, store: SampleStore, device: torch.device) -> dict[str, dict[str, float]]:
+        """See ``Trainee``."""
+        config = self.net.config
+        with_codec = [config.default_rate if config.variable_rate else 0.0]
+        rates = [None] if stage == "detector" else [None, *with_codec]
+        return {
+            "uncompressed" if rate is None else f"rate {rate:g}": validate(self.net, store, rate, device)
+            for rate in rates
+        }
 
     def forward(self, batch: TrainingBatch, stage: Stage, rate: int | None) -> dict[str, Tensor]:
         """The loss and its terms, scalars; ``rate``: index into the model's lambdas, None trains without the codec."""
@@ -50,7 +109,7 @@ class Trainee(nn.Module):
         features = net.features(batch.left, batch.right)
         if rate is None:
             task = task_loss(net.detect(features), batch.targets)
-            return {"loss": task.total, **_terms(task)}
+            return {"loss": task.total, **task_terms(task)}
         volumes = net.match(features)
         reconstruction, bits_left, bits_right = net.compress(features, self._codec_rate(rate), volumes)
         bits = self._bits_per_pixel(bits_left, bits_right)
@@ -59,7 +118,7 @@ class Trainee(nn.Module):
         if stage != "codec" or self.config.codec_task_loss:
             task = task_loss(net.detect_decoded(reconstruction), batch.targets)
             distortion = task.total
-            terms |= _terms(task)
+            terms |= task_terms(task)
         loss = rate_distortion_loss(bits, distortion, net.config.lambdas[rate])
         weights = batch.targets.left_weight, batch.targets.right_weight
         weight = self.config.feature_loss[stage == "joint"]
@@ -81,7 +140,8 @@ class Trainee(nn.Module):
         return (bits_left + bits_right).mean() / (self.net.config.height * self.net.config.width)
 
 
-def _terms(task: TaskLoss) -> dict[str, Tensor]:
+def task_terms(task: TaskLoss) -> dict[str, Tensor]:
+    """The terms of the task's loss as the log names them."""
     return {"class": task.classification, "box": task.regression, "disparity": task.disparity}
 
 
@@ -104,11 +164,16 @@ def prepare_stage(net: MvsfcNet, stage: Stage, frozen_norms: bool) -> None:
         p.requires_grad_(not kept and any(name.startswith(prefix) for prefix in prefixes))
     net.train()
     if stage != "detector" or frozen_norms:
-        for module in net.modules():
-            if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
-                module.eval()
-                for p in module.parameters():
-                    p.requires_grad_(False)
+        rest_norms(net)
+
+
+def rest_norms(net: nn.Module) -> None:
+    """Batch norms with the statistics and parameters that they have."""
+    for module in net.modules():
+        if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
+            module.eval()
+            for p in module.parameters():
+                p.requires_grad_(False)
 
 
 @dataclass

@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +23,7 @@ from lightning_fabric.utilities.seed import seed_everything
 from torch import Tensor, distributed, nn
 
 from ..model_store import load_config
+from ..networks.anchors import Anchors
 from ..networks.config import MvsfcConfig
 from ..networks.mvsfc_net import MvsfcNet
 from .config import TrainConfig, TrainError, load_train_config
@@ -29,12 +31,11 @@ from .initial_weights import adopt
 from .loader import StepBatches, TrainingBatch, load_batches
 from .run_files import export_model, log_losses, log_validation, open_loggers, save_checkpoint
 from .samples import SampleStore, recorded_count
-from .stages import STAGES, Progress, Stage, Trainee, learning_rate, prepare_stage, rate_of_step
+from .stages import STAGES, MvsfcTrainee, Progress, Stage, Trainee, learning_rate
 from .stores import Mixture, make_stores, open_stores
 from .targets import anchor_priors
-from .validation import validate
 
-__all__ = ["fabric_arguments", "run"]
+__all__ = ["Session", "channels_last", "fabric_arguments", "open_session", "run", "train"]
 
 REPORT_STEPS = 20
 # How long a process waits for another one: as long as that may render (under torchrun), or validate.
@@ -48,7 +49,7 @@ def bfloat16_is_native() -> bool:
     return any(capabilities.get(name, False) for name in ("amx_bf16", "amx_tile", "avx512_bf16", "arm_bf16"))
 
 
-def _channels_last(net: MvsfcNet) -> None:
+def channels_last(net: nn.Module) -> None:
     """2D convolutions in channels-last order: a third faster on a CPU, more on a GPU."""
     for module in net.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
@@ -89,8 +90,51 @@ def run(
     if unknown := set(config.class_weights) - set(model_config.classes):
         classes = ", ".join(model_config.classes)
         raise TrainError(f"{folder / 'train.yaml'}: class_weights: expected some of {classes}, got {min(unknown)}")
+    joint = "joint" in chosen
+    session = open_session(
+        model_config, config, data, out, joint, device, processes, workers, splits, validate_on, loaders, say
+    )
+    net = _new_net(model_config, session.mixture.stores[0], start_from, session.say)
+    trainee, steps = MvsfcTrainee(net, config), _stage_steps(config, session.mixture, session.fabric.world_size, chosen)
+    train(session, trainee, net.analysis.anchors, steps, max_minutes, resume, lambda _: export_model(net, folder, out))
+    session.say(f"model written to {out / 'model'}")
+    return out / "model"
+
+
+@dataclass(frozen=True)
+class Session:
+    """One process of a training, with its samples."""
+
+    fabric: lightning_fabric.Fabric
+    config: TrainConfig
+    classes: tuple[str, ...]
+    mixture: Mixture
+    validation: dict[str, SampleStore]
+    loaders: int
+    out: Path
+    say: Callable[[str], None]  # of the first process; the others say nothing
+
+
+def open_session(
+    model_config: MvsfcConfig,
+    config: TrainConfig,
+    data: str | Path | Sequence[str] | None,
+    out: Path,
+    joint: bool,
+    device: str,
+    processes: int,
+    workers: int,
+    splits: str | Path | None,
+    validate_on: Sequence[str | Path],
+    loaders: int | None,
+    say: Callable[[str], None],
+) -> Session:
+    """Make the samples in ``out``, start the other processes, and open the samples in each.
+
+    ``joint``: whether parameters are used in some steps and not in others. The other arguments are those of ``run``.
+    """
     roots = [] if data is None else [str(data)] if isinstance(data, (str, Path)) else list(data)
-    fabric = lightning_fabric.Fabric(**fabric_arguments(device, processes, config.precision, "joint" in chosen))
+    fabric = lightning_fabric.Fabric(**fabric_arguments(device, processes, config.precision, joint))
     # Before Fabric starts the others: rendering may take longer than one process waits for another.
     if _is_first_process():
         held_out = [Path(root) for root in validate_on]
@@ -105,30 +149,43 @@ def run(
     seed_everything(config.seed, verbose=False)
     fabric.barrier()  # the samples are there
     mixture, validation = open_stores(out, roots)
+    return Session(fabric, config, model_config.classes, mixture, validation, loaders, out, say)
 
-    net = _new_net(model_config, mixture.stores[0], start_from, say)
-    progress = Progress(_stage_steps(config, mixture, fabric.world_size, chosen), max_minutes)
+
+def train(
+    session: Session,
+    trainee: Trainee,
+    anchors: Anchors,
+    steps: tuple[int, int, int, int],
+    max_minutes: float | None,
+    resume: bool,
+    export: Callable[[Progress], None],
+) -> None:
+    """Take what is trained through its stages of so many ``steps``; ``export`` writes it after each.
+
+    ``anchors``: the detector's, with their priors. ``resume`` goes on from the checkpoint, where there is one.
+    """
+    fabric, config, out = session.fabric, session.config, session.out
+    progress = Progress(steps, max_minutes)
     state: dict[str, Any] = {}
     if resume and (out / "checkpoint.pt").is_file():
         # weights_only: a checkpoint is tensors and numbers, nothing that could run code.
         state = torch.load(out / "checkpoint.pt", map_location="cpu", weights_only=True)
-        net.load_state_dict(state["net"])
-        progress = Progress(progress.total_steps, max_minutes, **state["progress"])
-        say(f"resumed: stage {STAGES[progress.stage]}, step {progress.step}, minute {progress.minutes:.1f}")
+        trainee.net.load_state_dict(state["net"])
+        progress = Progress(steps, max_minutes, **state["progress"])
+        session.say(f"resumed: stage {STAGES[progress.stage]}, step {progress.step}, minute {progress.minutes:.1f}")
     # The anchors stay on the CPU with the labels, while the net goes to the device.
-    anchors = copy.deepcopy(net.analysis.anchors)
-    steps = StepBatches(mixture, config, model_config.classes, anchors, fabric.global_rank, fabric.world_size)
-    batches = load_batches(steps, progress.step, loaders, fabric.device)
-    trainer = Trainer(fabric, net, config, progress, batches, validation, out, say)
+    anchors = copy.deepcopy(anchors)
+    made = StepBatches(session.mixture, config, session.classes, anchors, fabric.global_rank, fabric.world_size)
+    batches = load_batches(made, progress.step, session.loaders, fabric.device)
+    trainer = Trainer(fabric, trainee, config, progress, batches, session.validation, out, session.say)
     while progress.stage < len(STAGES):
         trainer.train_stage(state)
         state = {}
         progress.stage, progress.stage_step = progress.stage + 1, 0
         if fabric.is_global_zero:
-            export_model(net, folder, out)
+            export(progress)
     trainer.close()
-    say(f"model written to {out / 'model'}")
-    return out / "model"
 
 
 def _settings(folder: Path, out: Path, seed: int | None, samples: int | None, resume: bool) -> TrainConfig:
@@ -194,7 +251,7 @@ def _new_net(
 
         untouched, partial = adopt(net, load_file(start_from))
         say(f"{start_from}: {len(untouched)} tensors of the network are not in it, {len(partial)} have more channels")
-    _channels_last(net)
+    channels_last(net)
     return net
 
 
@@ -212,7 +269,7 @@ class Trainer:
     def __init__(
         self,
         fabric: lightning_fabric.Fabric,
-        net: MvsfcNet,
+        trainee: Trainee,
         config: TrainConfig,
         progress: Progress,
         batches: Iterator[TrainingBatch],
@@ -221,7 +278,7 @@ class Trainer:
         say: Callable[[str], None],
     ) -> None:
         self.fabric, self.config, self.progress, self.batches = fabric, config, progress, batches
-        self.trainee = Trainee(net, config)
+        self.trainee = trainee
         self.validation, self.say = validation, say
         self.checkpoint = out / "checkpoint.pt"
         self.loggers = open_loggers(out, progress.step, fabric.is_global_zero, say)
@@ -285,9 +342,9 @@ class Trainer:
 
     def _prepare(self, state: dict[str, Any]) -> tuple[Any, Any]:
         """The network and its optimiser as Fabric runs them in the present stage."""
-        net, config = self.trainee.net, self.config
-        prepare_stage(net, self.stage, config.frozen_norms)
-        parameters = [p for p in net.parameters() if p.requires_grad]
+        config = self.config
+        self.trainee.prepare(self.stage)
+        parameters = [p for p in self.trainee.net.parameters() if p.requires_grad]
         adam: torch.optim.Optimizer = torch.optim.Adam(
             parameters, lr=config.learning_rate[self.progress.stage], weight_decay=config.weight_decay
         )
@@ -306,7 +363,7 @@ class Trainer:
         batch = next(self.batches)
         # The quantisation noise of a step depends on the step alone, so that a resumed run repeats it.
         torch.manual_seed((config.seed * 1_000_003 + step) * fabric.world_size + fabric.global_rank)
-        terms = wrapped(batch, self.stage, rate_of_step(self.stage, config, self.trainee.net.config, step))
+        terms = wrapped(batch, self.stage, self.trainee.rate_of_step(self.stage, step))
         fabric.backward(terms["loss"])
         norm = fabric.clip_gradients(wrapped, optimizer, max_norm=config.gradient_clip, error_if_nonfinite=False)
         self._gradients = self._gradients + cast(Tensor, norm)
@@ -349,13 +406,9 @@ class Trainer:
         save_checkpoint(self.checkpoint, self.trainee.net, optimizer, self.progress, self._finite_sums())
 
     def _validate(self) -> None:
-        net = self.trainee.net
-        with_codec = [net.config.default_rate if net.config.variable_rate else 0.0]
-        rates = [None] if self.stage == "detector" else [None, *with_codec]
         for part, store in self.validation.items():
-            for rate in rates:
-                figures = validate(net, store, rate, self.fabric.device)
-                name = f"{part} " + ("uncompressed" if rate is None else f"rate {rate:g}")
+            for what, figures in self.trainee.validate(self.stage, store, self.fabric.device).items():
+                name = f"{part} {what}"
                 self.say(f"validation {name}: " + ", ".join(f"{k} {v:.2f}" for k, v in figures.items()))
                 log_validation(self.loggers, self.progress, name, figures)
-        prepare_stage(net, self.stage, self.config.frozen_norms)
+        self.trainee.prepare(self.stage)

@@ -4,23 +4,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeAlias
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..evaluation.kitti_ap import evaluate
 from ..evaluation.recall import count_found, depth_errors
 from ..geometry import InputTransform, Object3D
-from ..networks.detection import to_objects
+from ..networks.detection import AnalysisOutput, to_objects
 from ..networks.mvsfc_net import MvsfcNet
 from ..render.layouts import KITTI_SIZE
 from .samples import SampleStore
 from .targets import collate
 
-__all__ = ["LOW_SCORE", "detect_store", "source_labels", "source_transform", "validate"]
+__all__ = ["Coding", "LOW_SCORE", "detect_store", "source_labels", "source_transform", "validate"]
 
 LOW_SCORE = 0.05  # precision over all recalls needs weak detections too
+
+# Normalised views (B, 3, H, W) to what the detector makes of them after coding, and the bits of each pair (B,).
+Coding: TypeAlias = Callable[[Tensor, Tensor], tuple[AnalysisOutput, Tensor]]
 
 
 def source_transform(net: MvsfcNet) -> InputTransform:
@@ -47,8 +53,12 @@ def detect_store(
     device: torch.device,
     batch_size: int = 8,
     score_threshold: float = LOW_SCORE,
+    coding: Coding | None = None,
 ) -> tuple[list[list[Object3D]], float]:
-    """Detections of every sample, uncompressed (``rate`` None) or through the codec, and the mean bits of a pair."""
+    """Detections of every sample, uncompressed (``rate`` None) or through the codec, and the mean bits of a pair.
+
+    ``coding``: another codec than the network's own, at a rate of its own.
+    """
     was_training = net.training
     net.eval()
     found: list[list[Object3D]] = []
@@ -56,11 +66,13 @@ def detect_store(
     for start in range(0, len(store), batch_size):
         samples = [store[i] for i in range(start, min(start + batch_size, len(store)))]
         batch = collate(samples, net.config.classes, device)
-        features = net.features(batch.left, batch.right)
-        if rate is None:
-            output = net.detect(features)
+        if coding is not None:
+            output, pair_bits = coding(batch.left, batch.right)
+            bits += float(pair_bits.sum())
+        elif rate is None:
+            output = net.detect(net.features(batch.left, batch.right))
         else:
-            reconstruction, bits_left, bits_right = net.compress(features, rate)
+            reconstruction, bits_left, bits_right = net.compress(net.features(batch.left, batch.right), rate)
             output = net.detect_decoded(reconstruction)
             bits += float((bits_left + bits_right).sum())
         transforms = [source_transform(net)] * len(samples)
@@ -70,11 +82,13 @@ def detect_store(
     return found, bits / max(len(store), 1)
 
 
-def validate(net: MvsfcNet, store: SampleStore, rate: float | None, device: torch.device) -> dict[str, float]:
+def validate(
+    net: MvsfcNet, store: SampleStore, rate: float | None, device: torch.device, coding: Coding | None = None
+) -> dict[str, float]:
     """AP (R40, moderate) of each class that is labelled; of cars at the model's threshold recall ("found"), false
     positives per frame ("false"), and the median error of depth by range in metres; bytes of a pair (no headers)."""
     labels = source_labels(store, net)
-    results, bits = detect_store(net, store, rate, device)
+    results, bits = detect_store(net, store, rate, device, coding=coding)
     table = evaluate(labels, results, net.config.classes)["R40"]
     near = count_found(labels, results, threshold=net.config.analysis.score_threshold)
     figures = {

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +11,49 @@ from torch import Tensor, nn
 from ...networks.entropy_layers import LEAK, HyperDecoder, HyperEncoder, hyper_size
 from .compressai_layers import compressai
 
-__all__ = ["LatentCoder", "even_latent_size", "joined", "split"]
+__all__ = ["LatentCoder", "SymbolStream", "even_latent_size"]
 
 _GAIN_OCTAVES = 3.0  # between the lowest and the highest rate, before training
 # Standard deviations of the coder's tables, in quantisation steps.
 _SCALES = [0.11 * (64 / 0.11) ** (i / 63) for i in range(64)]
-_LENGTH_BYTES = 3  # before each string but the last
+
+
+class SymbolStream:
+    """All symbols of a pair in one string, in place of one for each call, which would cost some 10 bytes each.
+
+    Stands for the coder in CompressAI's entropy models. While they encode, they look at once at what a decoder would
+    get; that is the symbols themselves.
+    """
+
+    def __init__(self) -> None:
+        self._ans = compressai().ans
+        self._encoder = self._decoder = None
+
+    def begin(self) -> None:
+        """Start a string."""
+        self._encoder = self._ans.BufferedRansEncoder()
+
+    def finish(self) -> bytes:
+        """The string of all symbols since ``begin``."""
+        return self._encoder.flush()
+
+    def open(self, data: bytes) -> None:
+        """Decode this string from now on."""
+        self._decoder = self._ans.RansDecoder()
+        self._decoder.set_stream(data)
+
+    def encode_with_indexes(self, symbols: list[int], *tables: object) -> list[int]:
+        """See CompressAI's ``RansEncoder``; returns the symbols in place of a string."""
+        self._encoder.encode_with_indexes(symbols, *tables)
+        return symbols
+
+    def decode_with_indexes(self, symbols: list[int] | None, *tables: object) -> list[int]:
+        """See CompressAI's ``RansDecoder``; None stands for the string."""
+        return self._decoder.decode_stream(*tables) if symbols is None else symbols
 
 
 def even_latent_size(height: int, width: int, stride: int) -> tuple[int, int]:
-    """Rows and columns of a latent; the columns are even, since CompressAI splits a checkerboard into halves of rows."""
+    """Rows and columns of a latent; the columns are even, since CompressAI splits each row in two halves."""
     columns = -(-width // stride)
     return -(-height // stride), columns + columns % 2
 
@@ -44,7 +76,9 @@ class LatentCoder(nn.Module):
     rate has learned gains of the channels, before and after, as this package's own variable-rate models do.
     """
 
-    def __init__(self, channels: int, hyper_channels: int, size: tuple[int, int], rate_count: int) -> None:
+    def __init__(
+        self, channels: int, hyper_channels: int, size: tuple[int, int], rate_count: int, stream: SymbolStream
+    ) -> None:
         super().__init__()
         parts = compressai()
         codecs, models = parts.latent_codecs, parts.entropy_models
@@ -54,6 +88,7 @@ class LatentCoder(nn.Module):
         # Found from the densities when the tables are made, instead of by an optimiser of their own.
         self.bottleneck.quantiles.requires_grad_(False)
         self.conditional = models.GaussianConditional(_SCALES)
+        self.bottleneck.entropy_coder = self.conditional.entropy_coder = stream
         features = 2 * channels
         entropy_parameters = nn.Sequential(
             nn.Conv2d(2 * features, 5 * features // 3, 1),
@@ -93,36 +128,16 @@ class LatentCoder(nn.Module):
         self.bottleneck.update(force=True, update_quantiles=True)
         self.conditional.update()
 
-    def compress(self, y: Tensor, rate: int) -> list[bytes]:
-        """Three strings for each item."""
-        strings = self.codec.compress(self._scaled(y, rate))["strings"]
-        return [string for kind in strings for string in kind]
+    def compress(self, y: Tensor, rate: int) -> None:
+        """Put the symbols of all items into the stream."""
+        self.codec.compress(self._scaled(y, rate))
 
-    def decompress(self, strings: Sequence[bytes], rate: int) -> Tensor:
-        """The decoded latents of as many items as there are strings for."""
-        items = len(strings) // 3
-        kinds = [list(strings[i : i + items]) for i in range(0, len(strings), items)]
-        return self._unscaled(self.codec.decompress(kinds, self.shape)["y_hat"], rate)
+    def decompress(self, items: int, rate: int) -> Tensor:
+        """The decoded latents of the next ``items`` of the stream."""
+        return self._unscaled(self.codec.decompress([[None] * items] * 3, self.shape)["y_hat"], rate)
 
     def _scaled(self, y: Tensor, rate: int) -> Tensor:
         return y * self.log_gain[rate].exp()[:, None, None]
 
     def _unscaled(self, y: Tensor, rate: int) -> Tensor:
         return y * self.log_inverse_gain[rate].exp()[:, None, None]
-
-
-def joined(strings: Sequence[bytes]) -> bytes:
-    """Strings as one, with the lengths of all but the last."""
-    lengths = [len(string).to_bytes(_LENGTH_BYTES, "little") for string in strings[:-1]]
-    return b"".join([*lengths, *strings])
-
-
-def split(data: bytes, count: int) -> list[bytes]:
-    """The ``count`` strings that ``joined`` has joined."""
-    place = _LENGTH_BYTES * (count - 1)
-    strings = []
-    for i in range(count - 1):
-        length = int.from_bytes(data[_LENGTH_BYTES * i : _LENGTH_BYTES * (i + 1)], "little")
-        strings.append(data[place : place + length])
-        place += length
-    return [*strings, data[place:]]

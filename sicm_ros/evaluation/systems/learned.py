@@ -26,7 +26,6 @@ from ...geometry import InputGeometry
 from ...model_store import ModelError, StoredModel, read_weights, search_path
 from ...networks.config import MvsfcConfig
 from ...preprocessing import prepare
-from .compressai_layers import compressai_missing
 from .image_codec import CodecError
 from .stereo_codec import Scales, StereoCodec, detect, source_of, to_eight_bits
 from .system import Complexity, Outcome, SystemKind
@@ -60,7 +59,7 @@ def _folder(name: str) -> Path | None:
 
 
 def _missing(kind: type[StereoCodec]) -> str:
-    absent = compressai_missing() if kind.needs_compressai else ""
+    absent = kind.absent()
     if not absent and _folder(kind.name) is None:
         absent = (
             f"has no weights: sicm train-system {kind.name} --data KITTI --out DIR/systems/{kind.name}, then "

@@ -8,6 +8,8 @@ come from this package's coder: what differs from MVSFC-Net is that images are c
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,6 +27,7 @@ __all__ = ["Lei"]
 _STRIDE = 16
 _CHANNELS, _JOINT, _LATENT, _HYPER = 48, 64, 48, 32  # at strides 2 and 4; 8; 16; 64
 _ATTENTION = "efficient"
+_FIRST_GAIN = math.log(8)  # of the highest rate, before training
 
 
 def _view_encoder() -> nn.Sequential:
@@ -62,6 +65,9 @@ class Lei(StereoCodec):
         self.encoder8 = StereoEncoderUnit(_CHANNELS, _JOINT, _ATTENTION)
         self.encoder16 = StereoEncoderUnit(_JOINT, _LATENT, _ATTENTION, normalize=False)
         self.entropy_model = StereoEntropyModel(_LATENT, _HYPER, "raster", len(lambdas), _LATENT)
+        with torch.no_grad():  # latents of images are smaller at first than those of features
+            self.entropy_model.log_gain += _FIRST_GAIN
+            self.entropy_model.log_inverse_gain -= _FIRST_GAIN
         self.decoder16 = StereoDecoderUnit(_LATENT, 0, _JOINT, _ATTENTION, normalize=True)
         self.decoder8 = StereoDecoderUnit(_JOINT, 0, _CHANNELS, _ATTENTION, normalize=True)
         self.decoders = nn.ModuleList([_view_decoder(), _view_decoder()])
@@ -98,7 +104,5 @@ class Lei(StereoCodec):
     def _decode(self, left: Tensor, right: Tensor) -> Scales:
         height, width = self.size
         both = self.decoder8(*self.decoder16(left, right))
-        left, right = (
-            decoder(view)[:, :, :height, :width] for decoder, view in zip(self.decoders, both, strict=True)
-        )
+        left, right = (decoder(view)[:, :, :height, :width] for decoder, view in zip(self.decoders, both, strict=True))
         return ((left, right),)

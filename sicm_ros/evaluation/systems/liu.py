@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...networks.config import MvsfcConfig
 from ...networks.smfc import fit
 from .compressai_layers import compressai
-from .latents import LatentCoder, even_latent_size, joined, split
+from .latents import LatentCoder, SymbolStream, even_latent_size
 from .stereo_codec import Coded, Scales, StereoCodec
 
 __all__ = ["Liu", "SubpixelPredictor"]
@@ -81,8 +81,9 @@ class Liu(StereoCodec):
         self.decoder2 = nn.Sequential(
             layers.ResidualBlock(_LATENT, n), layers.ResidualBlock(n, n), layers.conv3x3(n, f2), nn.ReLU()
         )
+        self._stream = SymbolStream()
         self.latents01, self.latents2 = (
-            LatentCoder(_LATENT, _HYPER, self.latent_size, len(self.lambdas)) for _ in range(2)
+            LatentCoder(_LATENT, _HYPER, self.latent_size, len(self.lambdas), self._stream) for _ in range(2)
         )
 
     def forward(self, source: Scales, rate: int) -> Coded:
@@ -101,14 +102,16 @@ class Liu(StereoCodec):
     def compress(self, source: Scales, rate: int) -> bytes:
         """See ``StereoCodec``."""
         latents01, latents2 = self._encode(source)
-        return joined(self.latents01.compress(latents01, rate) + self.latents2.compress(latents2, rate))
+        self._stream.begin()
+        self.latents01.compress(latents01, rate)
+        self.latents2.compress(latents2, rate)
+        return self._stream.finish()
 
     def decompress(self, data: bytes, rate: int) -> Scales:
         """See ``StereoCodec``."""
-        strings = split(data, 12)
-        return self._decode(
-            self.latents01.decompress(strings[:6], rate), self.latents2.decompress(strings[6:], rate)
-        )
+        self._stream.open(data)
+        decoded01 = self.latents01.decompress(2, rate)
+        return self._decode(decoded01, self.latents2.decompress(2, rate))
 
     def _encode(self, source: Scales) -> tuple[Tensor, Tensor]:
         """Latents (2B, C, h, w) of both views of f0 and of f2."""

@@ -16,6 +16,7 @@ from ...networks.config import MvsfcConfig
 from ...networks.detection import AnalysisOutput
 from ...networks.mvsfc_net import MvsfcNet
 from ...preprocessing import MEAN, STD
+from .compressai_layers import compressai_missing
 
 __all__ = ["PAPER_LAMBDAS", "Coded", "Scales", "StereoCodec", "detect", "source_of", "to_eight_bits"]
 
@@ -47,6 +48,11 @@ class StereoCodec(nn.Module):
         super().__init__()
         self.lambdas = lambdas
         self.size = config.height, config.width
+
+    @classmethod
+    def absent(cls) -> str:
+        """What it needs that is not here, in one line, or nothing."""
+        return compressai_missing() if cls.needs_compressai else ""
 
     def forward(self, source: Scales, rate: int) -> Coded:
         """Code and decode without bytes. In training, noise stands for rounding where bits are estimated."""

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ...networks.config import MvsfcConfig
 from .compressai_layers import compressai
-from .latents import LatentCoder, even_latent_size, joined, split
+from .latents import LatentCoder, SymbolStream, even_latent_size
 from .stereo_codec import PAPER_LAMBDAS, Coded, Scales, StereoCodec
 
 __all__ = ["InvertedBottleneck", "Wang"]
@@ -39,7 +39,7 @@ class InvertedBottleneck(nn.Module):
 
 
 class Wang(StereoCodec):
-    """Encoder of inverted bottlenecks, decoder of residual sub-pixel blocks (Cheng et al. 2020), latents at stride 16."""
+    """Inverted bottlenecks, then a decoder of residual sub-pixel blocks (Cheng et al. 2020); latents at stride 16."""
 
     name, title, codes = "wang", "Wang [17]", "images"
     note = (
@@ -74,7 +74,8 @@ class Wang(StereoCodec):
             layers.ResidualBlockUpsample(b, a, 2),
             layers.subpel_conv3x3(a, 3, 2),
         )
-        self.latents = LatentCoder(_LATENT, _HYPER, self.latent_size, len(lambdas))
+        self._stream = SymbolStream()
+        self.latents = LatentCoder(_LATENT, _HYPER, self.latent_size, len(lambdas), self._stream)
 
     def forward(self, source: Scales, rate: int) -> Coded:
         """See ``StereoCodec``."""
@@ -88,11 +89,14 @@ class Wang(StereoCodec):
 
     def compress(self, source: Scales, rate: int) -> bytes:
         """See ``StereoCodec``."""
-        return joined(self.latents.compress(self._encode(source), rate))
+        self._stream.begin()
+        self.latents.compress(self._encode(source), rate)
+        return self._stream.finish()
 
     def decompress(self, data: bytes, rate: int) -> Scales:
         """See ``StereoCodec``."""
-        return self._decode(self.latents.decompress(split(data, 6), rate))
+        self._stream.open(data)
+        return self._decode(self.latents.decompress(2, rate))
 
     def _encode(self, source: Scales) -> Tensor:
         """Both views' latents (2B, C, h, w)."""
