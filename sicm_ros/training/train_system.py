@@ -35,9 +35,9 @@ __all__ = ["CodecTrainee", "run_system"]
 
 CODEC_SHARE = 0.25  # of the steps, without the detector's loss
 SETTINGS = TrainConfig(
-    learning_rate=(0.0, 1e-3, 5e-4, 0.0),
+    learning_rate=(0.0, 5e-4, 3e-4, 0.0),
     final_learning_rate=1e-5,
-    warmup_steps=50,
+    warmup_steps=100,  # before that, the decoders' inverse normalisations may blow up
     gradient_clip=1.0,
     validation_samples=120,
 )
