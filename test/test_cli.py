@@ -36,6 +36,7 @@ COMMANDS = [
     "render",
     "score",
     "train",
+    "train-system",
     "bench",
     "bag",
     "bag from-kitti",
@@ -550,6 +551,7 @@ def test_bad_bench_and_train(fails, tmp_path):
     broken = Path(shutil.copytree(TINY, tmp_path / "broken"))
     (broken / "train.yaml").write_bytes(b"\x82\x83")
     assert "broken/train.yaml: not YAML" in fails("train", "--config", broken, "--out", tmp_path / "run")
+    assert "expected one of wang, lei, liu, got lie" in fails("train-system", "lie", "--out", tmp_path / "run")
     assert f"{TINY}/train.yaml: expected" in fails("train", "--config", TINY, "--out", tmp_path / "run")
 
 

@@ -255,7 +255,7 @@ def test_a_training_resumes_and_leaves_a_system(
         "sha256": "",
     }
     assert any("validation val rate 3" in line for line in said) and "weights written" in said[-1]
-    run_system("lei", detector, None, out, 8, device="cpu", samples=2, resume=True, say=said.append)
+    run_system("lei", detector, None, out, 8, device="cpu", resume=True, say=said.append)
     assert json.loads((out / "training.json").read_text())["steps"] > 4
     monkeypatch.setenv("SICM_MODEL_PATH", str(tmp_path))
     assert load_codec(LEARNED_CODECS["lei"], model).latent_size == (4, 16)

@@ -159,9 +159,7 @@ def train(
     )
 )
 def train_system(
-    name: Annotated[
-        str, typer.Argument(metavar="NAME", help="wang, lei or liu, see [cyan]sicm evaluate --list[/cyan].")
-    ],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="wang, lei or liu.", show_default=False)],
     out: Out,
     model: Model = "sicm-compact",
     data: Data = None,
@@ -178,8 +176,15 @@ def train_system(
     workers: Workers = 1,
     loaders: Loaders = None,
     samples: Annotated[
-        int, typer.Option("--samples", min=1, metavar="N", help="Pairs to render, or to use of --data at most.")
-    ] = 5000,
+        int | None,
+        typer.Option(
+            "--samples",
+            min=1,
+            metavar="N",
+            show_default=False,
+            help="Number of pairs to render, or maximum number to use of --data. Default: 5000.",
+        ),
+    ] = None,
 ) -> None:
     """Train a learned codec of the comparison beside a trained detector, which stays as it is."""
     from ..training.train_system import run_system

@@ -25,7 +25,7 @@ from ..networks.mvsfc_net import MvsfcNet
 from .config import TrainConfig, TrainError
 from .loader import TrainingBatch
 from .losses import feature_error, rate_distortion_loss, task_loss
-from .samples import SampleStore
+from .samples import SampleStore, recorded_count
 from .stages import Progress, Stage, Trainee, rest_norms, task_terms
 from .targets import Targets
 from .train import channels_last, open_session, train
@@ -39,6 +39,7 @@ SETTINGS = TrainConfig(
     final_learning_rate=1e-5,
     warmup_steps=100,  # before that, the decoders' inverse normalisations may blow up
     gradient_clip=1.0,
+    samples=5000,
     validation_samples=120,
 )
 
@@ -120,7 +121,7 @@ def run_system(
     processes: int = 1,
     workers: int = 1,
     splits: str | Path | None = None,
-    samples: int = 5000,
+    samples: int | None = None,
     validate_on: Sequence[str | Path] = (),
     loaders: int | None = None,
     say: Callable[[str], None] = print,
@@ -136,7 +137,9 @@ def run_system(
     if absent := LEARNED_CODECS[name].absent():
         raise TrainError(f"{name} {absent}")
     stored = load_model(model)
-    config = replace(SETTINGS, seed=seed, samples=samples)
+    if resume and samples is None:
+        samples = recorded_count(out / "samples" / "train")
+    config = replace(SETTINGS, seed=seed, samples=samples or SETTINGS.samples)
     session = open_session(
         stored.config, config, data, out, True, device, processes, workers, splits, validate_on, loaders, say
     )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,8 @@ class SymbolStream:
 
     def __init__(self) -> None:
         self._ans = compressai().ans
-        self._encoder = self._decoder = None
+        self._encoder: Any = None
+        self._decoder: Any = None
 
     def begin(self) -> None:
         """Start a string."""
@@ -35,7 +37,7 @@ class SymbolStream:
 
     def finish(self) -> bytes:
         """The string of all symbols since ``begin``."""
-        return self._encoder.flush()
+        return bytes(self._encoder.flush())
 
     def open(self, data: bytes) -> None:
         """Decode this string from now on."""

@@ -66,8 +66,8 @@ class Lei(StereoCodec):
         self.encoder16 = StereoEncoderUnit(_JOINT, _LATENT, _ATTENTION, normalize=False)
         self.entropy_model = StereoEntropyModel(_LATENT, _HYPER, "raster", len(lambdas), _LATENT)
         with torch.no_grad():  # latents of images are smaller at first than those of features
-            self.entropy_model.log_gain += _FIRST_GAIN
-            self.entropy_model.log_inverse_gain -= _FIRST_GAIN
+            self.entropy_model.log_gain.add_(_FIRST_GAIN)
+            self.entropy_model.log_inverse_gain.sub_(_FIRST_GAIN)
         self.decoder16 = StereoDecoderUnit(_LATENT, 0, _JOINT, _ATTENTION, normalize=True)
         self.decoder8 = StereoDecoderUnit(_JOINT, 0, _CHANNELS, _ATTENTION, normalize=True)
         self.decoders = nn.ModuleList([_view_decoder(), _view_decoder()])
