@@ -427,5 +427,5 @@ def test_run_help_lists_the_commands_of_sicm(project):
     from sicm_ros.cli.app import app
 
     commands = set(typer.main.get_command(app).commands)
-    listed = re.search(r"any command of sicm: ([\w, \n]+);", start(project).stdout).group(1)
+    listed = re.search(r"any command of sicm: ([\w, \n-]+);", start(project).stdout).group(1)
     assert set(listed.replace(",", " ").split()) | {"demo"} == commands
