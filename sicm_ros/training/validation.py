@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ..evaluation.kitti_ap import evaluate
+from ..evaluation.kitti_ap import LOW_SCORE, evaluate
 from ..evaluation.recall import count_found, depth_errors
 from ..geometry import InputTransform, Object3D
 from ..networks.detection import to_objects
@@ -18,9 +18,7 @@ from ..render.layouts import KITTI_SIZE
 from .samples import SampleStore
 from .targets import collate
 
-__all__ = ["LOW_SCORE", "detect_store", "source_labels", "source_transform", "validate"]
-
-LOW_SCORE = 0.05  # precision over all recalls needs weak detections too
+__all__ = ["detect_store", "source_labels", "source_transform", "validate"]
 
 
 def source_transform(net: MvsfcNet) -> InputTransform:
