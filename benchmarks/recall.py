@@ -89,10 +89,10 @@ def _frame(settings: _Settings, i: int, name: str) -> _Frame:
         )
     if settings.images:
         root, _, name = name.rpartition("/")
-        frame = KittiObject(root, ids=[name])[0]
+        frame: StereoFrame | RenderedPair = KittiObject(root, ids=[name])[0]
         return frame.labels or [], _ways(settings.rates, _coders, frame.left, frame.right, frame.rig)
     if settings.layouts is not None:
-        frame: StereoFrame | RenderedPair = settings.layouts.frame(name)
+        frame = settings.layouts.frame(name)
     else:
         rng = np.random.default_rng((settings.seed, i))
         layout = random_layout(rng, KITTI_RIG, *KITTI_SIZE)

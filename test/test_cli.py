@@ -36,6 +36,7 @@ COMMANDS = [
     "render",
     "score",
     "train",
+    "evaluate",
     "bench",
     "bag",
     "bag from-kitti",

@@ -13,7 +13,7 @@ from .system import SystemKind
 from .uncompressed import Uncompressed, image_kind
 from .vvc import Vvc
 
-__all__ = ["IMAGE_CODECS", "SYSTEMS"]
+__all__ = ["IMAGE_CODECS", "PAPER_HEIGHT", "SYSTEMS"]
 
 PAPER_HEIGHT = 288  # of the images that the paper codes
 

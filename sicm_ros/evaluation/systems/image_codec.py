@@ -16,7 +16,7 @@ __all__ = ["CodecError", "CodedViews", "ImageCodec", "child_cpu_seconds", "ffmpe
 PAPER_QPS = (47, 42, 37, 32, 27, 22)  # from few bytes to many
 
 
-class CodecError(RuntimeError):
+class CodecError(ValueError):
     """An image codec that failed; one line."""
 
 
