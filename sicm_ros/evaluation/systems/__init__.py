@@ -5,6 +5,7 @@ A system is a ``SystemKind`` in one file, and one line below. An image codec is 
 ``image_codec.ImageCodec``, which ``image_kind`` makes a system of.
 """
 
+from .avif import Avif
 from .drive_video import DRIVE_KINDS
 from .feature_video import FEATURE_KINDS
 from .hevc import Hevc
@@ -24,6 +25,7 @@ IMAGE_CODECS: dict[str, ImageCodec] = {
     codec.name: codec
     for codec in (
         Jpeg(),
+        Avif(),
         Hevc("intra"),
         Hevc("inter"),
         Vvc("intra"),
