@@ -210,11 +210,10 @@ def test_what_vtm_is_asked_for(pretended, monkeypatch):
         (pretended / "cfg" / name).write_text(text)
     assert not vtm_missing()
     for mode, letter in (("intra", b"I"), ("inter", b"P")):
-        streams, real = [], vtm.decode
-        monkeypatch.setattr(vtm, "decode", lambda stream, bits, s=streams, d=real: s.append(stream) or d(stream, bits))
-        coded = Vtm(mode).code(*VIEWS, 37)
-        monkeypatch.undo()
-        monkeypatch.setenv("PATH", str(pretended / "bin"))
+        streams, decode = [], vtm.decode
+        with monkeypatch.context() as patch:
+            patch.setattr(vtm, "decode", lambda *call, s=streams, d=decode: s.append(call[0]) or d(*call))
+            coded = Vtm(mode).code(*VIEWS, 37)
         (stream,) = streams
         assert stream.split(b"\0\0\1")[2][2:3] == letter
         assert coded.size == len(stream) - len(b"\0\0\1\1\x79of parameters")
