@@ -207,6 +207,20 @@ def test_what_cannot_run_is_said_and_left_out(kitti, tmp_path, monkeypatch, caps
     assert run("--data", kitti, "--systems", "vvc-intra", "--out", tmp_path / "none") == 2
 
 
+def test_a_system_of_drives_gets_all_frames_in_order(kitti, tmp_path, capsys):
+    """Here a drive of three different scenes, which costs about as much as pictures by themselves."""
+    assert run("--data", kitti, "--systems", "hevc-video,hevc-intra", "--out", tmp_path / "out") == 0
+    video, intra = ([r for r in rows(tmp_path / "out") if r["system"] == name] for name in ("hevc-video", "hevc-intra"))
+    assert len(video) == len(intra) == 6 and {r["frames"] for r in video} == {"3"}
+    assert all(0.5 < float(a["bytes"]) / float(b["bytes"]) < 1.2 for a, b in zip(video, intra, strict=True))
+    layouts = tmp_path / "layouts"
+    for folder in ("label_2", "calib"):
+        shutil.copytree(kitti / "training" / folder, layouts / "training" / folder)
+    capsys.readouterr()
+    assert run("--data", layouts, "--systems", "hevc-video", "--out", tmp_path / "none") == 2
+    assert "hevc-video is left out: codes a drive, and these frames are rendered" in capsys.readouterr().err
+
+
 def test_the_list_names_every_system(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["evaluate", "--list"])

@@ -22,7 +22,7 @@ from .kitti_ap import LOW_SCORE
 from .outcomes import FrameOutcomes, Outcomes, SystemOutcome
 from .systems import SYSTEMS
 from .systems.packets import PacketSystem
-from .systems.system import System, SystemKind
+from .systems.system import SequenceSystem, System, SystemKind
 
 __all__ = ["chosen_systems", "compare_systems"]
 
@@ -129,13 +129,16 @@ def _outcomes(work: _Work, setting: _Setting) -> list[FrameOutcomes]:
     """Runs in a worker."""
     systems = _systems(work.systems, setting, threading.get_ident())
     results: dict[str, FrameOutcomes] = {}
-    for system, points in ((name, systems[name].points) for name in work.systems):
-        for point in points:
+    for system in work.systems:
+        for point in systems[system].points:
+            coder = systems[system]
+            if isinstance(coder, SequenceSystem):
+                coder.prepare((_frame(setting.data, name) for name in work.frames), point)
             for name in work.frames:
                 frame = _frame(setting.data, name)
                 size = frame.left.shape[0] * frame.left.shape[1]
                 result = results.setdefault(name, FrameOutcomes(name, list(frame.labels or []), size, []))
-                outcome = systems[system].run(frame, point)
+                outcome = coder.run(frame, point)
                 result.outcomes.append(SystemOutcome(system, point, outcome))
     return list(results.values())
 
