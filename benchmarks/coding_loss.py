@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from sicm_ros.evaluation.kitti_ap import evaluate
+from sicm_ros.evaluation.kitti_ap import LOW_SCORE, evaluate
 from sicm_ros.geometry import Object3D
 from sicm_ros.model_store import load_model
 from sicm_ros.networks.detection import to_objects
@@ -31,7 +31,7 @@ from sicm_ros.networks.smfc import Reconstruction
 from sicm_ros.training.losses import scale_errors
 from sicm_ros.training.samples import SampleStore
 from sicm_ros.training.targets import collate
-from sicm_ros.training.validation import LOW_SCORE, source_labels, source_transform
+from sicm_ros.training.validation import source_labels, source_transform
 
 METRICS = (
     ("Car", "2D"),

@@ -37,15 +37,16 @@ from rich.table import Table
 from sicm_ros.codec.decoder import StereoDecoder
 from sicm_ros.codec.detector import StereoDetector
 from sicm_ros.codec.encoder import StereoEncoder
-from sicm_ros.data.kitti import KittiObject, read_labels, read_object_calib, read_split
-from sicm_ros.evaluation.kitti_ap import evaluate
+from sicm_ros.data.kitti import KittiObject, read_split
+from sicm_ros.data.source import StereoFrame
+from sicm_ros.evaluation.frames import LabelledFrames
+from sicm_ros.evaluation.kitti_ap import LOW_SCORE, evaluate
 from sicm_ros.evaluation.recall import count_found, count_invented, depth_errors
 from sicm_ros.geometry import Object3D, StereoRig
 from sicm_ros.inference import ENGINES, Engine
 from sicm_ros.model_store import load_model
 from sicm_ros.render.layouts import KITTI_RIG, KITTI_SIZE, random_layout
-from sicm_ros.render.pair import render_pair
-from sicm_ros.training.validation import LOW_SCORE
+from sicm_ros.render.pair import RenderedPair, render_pair
 
 UNCOMPRESSED = "uncompressed"
 METRICS = ("2D", "BEV loose", "BEV", "3D loose", "3D")  # loose: IoU 0.5 for cars, 0.25 for the others
@@ -54,7 +55,7 @@ METRICS = ("2D", "BEV loose", "BEV", "3D loose", "3D")  # loose: IoU 0.5 for car
 @dataclass(frozen=True)
 class _Settings:
     model: str
-    layouts: Path | None
+    layouts: LabelledFrames | None
     images: tuple[Path, ...]
     seed: int
     rates: tuple[float, ...]
@@ -88,17 +89,15 @@ def _frame(settings: _Settings, i: int, name: str) -> _Frame:
         )
     if settings.images:
         root, _, name = name.rpartition("/")
-        frame = KittiObject(root, ids=[name])[0]
+        frame: StereoFrame | RenderedPair = KittiObject(root, ids=[name])[0]
         return frame.labels or [], _ways(settings.rates, _coders, frame.left, frame.right, frame.rig)
-    rng = np.random.default_rng((settings.seed, i))
-    rig, layout = KITTI_RIG, None
-    if settings.layouts:
-        layout = read_labels(settings.layouts / "training" / "label_2" / f"{name}.txt")
-        rig = read_object_calib(settings.layouts / "training" / "calib" / f"{name}.txt")
+    if settings.layouts is not None:
+        frame = settings.layouts.frame(name)
     else:
-        layout = random_layout(rng, rig, *KITTI_SIZE)
-    pair = render_pair(layout, rig, *KITTI_SIZE, int(rng.integers(2**31)))
-    return pair.labels, _ways(settings.rates, _coders, pair.left, pair.right, rig)
+        rng = np.random.default_rng((settings.seed, i))
+        layout = random_layout(rng, KITTI_RIG, *KITTI_SIZE)
+        frame = render_pair(layout, KITTI_RIG, *KITTI_SIZE, int(rng.integers(2**31)))
+    return frame.labels or [], _ways(settings.rates, _coders, frame.left, frame.right, frame.rig)
 
 
 def _ways(
@@ -152,15 +151,16 @@ def main() -> None:
     config = load_model(options.model).config
     threshold = config.analysis.score_threshold
     rates = tuple(options.rates if options.rates is not None else [config.default_rate])
-    settings = _Settings(
-        options.model, options.layouts, tuple(options.images), options.seed, rates, options.threads, options.engine
-    )
     if options.images:
         ids = [f"{root}/{name}" for root in options.images for name in KittiObject(root).ids]
     elif options.split:
         ids = read_split(options.split)[: options.count]
     else:
         ids = [f"{i:06d}" for i in range(options.count)]
+    layouts = None if options.layouts is None else LabelledFrames(options.layouts, tuple(ids), options.seed, True)
+    settings = _Settings(
+        options.model, layouts, tuple(options.images), options.seed, rates, options.threads, options.engine
+    )
     results = run(settings, ids, options.workers)
     table: dict[str, dict[str, Any]] = {}
     for way, found in results.found.items():

@@ -44,6 +44,8 @@ CLASS_COLOURS: dict[str, Colour] = {
 }
 OTHER_COLOUR: Colour = (203, 213, 225)
 LABEL_COLOUR: Colour = (132, 255, 80)
+CONTRAST: Colour = (255, 64, 64)  # of the paper's figure 4: detections, and labels
+CONTRAST_LABEL: Colour = (64, 128, 255)
 BACKGROUND: Colour = (13, 17, 26)
 GRID: Colour = (58, 70, 94)
 GRID_TEXT: Colour = (126, 140, 164)
@@ -222,21 +224,28 @@ def _draw_tags(image: np.ndarray, objects: Sequence[Object3D], p: np.ndarray, si
 
 
 def draw_boxes(
-    image: np.ndarray, objects: Sequence[Object3D], rig: StereoRig, labels: Sequence[Object3D] | None = None
+    image: np.ndarray,
+    objects: Sequence[Object3D],
+    rig: StereoRig,
+    labels: Sequence[Object3D] | None = None,
+    contrast: bool = False,
 ) -> np.ndarray:
     """A copy of the left ``image`` (H, W, 3) uint8 RGB with the 3D boxes of ``objects`` and, in thin lines, ``labels``.
 
     ``rig`` is that of this image. DontCare regions and boxes without a volume are not drawn; boxes partly behind the
-    camera are cut at its plane.
+    camera are cut at its plane. ``contrast``: as in the paper's figure 4, detections red and labels blue, without tags.
     """
     picture = np.ascontiguousarray(image, np.uint8).copy()
     p = rig.p_left
     thickness = max(1, round(image.shape[0] / 280))
     for o in _drawable(labels):
-        _draw_box(picture, o, p, LABEL_COLOUR, max(1, thickness - 1), solid=False)
+        colour = CONTRAST_LABEL if contrast else LABEL_COLOUR
+        _draw_box(picture, o, p, colour, max(1, thickness - 1), solid=False)
     shown = _drawable(objects)
     for o in shown:
-        _draw_box(picture, o, p, class_colour(o.label), thickness, solid=True)
+        _draw_box(picture, o, p, CONTRAST if contrast else class_colour(o.label), thickness, solid=not contrast)
+    if contrast:
+        return picture
     _draw_tags(picture, shown, p, max(11, round(image.shape[0] / 34)))
     return picture
 
@@ -252,12 +261,13 @@ def birds_eye(
     image_width: int | None = None,
     size: tuple[int, int] = (520, 560),
     reach: float | None = None,
+    contrast: bool = False,
 ) -> np.ndarray:
     """Bird's-eye view of boxes, (height, width, 3) uint8 RGB: forward is up, rings are 10 m apart.
 
     The camera is at the middle of the bottom edge. With ``rig`` and ``image_width`` the left camera's field of view is
     drawn too. ``size`` is (width, height) in pixels; ``reach`` is how many metres ahead the panel shows (default: what
-    the objects need, 50 to 90).
+    the objects need, 50 to 90). ``contrast`` as in ``draw_boxes``.
     """
     width, height = size
     drawn, truth = _drawable(objects), _drawable(labels)
@@ -284,9 +294,12 @@ def birds_eye(
     for end in sides or ():
         _line(panel, np.stack([camera, end]), (84, 104, 140), 1)
     for o in truth:
-        _draw_outline(panel, pixels(o.corners()[:4, [0, 2]]), LABEL_COLOUR, 1, filled=False)
+        _draw_outline(
+            panel, pixels(o.corners()[:4, [0, 2]]), CONTRAST_LABEL if contrast else LABEL_COLOUR, 1, filled=False
+        )
     for o in drawn:
-        _draw_outline(panel, pixels(o.corners()[:4, [0, 2]]), class_colour(o.label), 2, filled=True)
+        colour = CONTRAST if contrast else class_colour(o.label)
+        _draw_outline(panel, pixels(o.corners()[:4, [0, 2]]), colour, 2, filled=True)
     vehicle = camera + np.array([[0, -11], [7, 8], [0, 4], [-7, 8]])
     cv2.fillPoly(panel, [_fixed(vehicle)], INK, cv2.LINE_AA, SUBPIXEL_BITS)
 

@@ -37,6 +37,7 @@ COMMANDS = [
     "score",
     "train",
     "train-system",
+    "evaluate",
     "bench",
     "bag",
     "bag from-kitti",

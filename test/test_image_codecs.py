@@ -9,7 +9,7 @@ from sicm_ros.codec.decoder import StereoDecoder
 from sicm_ros.codec.detector import StereoDetector
 from sicm_ros.codec.encoder import StereoEncoder
 from sicm_ros.data.rendered import rendered_frame
-from sicm_ros.evaluation.systems import IMAGE_CODECS
+from sicm_ros.evaluation.systems import IMAGE_CODECS, video
 from sicm_ros.evaluation.systems.image_codec import CodecError, CodedViews, ffmpeg, nal_units
 from sicm_ros.evaluation.systems.packets import PacketSystem
 from sicm_ros.evaluation.systems.uncompressed import ImageSystem, Uncompressed
@@ -26,7 +26,8 @@ def psnr(a, b):
     return 10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2))
 
 
-@pytest.mark.parametrize("name", IMAGE_CODECS)
+# VTM takes minutes, see test_compared_systems.py
+@pytest.mark.parametrize("name", [name for name in IMAGE_CODECS if not name.startswith("vtm-")])
 def test_more_bytes_give_better_images(views, name):
     codec = IMAGE_CODECS[name]
     assert not codec.missing()
@@ -49,6 +50,14 @@ def test_a_prediction_from_the_left_view_is_worth_its_name(views):
     assert right[0] < right[1] - 0.5
     # One QP means that both views are about as good.
     assert abs(psnr(views[0], sizes["vvc-inter-one-qp"].left) - right[1]) < 1.5
+
+
+@pytest.mark.parametrize("name", [name for name in IMAGE_CODECS if name.startswith(("hevc-", "vvc-"))])
+def test_no_words_of_an_encoder_are_in_its_stream(views, name, monkeypatch):
+    outputs = []
+    monkeypatch.setattr(video, "ffmpeg", lambda *call: outputs.append(ffmpeg(*call)) or outputs[-1])
+    IMAGE_CODECS[name].code(*views, 47)
+    assert len(outputs) == 2 and outputs[0].startswith(b"\0\0") and b"warning" not in outputs[0]
 
 
 def test_what_ffmpeg_says_is_one_line():

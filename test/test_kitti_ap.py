@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kitti_material import ROOT, archive, needs_kitti
 
 from sicm_ros.data.kitti import read_labels, read_split
-from sicm_ros.evaluation.kitti_ap import METRICS, bev_iou, box3d_iou, evaluate
+from sicm_ros.evaluation.kitti_ap import METRICS, Scorer, bev_iou, box3d_iou, evaluate
 from sicm_ros.geometry import Object3D, box_corners
 
 CAR = Object3D("Car", (400, 150, 500, 220), 1.5, 1.6, 4.0, 2.0, 1.7, 20.0, 0.3, 0.2, truncated=0.0, occluded=0)
@@ -289,6 +289,23 @@ def test_the_order_of_frames_and_of_detections_does_not_matter():
     random.Random(0).shuffle(order)
     after = evaluate([labels[i] for i in order], [results[i][::-1] for i in order])
     np.testing.assert_equal(after, before)
+
+
+def test_a_choice_of_frames_counts_as_those_frames():
+    """Frames that are chosen several times are as many frames that look the same."""
+    rng = np.random.default_rng(3)
+    labels, results = spread(40)
+    results = [
+        [replace(o, x=o.x + rng.normal(0, 0.4), score=rng.random()) for o in frame] + [found(CAR, rng.random())]
+        for frame in results
+    ]
+    scorer = Scorer(labels, results)
+    for _ in range(5):
+        chosen = rng.integers(0, 40, 40)
+        table = evaluate([labels[i] for i in chosen], [results[i] for i in chosen], ["Car"])
+        for metric in ("2D", "BEV", "3D", "3D loose"):
+            assert scorer.average(metric, "Car", 1, chosen).precision[1] == table["R40"][metric]["Car"][1]
+    assert math.isnan(scorer.average("BEV", "Cyclist", 1, chosen).precision[1])
 
 
 def test_bad_arguments_raise():

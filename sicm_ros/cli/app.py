@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from . import bag, codec, data, demo, measure, train
+from . import bag, codec, data, demo, evaluate, measure, train
 from .options import help_alone
 
 app = typer.Typer(
@@ -33,7 +33,7 @@ app = typer.Typer(
     "start the nodes.\n\n"
     "[bold]sicm COMMAND --help[/bold] explains a command, with examples.",
 )
-for group in (demo, codec, data, train, measure):
+for group in (demo, codec, data, train, evaluate, measure):
     app.add_typer(group.commands)
 app.add_typer(bag.commands, name="bag")
 

@@ -13,18 +13,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from sicm_ros.compiled import compiled
 from sicm_ros.geometry import Object3D
 
-__all__ = ["CLASSES", "DIFFICULTIES", "METRICS", "bev_iou", "box3d_iou", "evaluate"]
+__all__ = ["Averages", "CLASSES", "DIFFICULTIES", "LOW_SCORE", "METRICS", "Scorer", "bev_iou", "box3d_iou", "evaluate"]
 
 CLASSES = ("Car", "Pedestrian", "Cyclist")
 DIFFICULTIES = ("easy", "moderate", "hard")
 METRICS = ("2D", "AOS", "BEV", "3D", "BEV loose", "3D loose")
 
+LOW_SCORE = 0.05  # least score of detections to be scored: precision over all recalls needs weak ones too
 MIN_HEIGHT = (40, 25, 25)  # pixels of a 2D box, by difficulty
 MAX_OCCLUSION = (0, 1, 2)
 MAX_TRUNCATION = (0.15, 0.3, 0.5)
@@ -229,13 +231,22 @@ def _detection_flags(found: _Boxes, name: str, difficulty: int) -> np.ndarray:
 
 
 @compiled()
-def _matched_scores(truth_start, truth_flags, found_start, found_flags, scores, overlap_start, overlaps, least):  # type: ignore[no-untyped-def]
-    """Scores (n,) of the true positives if every detection may match: each object takes the one of highest score."""
-    matched = np.empty(truth_flags.shape[0])
+def _matched_scores(  # type: ignore[no-untyped-def]
+    frames, truth_start, truth_flags, found_start, found_flags, scores, overlap_start, overlaps, least
+):
+    """Scores (n,) of the true positives if every detection may match: each object takes the one of highest score.
+
+    ``frames``: the numbers of those that count, each as often as it does."""
+    capacity = 0
+    for frame in frames:
+        capacity += truth_start[frame + 1] - truth_start[frame]
+    matched = np.empty(capacity)
     count = 0
     taken = np.zeros(scores.shape[0], np.bool_)
-    for frame in range(truth_start.shape[0] - 1):
+    for frame in frames:
         first, objects = truth_start[frame], truth_start[frame + 1] - truth_start[frame]
+        for j in range(found_start[frame], found_start[frame + 1]):
+            taken[j] = False
         for i in range(first, truth_start[frame + 1]):
             if truth_flags[i] == -1:
                 continue
@@ -256,6 +267,7 @@ def _matched_scores(truth_start, truth_flags, found_start, found_flags, scores, 
 
 @compiled()
 def _count(
+    frames,
     truth_start,
     truth_flags,
     truth_alpha,
@@ -274,7 +286,7 @@ def _count(
     """True positives, false positives and summed orientation similarity at each threshold: (thresholds, 3)."""
     totals = np.zeros((thresholds.shape[0], 3))
     taken = np.zeros(scores.shape[0], np.bool_)
-    for frame in range(truth_start.shape[0] - 1):
+    for frame in frames:
         first, objects = truth_start[frame], truth_start[frame + 1] - truth_start[frame]
         begin, end = found_start[frame], found_start[frame + 1]
         regions = 0
@@ -345,6 +357,100 @@ def _averages(values: np.ndarray) -> tuple[float, float]:
 Table = dict[str, dict[str, dict[str, tuple[float, ...]]]]
 
 
+class Averages(NamedTuple):
+    """Average precision and orientation similarity, percent, R11 and R40; NaN where there is no object or no angle."""
+
+    precision: tuple[float, float]
+    orientation: tuple[float, float]
+
+
+class Scorer:
+    """Results and labels with all overlaps between them, so that AP of any choice of the frames takes milliseconds.
+
+    ``labels`` and ``results`` as in ``evaluate``, and its errors.
+    """
+
+    def __init__(self, labels: Sequence[Sequence[Object3D]], results: Sequence[Sequence[Object3D]]) -> None:
+        if len(labels) != len(results):
+            raise ValueError(f"results: expected as many frames as labels, {len(labels)}, got {len(results)}")
+        for index, frame in enumerate(results):
+            if any(o.score is None for o in frame):
+                raise ValueError(
+                    f"results: expected a score (column 16) on every detection, frame {index} has one without"
+                )
+        truth = self._truth = _Boxes.of([[o for o in frame if o.label.lower() != "dontcare"] for frame in labels])
+        care = _Boxes.of([[o for o in frame if o.label.lower() == "dontcare"] for frame in labels])
+        found = self._found = _Boxes.of(results)
+        frames = range(len(labels))
+        ground = [0, 2, 5, 4, 6]
+        self._overlaps = {
+            "2D": _Overlaps.of(
+                [_image_overlap(found.bbox[found.frame(i)], truth.bbox[truth.frame(i)]) for i in frames]
+            ),
+            "BEV": _Overlaps.of(
+                [
+                    bev_iou(found.box3d[found.frame(i)][:, ground], truth.box3d[truth.frame(i)][:, ground])
+                    for i in frames
+                ]
+            ),
+            "3D": _Overlaps.of([box3d_iou(found.box3d[found.frame(i)], truth.box3d[truth.frame(i)]) for i in frames]),
+        }
+        self._in_care = _Overlaps.of(
+            [_image_overlap(found.bbox[found.frame(i)], care.bbox[care.frame(i)], of_a=True) for i in frames]
+        )
+        self._nowhere = _Overlaps(np.zeros(len(labels) + 1, np.int64), np.zeros(0))
+        self._has_angles = bool((found.alpha != NO_ANGLE).all())
+        self._all = np.arange(len(labels))
+
+    def average(self, metric: str, name: str, difficulty: int = 1, frames: np.ndarray | None = None) -> Averages:
+        """Of class ``name`` by ``metric`` (of ``METRICS``, not AOS), at a place of ``DIFFICULTIES``.
+
+        ``frames``: numbers (n,) of the frames that count, each as often as it is named; default all.
+        """
+        truth, found = self._truth, self._found
+        chosen = self._all if frames is None else np.ascontiguousarray(frames, np.int64)
+        truth_flags = _truth_flags(truth, name.lower(), difficulty)
+        found_flags = _detection_flags(found, name.lower(), difficulty)
+        counts = np.concatenate([[0], np.cumsum(truth_flags == COUNTS)])[truth.start]
+        objects = int((counts[chosen + 1] - counts[chosen]).sum())
+        if not objects:
+            return Averages((math.nan, math.nan), (math.nan, math.nan))
+        overlap = self._overlaps[metric.split()[0]]
+        least = (LOOSE_IOU if metric.endswith("loose") else STRICT_IOU)[name]
+        regions = self._in_care if metric == "2D" else self._nowhere
+        matched = _matched_scores(
+            chosen,
+            truth.start,
+            truth_flags,
+            found.start,
+            found_flags,
+            found.score,
+            overlap.start,
+            overlap.values,
+            least,
+        )
+        totals = _count(
+            chosen,
+            truth.start,
+            truth_flags,
+            truth.alpha,
+            found.start,
+            found_flags,
+            found.alpha,
+            found.score,
+            overlap.start,
+            overlap.values,
+            least,
+            regions.start,
+            regions.values,
+            least,
+            _thresholds(matched, objects),
+        )
+        positives = np.maximum(totals[:, 0] + totals[:, 1], 1)
+        similarity = _averages(totals[:, 2] / positives) if self._has_angles else (math.nan, math.nan)
+        return Averages(_averages(totals[:, 0] / positives), similarity)
+
+
 def evaluate(
     labels: Sequence[Sequence[Object3D]], results: Sequence[Sequence[Object3D]], classes: Sequence[str] = CLASSES
 ) -> Table:
@@ -356,76 +462,19 @@ def evaluate(
 
     Raises ValueError if the numbers of frames differ, a class is unknown, or a detection has no score.
     """
-    if len(labels) != len(results):
-        raise ValueError(f"results: expected as many frames as labels, {len(labels)}, got {len(results)}")
     for name in classes:
         if name not in CLASSES:
             raise ValueError(f"class: expected one of {', '.join(CLASSES)}, got {name!r}")
-    for index, frame in enumerate(results):
-        if any(o.score is None for o in frame):
-            raise ValueError(f"results: expected a score (column 16) on every detection, frame {index} has one without")
-    truth = _Boxes.of([[o for o in frame if o.label.lower() != "dontcare"] for frame in labels])
-    care = _Boxes.of([[o for o in frame if o.label.lower() == "dontcare"] for frame in labels])
-    found = _Boxes.of(results)
-    frames = range(len(labels))
-    ground = [0, 2, 5, 4, 6]
-    overlaps = {
-        "2D": _Overlaps.of([_image_overlap(found.bbox[found.frame(i)], truth.bbox[truth.frame(i)]) for i in frames]),
-        "BEV": _Overlaps.of(
-            [bev_iou(found.box3d[found.frame(i)][:, ground], truth.box3d[truth.frame(i)][:, ground]) for i in frames]
-        ),
-        "3D": _Overlaps.of([box3d_iou(found.box3d[found.frame(i)], truth.box3d[truth.frame(i)]) for i in frames]),
-    }
-    in_care = _Overlaps.of(
-        [_image_overlap(found.bbox[found.frame(i)], care.bbox[care.frame(i)], of_a=True) for i in frames]
-    )
-    nowhere = _Overlaps(np.zeros(len(labels) + 1, np.int64), np.zeros(0))
-    has_angles = bool((found.alpha != NO_ANGLE).all())
-
+    scorer = Scorer(labels, results)
     table: Table = {recall: {metric: {} for metric in METRICS} for recall in ("R40", "R11")}
     for name in classes:
         for difficulty in range(len(DIFFICULTIES)):
-            truth_flags = _truth_flags(truth, name.lower(), difficulty)
-            found_flags = _detection_flags(found, name.lower(), difficulty)
-            objects = int((truth_flags == COUNTS).sum())
             for metric in METRICS:
                 if metric == "AOS":
                     continue
-                overlap = overlaps[metric.split()[0]]
-                least = (LOOSE_IOU if metric.endswith("loose") else STRICT_IOU)[name]
-                regions = in_care if metric == "2D" else nowhere
-                matched = _matched_scores(
-                    truth.start,
-                    truth_flags,
-                    found.start,
-                    found_flags,
-                    found.score,
-                    overlap.start,
-                    overlap.values,
-                    least,
-                )
-                thresholds = _thresholds(matched, objects)
-                totals = _count(
-                    truth.start,
-                    truth_flags,
-                    truth.alpha,
-                    found.start,
-                    found_flags,
-                    found.alpha,
-                    found.score,
-                    overlap.start,
-                    overlap.values,
-                    least,
-                    regions.start,
-                    regions.values,
-                    least,
-                    thresholds,
-                )
-                positives = np.maximum(totals[:, 0] + totals[:, 1], 1)
-                kinds = [(metric, totals[:, 0])] + ([("AOS", totals[:, 2])] if metric == "2D" else [])
-                for kind, hits in kinds:
-                    known = objects > 0 and (kind != "AOS" or has_angles)
-                    averages = _averages(hits / positives) if known else (math.nan, math.nan)
-                    for recall, value in zip(("R11", "R40"), averages, strict=True):
+                averages = scorer.average(metric, name, difficulty)
+                kinds = [(metric, averages.precision)] + ([("AOS", averages.orientation)] if metric == "2D" else [])
+                for kind, values in kinds:
+                    for recall, value in zip(("R11", "R40"), values, strict=True):
                         table[recall][kind][name] = (*table[recall][kind].get(name, ()), value)
     return table

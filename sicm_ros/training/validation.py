@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..evaluation.kitti_ap import evaluate
+from ..evaluation.kitti_ap import LOW_SCORE, evaluate
 from ..evaluation.recall import count_found, depth_errors
 from ..geometry import InputTransform, Object3D
 from ..networks.detection import AnalysisOutput, to_objects
@@ -21,9 +21,7 @@ from ..render.layouts import KITTI_SIZE
 from .samples import SampleStore
 from .targets import collate
 
-__all__ = ["Coding", "LOW_SCORE", "detect_store", "source_labels", "source_transform", "validate"]
-
-LOW_SCORE = 0.05  # precision over all recalls needs weak detections too
+__all__ = ["Coding", "detect_store", "source_labels", "source_transform", "validate"]
 
 # Normalised views (B, 3, H, W) to what the detector makes of them after coding, and the bits of each pair (B,).
 Coding: TypeAlias = Callable[[Tensor, Tensor], tuple[AnalysisOutput, Tensor]]

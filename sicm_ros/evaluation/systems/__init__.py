@@ -6,6 +6,9 @@ A system is a ``SystemKind`` in one file, and one line below. An image codec is 
 for which ``learned_kind`` does so.
 """
 
+from .avif import Avif
+from .drive_video import DRIVE_KINDS
+from .feature_video import FEATURE_KINDS
 from .hevc import Hevc
 from .image_codec import ImageCodec
 from .jpeg import Jpeg
@@ -16,10 +19,11 @@ from .packets import PacketSystem
 from .stereo_codec import StereoCodec
 from .system import SystemKind
 from .uncompressed import Uncompressed, image_kind
+from .vtm import Vtm
 from .vvc import Vvc
 from .wang import Wang
 
-__all__ = ["IMAGE_CODECS", "LEARNED_CODECS", "SYSTEMS"]
+__all__ = ["IMAGE_CODECS", "LEARNED_CODECS", "PAPER_HEIGHT", "SYSTEMS"]
 
 PAPER_HEIGHT = 288  # of the images that the paper codes
 
@@ -27,11 +31,14 @@ IMAGE_CODECS: dict[str, ImageCodec] = {
     codec.name: codec
     for codec in (
         Jpeg(),
+        Avif(),
         Hevc("intra"),
         Hevc("inter"),
         Vvc("intra"),
         Vvc("inter"),
         Vvc("inter-one-qp"),
+        Vtm("intra"),
+        Vtm("inter"),
     )
 }
 LEARNED_CODECS: dict[str, type[StereoCodec]] = {codec.name: codec for codec in (Wang, Lei, Liu)}
@@ -40,6 +47,9 @@ _KINDS = (
     SystemKind("packets", "sicm", "the model's packets, at its whole rates", PacketSystem),
     *map(image_kind, IMAGE_CODECS.values()),
     *(image_kind(IMAGE_CODECS[name], PAPER_HEIGHT) for name in ("vvc-intra", "vvc-inter", "vvc-inter-one-qp")),
+    *(image_kind(IMAGE_CODECS[name], PAPER_HEIGHT) for name in ("vtm-intra", "vtm-inter")),
+    *FEATURE_KINDS,
+    *DRIVE_KINDS,
     *map(learned_kind, LEARNED_CODECS.values()),
 )
 SYSTEMS = {kind.name: kind for kind in _KINDS}

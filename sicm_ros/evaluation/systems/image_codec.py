@@ -5,18 +5,29 @@ from __future__ import annotations
 
 import resource
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from functools import cache
-from typing import NamedTuple, Protocol
+from typing import IO, NamedTuple, Protocol
 
 import numpy as np
 
-__all__ = ["CodecError", "CodedViews", "ImageCodec", "child_cpu_seconds", "ffmpeg", "ffmpeg_missing", "nal_units"]
+__all__ = [
+    "CodecError",
+    "CodedViews",
+    "ImageCodec",
+    "child_cpu_seconds",
+    "failure",
+    "ffmpeg",
+    "ffmpeg_command",
+    "ffmpeg_missing",
+    "nal_units",
+]
 
 PAPER_QPS = (47, 42, 37, 32, 27, 22)  # from few bytes to many
 
 
-class CodecError(RuntimeError):
+class CodecError(ValueError):
     """An image codec that failed; one line."""
 
 
@@ -78,14 +89,30 @@ def _encoders() -> str:
     return subprocess.run([_program(), "-v", "error", "-encoders"], capture_output=True, text=True, check=False).stdout
 
 
+def ffmpeg_command(arguments: Sequence[str], output: IO[bytes]) -> list[str]:
+    """ffmpeg on one thread, which writes to an open file; the process has to be given its number (``pass_fds``).
+
+    Not to the standard output: VVenC prints warnings there, which would count as bytes of the stream.
+    """
+    return [_program(), "-v", "error", "-threads", "1", *arguments, f"pipe:{output.fileno()}"]
+
+
+def failure(what: str, said: bytes) -> CodecError:
+    """What a program said, in one line."""
+    words = " ".join(said.decode(errors="replace").split())
+    return CodecError(f"{what}: {words[:300] or 'gave nothing'}")
+
+
 def ffmpeg(arguments: Sequence[str], data: bytes) -> bytes:
     """What ffmpeg writes for ``data``, on one thread. Raises CodecError."""
-    command = [_program(), "-v", "error", "-threads", "1", *arguments, "-"]
-    done = subprocess.run(command, input=data, capture_output=True, check=False)
-    if done.returncode or not done.stdout:
-        words = " ".join(done.stderr.decode(errors="replace").split())
-        raise CodecError(f"ffmpeg {' '.join(arguments)}: {words[:300] or 'gave nothing'}")
-    return done.stdout
+    with tempfile.TemporaryFile() as output:
+        command = ffmpeg_command(arguments, output)
+        done = subprocess.run(command, input=data, capture_output=True, check=False, pass_fds=(output.fileno(),))
+        output.seek(0)
+        result = output.read()
+    if done.returncode or not result:
+        raise failure(f"ffmpeg {' '.join(arguments)}", done.stderr)
+    return result
 
 
 def child_cpu_seconds() -> float:

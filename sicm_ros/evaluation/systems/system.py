@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from ...data.source import StereoFrame
 from ...geometry import Object3D
 from ...model_store import StoredModel
 
-__all__ = ["Complexity", "Outcome", "System", "SystemKind"]
+__all__ = ["Complexity", "Outcome", "SequenceSystem", "System", "SystemKind"]
 
 
 class Outcome(NamedTuple):
@@ -43,7 +43,15 @@ class System(Protocol):
         """What its networks cost."""
 
     def run(self, frame: StereoFrame, point: float) -> Outcome:
-        """Code a pair and detect. A system of ``sequences`` remembers the pairs before. Raises CodecError."""
+        """Code a pair and detect. Raises CodecError."""
+
+
+@runtime_checkable
+class SequenceSystem(System, Protocol):
+    """A system of ``sequences``, which predicts pairs from those before."""
+
+    def prepare(self, frames: Iterable[StereoFrame], point: float) -> None:
+        """Code a whole drive from its start; ``run`` then takes these frames, at this point. Raises CodecError."""
 
 
 def _nothing_missing() -> str:
@@ -59,4 +67,4 @@ class SystemKind:
     note: str  # what is faithful to its source and what is substituted
     build: Callable[[StoredModel, float], System]  # model of the detector, least score of a box; raises CodecError
     missing: Callable[[], str] = _nothing_missing  # why it cannot run here, in one line; empty if it can
-    sequences: bool = False  # it codes the frames of a drive in their order, and needs one
+    sequences: bool = False  # it codes whole drives, see ``SequenceSystem``

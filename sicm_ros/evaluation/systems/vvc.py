@@ -8,9 +8,9 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from .image_codec import PAPER_QPS, CodedViews, ffmpeg_missing
-from .video import code_pair
+from .video import CodedLuma, VideoFormat, code_luma, code_pair
 
-__all__ = ["Vvc"]
+__all__ = ["VVC", "Vvc", "code_vvc_luma", "is_vvc_parameter_set", "vvc_drive_encoder"]
 
 Mode: TypeAlias = Literal["intra", "inter", "inter-one-qp"]
 
@@ -31,8 +31,22 @@ _NOTES = {
 }
 
 
+def is_vvc_parameter_set(unit: bytes) -> bool:
+    """Whether no picture needs this unit of a byte stream for itself."""
+    # VPS, SPS, PPS, access unit delimiter, SEI before and after a picture; but not APS, which a picture has for itself
+    return unit[1] >> 3 in (14, 15, 16, 20, 23, 24)
+
+
+VVC = VideoFormat("vvc", is_vvc_parameter_set, lambda unit: unit[1] >> 3 < 12)
+
+
+def _encoder(qp: int, parameters: str) -> tuple[str, ...]:
+    # VVenC's perceptual adaptation of the QP is off: a detector has no eyes.
+    return "-c:v", "libvvenc", "-preset", "fast", "-qp", str(qp), "-qpa", "0", "-vvenc-params", parameters
+
+
 class Vvc:
-    """See ``ImageCodec``; a point is the QP. VVenC's perceptual adaptation of the QP is off: a detector has no eyes."""
+    """See ``ImageCodec``; a point is the QP."""
 
     points = PAPER_QPS
 
@@ -45,10 +59,19 @@ class Vvc:
 
     def code(self, left: np.ndarray, right: np.ndarray, point: int) -> CodedViews:
         """See ``ImageCodec``."""
-        encoder = ("-c:v", "libvvenc", "-preset", "fast", "-qp", str(point), "-qpa", "0", "-pix_fmt", "yuv420p10le")
-        return code_pair(left, right, (*encoder, "-vvenc-params", _PARAMETERS[self._mode]), "vvc", _is_parameter_set)
+        encoder = (*_encoder(point, _PARAMETERS[self._mode]), "-pix_fmt", "yuv420p10le")
+        return code_pair(left, right, encoder, VVC)
 
 
-def _is_parameter_set(unit: bytes) -> bool:
-    # VPS, SPS, PPS, access unit delimiter, SEI before and after a picture; but not APS, which a picture has for itself
-    return unit[1] >> 3 in (14, 15, 16, 20, 23, 24)
+def code_vvc_luma(pictures: np.ndarray, qp: int) -> CodedLuma:
+    """Pictures (N, H, W) uint16 of 10 bits as intra pictures. Raises CodecError."""
+    return code_luma(pictures, _encoder(qp, _PARAMETERS["intra"]), VVC, gray=False)
+
+
+def vvc_drive_encoder(qp: int) -> tuple[str, ...]:
+    """ffmpeg's arguments for one view of a drive: an intra picture, then pictures from those before.
+
+    Nothing looks ahead: neither the temporal filter, nor the weights of blocks by their use in later pictures.
+    """
+    parameters = f"{_PARAMETERS['inter']}:LookAhead=0:MCTF=0:BIM=0"
+    return *_encoder(qp, parameters), "-pix_fmt", "yuv420p10le"
