@@ -231,7 +231,7 @@ def test_the_list_names_every_system(capsys):
 
 def test_outcomes_keep_what_they_got(kitti, tmp_path):
     data = LabelledFrames.open(kitti, count=2)
-    kinds, missing_ones = chosen_systems(["uncompressed", "uncompressed"], data)
+    kinds, missing_ones = chosen_systems(["uncompressed", "uncompressed"], data, str(TAME_MODEL))
     assert [kind.name for kind in kinds] == ["uncompressed"] and not missing_ones
     outcomes = compare_systems(data, str(TAME_MODEL), kinds, tmp_path / "out")
     kept = outcomes.of("uncompressed")
@@ -240,6 +240,12 @@ def test_outcomes_keep_what_they_got(kitti, tmp_path):
     labels, pixels = outcomes.labels(["000001", "000000"])
     assert labels == [data.frame(name).labels for name in ("000001", "000000")] and pixels == [375 * 1242] * 2
     assert outcomes.complexity("uncompressed") == system.complexity and outcomes.complexity("other") is None
+
+    class Retrained:
+        complexity, weights = system.complexity, "others"
+
+    outcomes.begin("uncompressed", Retrained())
+    assert outcomes.of("uncompressed") == {} and not outcomes.done(), "outcomes of other weights are gone"
     outcomes.close()
     with pytest.raises(OutcomeError, match="expected the outcomes of seed 3, there are those of None"):
         recipe = {"data": str(kitti.resolve()), "seed": 3, "score threshold": LOW_SCORE}

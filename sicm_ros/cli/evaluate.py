@@ -115,7 +115,7 @@ def evaluate(
     except ModuleNotFoundError as error:
         raise ValueError(f"sicm evaluate needs {error.name}: pip install -r requirements/evaluate.txt") from None
     frames = LabelledFrames.open(data, split, count, seed)
-    kinds, missing = chosen_systems(systems.split(",") if systems else list(SYSTEMS), frames)
+    kinds, missing = chosen_systems(systems.split(",") if systems else list(SYSTEMS), frames, model)
     for name, reason in missing.items():
         print(f"{name} is left out: {reason}", file=sys.stderr)
     if not kinds:

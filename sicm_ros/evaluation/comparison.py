@@ -21,6 +21,7 @@ from .frames import LabelledFrames
 from .kitti_ap import LOW_SCORE
 from .outcomes import FrameOutcomes, Outcomes, SystemOutcome
 from .systems import SYSTEMS
+from .systems.image_codec import CodecError
 from .systems.packets import PacketSystem
 from .systems.system import SequenceSystem, System, SystemKind
 
@@ -43,18 +44,23 @@ class _Setting:
     fingerprint: int
 
 
-def chosen_systems(names: Sequence[str], data: LabelledFrames) -> tuple[list[SystemKind], dict[str, str]]:
+def chosen_systems(names: Sequence[str], data: LabelledFrames, model: str) -> tuple[list[SystemKind], dict[str, str]]:
     """The systems of these names that can run here on this data, and why the others cannot, in a line each.
 
-    A name is one of ``SYSTEMS``, or a model that runs through packets: its name or its folder. Raises ValueError on
-    another name.
+    A name is one of ``SYSTEMS``, or a model that runs through packets: its name or its folder. ``model``: that of the
+    detector. Raises ValueError on another name.
     """
-    kinds, missing = [], {}
+    kinds, missing, stored = [], {}, load_model(model)
     for name in dict.fromkeys(names):
         kind = SYSTEMS.get(name) or _model_kind(name)
         reason = kind.missing()
         if kind.sequences and data.rendered:
             reason = "codes a drive, and these frames are rendered, each of another scene"
+        if not reason:
+            try:
+                kind.build(stored, LOW_SCORE)
+            except CodecError as error:
+                reason = str(error)
         if reason:
             missing[kind.name] = reason
         else:
@@ -97,8 +103,7 @@ def compare_systems(
     }
     outcomes = Outcomes(folder, recipe)
     for kind in kinds:
-        if outcomes.complexity(kind.name) is None:
-            outcomes.add_complexity(kind.name, kind.build(stored, LOW_SCORE).complexity)
+        outcomes.begin(kind.name, kind.build(stored, LOW_SCORE))
     work = list(_missing(data, kinds, outcomes.done()))
     total = sum(len(item.frames) for item in work)
     # A name is looked up on every machine, which may have its models elsewhere.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..geometry import Object3D
-from .systems.system import Complexity, Outcome
+from .systems.system import Complexity, Outcome, System
 
 __all__ = ["FrameOutcomes", "OutcomeError", "Outcomes", "SystemOutcome"]
 
@@ -59,7 +59,10 @@ class Outcomes:
                     "create table if not exists outcomes (frame text, system text, point real, size integer, "
                     "encode real, decode real, estimate real, objects text, primary key (frame, system, point))"
                 )
-                d.execute("create table if not exists systems (system text primary key, parameters real, macs real)")
+                d.execute(
+                    "create table if not exists systems "
+                    "(system text primary key, parameters real, macs real, weights text)"
+                )
                 text = json.dumps(recipe, sort_keys=True)
                 known = d.execute("select text from recipe").fetchone()
                 if known is None:
@@ -105,10 +108,13 @@ class Outcomes:
                 ],
             )
 
-    def add_complexity(self, system: str, complexity: Complexity) -> None:
-        """Keep what a system's networks cost."""
+    def begin(self, name: str, system: System) -> None:
+        """Keep what a system's networks cost; outcomes of other weights of its are removed."""
         with self._told(), self._database as d:
-            d.execute("insert or replace into systems values (?, ?, ?)", (system, *complexity))
+            before = d.execute("select weights from systems where system = ?", (name,)).fetchone()
+            if before is not None and before[0] != system.weights:
+                d.execute("delete from outcomes where system = ?", (name,))
+            d.execute("insert or replace into systems values (?, ?, ?, ?)", (name, *system.complexity, system.weights))
 
     def complexity(self, system: str) -> Complexity | None:
         """What a system's networks cost, if it is known."""

@@ -40,7 +40,7 @@ class DriveVideo:
     Decoded images are kept in temporary files, as large as the network's input of the whole drive.
     """
 
-    points = tuple(float(qp) for qp in PAPER_QPS)
+    points, weights = tuple(float(qp) for qp in PAPER_QPS), ""
 
     def __init__(self, encoder: Encoder, video: VideoFormat, model: StoredModel, score_threshold: float) -> None:
         self.complexity = detector_complexity(model)

@@ -34,7 +34,7 @@ LumaCodec = Callable[[np.ndarray, int], CodedLuma]
 class FeatureVideo:
     """See ``System``; a point is the QP. Both views are intra pictures; the matching is done with decoded features."""
 
-    points = tuple(float(qp) for qp in PAPER_QPS)
+    points, weights = tuple(float(qp) for qp in PAPER_QPS), ""
 
     def __init__(self, codec: LumaCodec, model: StoredModel, score_threshold: float) -> None:
         self._codec, self._threshold = codec, score_threshold

@@ -99,6 +99,12 @@ def load_codec(kind: type[StereoCodec], model: StoredModel) -> StereoCodec:
     return codec
 
 
+def _weights_number(name: str) -> str:
+    folder = _folder(name)
+    assert folder is not None  # its weights have been loaded
+    return str(_facts(folder / FACTS_FILE)["sha256"])
+
+
 def _facts(path: Path) -> dict[str, Any]:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
@@ -136,6 +142,7 @@ class LearnedSystem:
         self._model, self._threshold = model, score_threshold
         self._codec = load_codec(kind, model)
         self.points = tuple(float(rate) for rate in range(len(self._codec.lambdas)))
+        self.weights = _weights_number(kind.name)
         own, behind = codec_complexity(self._codec, model.config), detector_complexity(model)
         self.complexity = Complexity(own.parameters + behind.parameters, own.macs + behind.macs)
 

@@ -22,6 +22,7 @@ class PacketSystem:
     def __init__(self, model: StoredModel, score_threshold: float, engine: Engine = "torch") -> None:
         self.points = tuple(float(rate) for rate in range(int(model.config.highest_rate) + 1))
         self.complexity = Complexity(*count_complexity(model.config)["total"])
+        self.weights = f"{model.fingerprint:016x}"
         self._encoder = StereoEncoder(model, engine=engine)
         self._decoder = StereoDecoder(model, score_threshold=score_threshold, engine=engine)
 

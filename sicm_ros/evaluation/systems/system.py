@@ -42,6 +42,10 @@ class System(Protocol):
     def complexity(self) -> Complexity:
         """What its networks cost."""
 
+    @property
+    def weights(self) -> str:
+        """What tells weights of its own from others, empty where it has none beside the detector's."""
+
     def run(self, frame: StereoFrame, point: float) -> Outcome:
         """Code a pair and detect. Raises CodecError."""
 

@@ -30,7 +30,7 @@ def detector_complexity(model: StoredModel) -> Complexity:
 class Uncompressed:
     """The detector on the images as they are."""
 
-    points = (0.0,)
+    points, weights = (0.0,), ""
 
     def __init__(self, model: StoredModel, score_threshold: float) -> None:
         self._detector = StereoDetector(model, score_threshold=score_threshold)
@@ -54,7 +54,7 @@ class ImageSystem:
     def __init__(
         self, codec: ImageCodec, model: StoredModel, score_threshold: float, height: int | None = None
     ) -> None:
-        self.points = tuple(float(point) for point in codec.points)
+        self.points, self.weights = tuple(float(point) for point in codec.points), ""
         self.complexity = detector_complexity(model)
         self._codec, self._model, self._height = codec, model, height
         self._detector = StereoDetector(model, score_threshold=score_threshold)
