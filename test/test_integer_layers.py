@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_entropy_model import CONTEXTS, entropy_model, latents
 
-from sicm_ros.networks.integer_kernel import Products, padded
+from sicm_ros.networks.integer_kernel import Rows, Weights, padded
 from sicm_ros.networks.integer_layers import CompiledLayers, FloatLayers
 from sicm_ros.networks.integer_prior import IntegerPrior
 
@@ -16,10 +16,18 @@ LARGEST = (1 << 22) - 1  # no input of a layer is larger
 
 
 def products(rows: np.ndarray, near: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    sums = np.zeros((len(rows), len(near), padded(weights.shape[1])), np.int64)
-    Products(weights, near.shape[1]).add(rows, near, sums)
-    assert not sums[:, :, weights.shape[1] :].any()
-    return sums[:, :, : weights.shape[1]]
+    """The sums in 64 bits, from their lower and their upper 32."""
+    batch, count, outputs = len(rows), len(near), weights.shape[1]
+    taken = Rows(*rows.shape)
+    taken.put(np.arange(rows.shape[1]), rows)
+    halves = []
+    for shift in (0, 32):
+        layer = Weights(weights, np.zeros(outputs, int), np.full(outputs, shift), [(near.shape[1], rows.shape[2])])
+        out = Rows(batch, count, outputs)
+        layer.apply([(taken, near)], -(1 << 62), 1 << 62, 0, out, np.arange(count))
+        assert not out.out[0].reshape(batch, count, padded(outputs))[:, :, outputs:].any()
+        halves.append(out.values.astype(np.int64))
+    return (halves[1] << 32) | (halves[0] & 0xFFFFFFFF)
 
 
 def by_numpy(rows: np.ndarray, near: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -69,8 +77,10 @@ def test_a_layer_rounds_as_in_float64(kind, spread, wide):
     weight[3, 4] = weight[:, 4].abs().max() * 2  # exponents differ
     rows = (torch.randn(2, 33, 40, generator=generator, dtype=torch.float64) * 1024 * spread).round()
     rows[0, 0] = LARGEST if wide else 1
-    layers = FloatLayers(torch.device("cpu")), CompiledLayers()
-    expected, found = (x.layer(weight, bias, kind)(x.rows(rows)) for x in layers)
+    expected = FloatLayers(torch.device("cpu")).layer(weight, bias, kind)((rows, None))
+    compiled, taken = CompiledLayers(), Rows(*rows.shape)
+    taken.put(np.arange(rows.shape[1]), rows.int().numpy())
+    found = compiled.layer(weight, bias, kind)((taken, None)).values
     assert torch.equal(torch.from_numpy(found).double(), expected)
     assert len(expected.unique()) > (1 if kind == "gate" else 20)
 
