@@ -168,6 +168,7 @@ class _Plan:
     targets: list[tuple[Any, Any]]  # those of each step
     refreshed: list[tuple[Any, Any]]
     attended: list[Any]
+    alone: list[tuple[list[Any], list[Any], Any]]  # all three as tables (n, 1)
     context: list[tuple[Any, Any]]  # for each step, neighbours of the targets in the context convolution
     attention: list[tuple[Any, Any]]  # and in the attention's convolution
     sizes: list[tuple[int, int]]  # of the hyper-latent, of what lies between, and of the latent
@@ -242,6 +243,14 @@ class IntegerPrior:
                 [both(s.targets) for s in steps],
                 [both(s.refreshed) for s in steps],
                 [table(s.attended) for s in steps],
+                [
+                    (
+                        [table(x[:, None]) for x in s.targets],
+                        [table(x[:, None]) for x in s.refreshed],
+                        table(s.attended[:, None]),
+                    )
+                    for s in steps
+                ],
                 around(5, kinds[0]),
                 around(3, kinds[1]),
                 sizes,
@@ -270,19 +279,20 @@ class IntegerPrior:
         attention = [layers.zeros(batch, cells + 1, wide) for _ in range(2)]
         for i, step in enumerate(plan.steps):
             targets, refreshed, attended = plan.targets[i], plan.refreshed[i], plan.attended[i]
+            each_target, each_refreshed, each_attended = plan.alone[i]
             context: list[list[Any]] = [[], []]
             if step.has_context:
                 context = [[(self._context[v]((known[v], plan.context[i][v])), None)] for v in (0, 1)]
             for v in (0, 1):
-                parts = [(base[v], refreshed[v][:, None]), *context[v]]
+                parts = [(base[v], each_refreshed[v]), *context[v]]
                 _chain(self._features[v], *parts, into=(features[v], refreshed[v]))
-            seen = [(x, attended[:, None]) for x in features]
+            seen = [(x, each_attended) for x in features]
             outputs = []
             for v in (0, 1):
                 _chain(self._attention[v], seen[v], seen[1 - v], into=(attention[v], attended))
                 weight = self._gate[v]((attention[v], plan.attention[i][v]))
                 other = layers.scaled(features[1 - v], targets[v], weight)
-                parts = [(base[v], targets[v][:, None]), (other, None), *context[v]]
+                parts = [(base[v], each_target[v]), (other, None), *context[v]]
                 outputs.append(_chain(self._estimator[v], *parts))
             index, mean = layers.parameters((outputs[0], outputs[1]))
             symbols = code(i, index, mean)
