@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_entropy_model import CONTEXTS, entropy_model, latents
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sicm_ros.networks.integer_kernel import Rows, Weights, padded
 from sicm_ros.networks.integer_layers import CompiledLayers, FloatLayers
@@ -83,6 +84,35 @@ def test_a_layer_rounds_as_in_float64(kind, spread, wide):
     found = compiled.layer(weight, bias, kind)((taken, None)).values
     assert torch.equal(torch.from_numpy(found).double(), expected)
     assert len(expected.unique()) > (1 if kind == "gate" else 20)
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_no_step_of_an_encoder_waits_for_its_device(context):
+    """What reads a number of a tensor, or makes one from numbers, would stop a GPU between the steps."""
+    net = entropy_model(context, channels=8, hyper_channels=4, rate_count=3)
+    y = latents(4, 8, (5, 9))
+    prior = IntegerPrior(net, FloatLayers(torch.device("cpu")))
+    net.quantise(*y, 1.5, prior)  # tables are made once
+    calls = []
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            calls.append(str(function).split(".")[1])
+            return function(*args, **(kwargs or {}))
+
+    with Calls():
+        net.quantise(*y, 1.5, prior)
+    waiting = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "item", "unique", "lift_fresh"}
+    assert calls and not waiting & set(calls)
+
+
+def test_float64_that_is_emulated_is_refused(monkeypatch):
+    gpu = torch.device("cuda")
+    assert FloatLayers(gpu).device == gpu
+    monkeypatch.setenv("CUBLAS_EMULATE_DOUBLE_PRECISION", "1")
+    assert FloatLayers(torch.device("cpu"))
+    with pytest.raises(ValueError, match="must be unset"):
+        FloatLayers(gpu)
 
 
 @pytest.mark.parametrize("context", CONTEXTS)

@@ -239,7 +239,11 @@ class StereoEntropyModel(EntropyLayers):
         with _float32(left):
             y = self.gain(left, right, rate)
             # What is no number is coded as something: a bad frame must not stop the stream.
-            z = [torch.round(x).nan_to_num(0.0) for x in self._hyper_latents(y)]
+            most = float(HYPER_SYMBOL_LIMIT)
+            z = [
+                net(x).float().clamp(-most, most).round().nan_to_num(0.0)
+                for net, x in zip(self.hyper_encoder, y, strict=True)
+            ]
         return (prior or self.integer_prior()).quantise(y, (z[0], z[1]))
 
     def _forward_exact(self, left: Tensor, right: Tensor, rate: float | Tensor) -> EntropyOutput:

@@ -493,17 +493,18 @@ def scale_indices(
 
 
 @compiled(
-    f"void(float32[:, :, ::1], {_CELLS}, int64, {_VALUES}, {_VALUES}, float64, int32[::1], {_VALUES})", nogil=True
+    f"void(float32[:, :, ::1], {_CELLS}, int64, {_VALUES}, {_VALUES}, float64, float64[::1], {_VALUES})", nogil=True
 )
-def _nearest(maps: Any, cells: Any, start: Any, index: Any, mean: Any, one: Any, limits: Any, symbols: Any) -> None:
+def _nearest(maps: Any, cells: Any, start: Any, index: Any, mean: Any, unit: Any, limits: Any, symbols: Any) -> None:
     for b in range(len(maps)):
         for i in range(len(cells)):
+            cell, place = cells[i], start + i
             for c in range(maps.shape[1]):
-                limit = limits[index[b, start + i, c]]
-                symbol = np.floor(np.float64(maps[b, c, cells[i]]) - mean[b, start + i, c] / one + 0.5)
-                if np.isnan(symbol):
-                    symbol = 0.0
-                symbols[b, start + i, c] = np.int32(min(max(symbol, -np.float64(limit)), np.float64(limit)))
+                limit = limits[index[b, place, c]]
+                symbol = np.floor(np.float64(maps[b, c, cell]) - mean[b, place, c] * unit + 0.5)
+                if not -limit <= symbol <= limit:
+                    symbol = limit if symbol > limit else -limit if symbol < -limit else 0.0
+                symbols[b, place, c] = np.int32(symbol)
 
 
 def nearest(
@@ -511,15 +512,15 @@ def nearest(
     cells: tuple[np.ndarray, np.ndarray],
     index: np.ndarray,
     mean: np.ndarray,
-    one: float,
+    unit: float,
     limits: np.ndarray,
 ) -> np.ndarray:
     """The symbols (B, n + n', C) int32 that bring the means nearest to both views' ``maps`` (B, C, h * w) float32.
 
-    ``mean`` is in units of 1 / ``one``. No symbol is beyond the one of ``limits`` that ``index`` chooses; what is no
-    number gives 0.
+    ``mean`` is in units of ``unit``, a power of two. No symbol is beyond the one of ``limits`` that ``index`` chooses;
+    what is no number gives 0.
     """
     symbols = np.empty_like(mean)
     for x, places, start in zip(maps, cells, (0, len(cells[0])), strict=True):
-        _nearest(x, places, start, index, mean, one, limits, symbols)
+        _nearest(x, places, start, index, mean, unit, limits, symbols)
     return symbols

@@ -14,6 +14,7 @@ down.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -103,6 +104,9 @@ class FloatLayers:
     """Layers and what lies between them, in float64 on ``device``."""
 
     def __init__(self, device: torch.device) -> None:
+        """Raises ValueError on a GPU whose float64 products are to be made of narrower ones."""
+        if device.type == "cuda" and os.environ.get("CUBLAS_EMULATE_DOUBLE_PRECISION", "0") not in ("", "0"):
+            raise ValueError("entropy model: CUBLAS_EMULATE_DOUBLE_PRECISION must be unset, its sums are not exact")
         self.device = device
 
     def layer(self, weight: Tensor, bias: Tensor | None, kind: str = "") -> _FloatLayer:
@@ -282,7 +286,7 @@ class CompiledLayers:
         limits: Tensor,
     ) -> np.ndarray:
         """As FloatLayers.nearest."""
-        return self._kernel.nearest(maps, cells, index, mean, ONE, limits.int().numpy())
+        return self._kernel.nearest(maps, cells, index, mean, 1 / ONE, limits.numpy())
 
     def values(self, symbols: np.ndarray, mean: np.ndarray, counts: tuple[int, int]) -> Sequence[np.ndarray]:
         """As FloatLayers.values."""
