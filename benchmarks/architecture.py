@@ -44,12 +44,12 @@ from sicm_ros.model_store import load_model
 from sicm_ros.networks.complexity import count_complexity
 from sicm_ros.networks.config import MvsfcConfig
 from sicm_ros.networks.mvsfc_net import MvsfcNet
+from sicm_ros.processor import bfloat16_is_native
 from sicm_ros.training.augmentation import augment
 from sicm_ros.training.initial_weights import adopt
 from sicm_ros.training.losses import feature_error, rate_distortion_loss, task_loss, volume_error
 from sicm_ros.training.samples import SampleStore
 from sicm_ros.training.targets import Batch, Targets, anchor_priors, collate, match
-from sicm_ros.training.train import bfloat16_is_native
 from sicm_ros.training.validation import detect_store, source_labels
 
 METRICS = (("Car", "2D"), ("Car", "BEV loose"), ("Car", "BEV"), ("Car", "3D"), ("Pedestrian", "3D"))

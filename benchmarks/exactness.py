@@ -37,7 +37,7 @@ from sicm_ros.codec.range_coder import RangeCoder  # noqa: E402
 from sicm_ros.inference import Engine  # noqa: E402
 from sicm_ros.inference.engine import VehicleEngine, no_lap, vehicle_engine  # noqa: E402
 from sicm_ros.model_store import StoredModel, load_model  # noqa: E402
-from sicm_ros.networks.integer_prior import ONE, IntegerPrior, QuantisedLatents, Step  # noqa: E402
+from sicm_ros.networks.integer_prior import ONE, IntegerPrior, QuantisedLatents  # noqa: E402
 from sicm_ros.preprocessing import prepare  # noqa: E402
 
 BATCH = 4
@@ -122,12 +122,12 @@ class _Recorder:
         self.hyper_channels = integers.hyper_channels
         self.arrays: list[Tensor] = []
 
-    def run(self, hyper: tuple[Tensor, Tensor], size: tuple[int, int], code: Any) -> tuple[Tensor, Tensor]:
-        self.arrays = [*hyper]
+    def decode(self, hyper: tuple[Tensor, Tensor], size: tuple[int, int], read: Any) -> tuple[Tensor, Tensor]:
+        self.arrays, code = [*hyper], self._integers.reader(read)
 
-        def recorded(step: Step, index: Tensor, mean: Tensor) -> Tensor:
+        def recorded(step: int, index: Any, mean: Any) -> Any:
             symbols = code(step, index, mean)
-            self.arrays += [symbols, index, mean.clone()]
+            self.arrays += [torch.as_tensor(x).clone() for x in (symbols, index, mean)]
             return symbols
 
         return self._integers.run(hyper, size, recorded)

@@ -11,7 +11,10 @@ A player sends rendered pairs of 1242x375 (or those of ``--kitti``) with the tim
 remote half alone is measured, this process sends their packets instead, those of several vehicles in turn: the
 frequency is of all together. Nothing else is set than what the launch files set, so threads and engine are the nodes'
 own choice, unless given. A pair counts as answered if an array of boxes (of the vehicle alone: a packet) with its stamp
-has arrived; its latency is from the stamp to that arrival. Where more is sent than can be answered, the answered ones
+has arrived; its latency is from the stamp to that arrival. The wait is from the callback that completes a pair, or that
+brings a packet, to the start of its encoding or decoding: of the decoder's packets as ``decode_stats`` tells it, of the
+encoder's as its diagnostics do, that is the median of the means of each second, and the 95th percentile of the largest
+of each second. Where more is sent than can be answered, the answered ones
 per second are what a node carries.
 """
 
@@ -49,9 +52,10 @@ class Probe:
 
     def __init__(self, answer: str, vehicles: list[str]) -> None:
         import rclpy
+        from diagnostic_msgs.msg import DiagnosticArray
         from rclpy.executors import SingleThreadedExecutor
         from sensor_msgs.msg import CameraInfo
-        from sicm_ros.msg import StereoBitstream
+        from sicm_ros.msg import DecodeStats, StereoBitstream
         from vision_msgs.msg import Detection3DArray
 
         from sicm_ros.ros.qos import boxes_qos, image_qos, packet_qos
@@ -61,15 +65,18 @@ class Probe:
         self.node = rclpy.create_node("realtime", namespace=NAMESPACE, context=self._context)
         self.sent: list[tuple[str, int]] = []
         self.answered: dict[tuple[str, int], int] = {}
+        self.waits: dict[str, tuple[list[float], list[float]]] = {"encoder": ([], []), "decoder": ([], [])}
         self._publishers = {}
         for name in vehicles:
             prefix = f"{name}/" if name else ""
             kind = StereoBitstream if answer == "stereo_bitstream" else Detection3DArray
             self.node.create_subscription(kind, f"{prefix}{answer}", partial(self._on_answer, name), boxes_qos(100))
             if answer == "detections":
+                self.node.create_subscription(DecodeStats, f"{prefix}decode_stats", self._on_stats, boxes_qos(100))
                 self._publishers[name] = self.node.create_publisher(
                     StereoBitstream, f"{prefix}stereo_bitstream", packet_qos("reliable", 5, 1.0)
                 )
+        self.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
         self.node.create_subscription(CameraInfo, "left/camera_info", self._on_sent, image_qos("reliable"))
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
@@ -81,6 +88,17 @@ class Probe:
 
     def _on_answer(self, vehicle: str, message: Any) -> None:
         self.answered[vehicle, nanoseconds(message.header.stamp)] = time.time_ns()
+
+    def _on_stats(self, message: Any) -> None:
+        for values in self.waits["decoder"]:
+            values.append(message.wait_ms)
+
+    def _on_diagnostics(self, message: Any) -> None:
+        for status in message.status:
+            values = {value.key: value.value for value in status.values}
+            if "wait_max_ms" in values:
+                for waits, key in zip(self.waits["encoder"], ("wait_ms", "wait_max_ms"), strict=True):
+                    waits.append(float(values[key]))
 
     def send(self, vehicle: str, packet: bytes, sequence: int) -> None:
         """Publish a vehicle's packet with the present time as its stamp."""
@@ -170,6 +188,8 @@ def run(args: argparse.Namespace, vehicles: list[str], source: Path, packets: li
         wait_for(lambda: bool(probe.answered), processes)
         time.sleep(WARM_UP_S)
         first, begin = len(probe.sent), time.monotonic()
+        for waits in (values for both in probe.waits.values() for values in both):
+            waits.clear()
         used = {name: cpu_seconds(process.pid) for name, process in processes.items()}
         wait_for(lambda: len(probe.sent) >= first + args.pairs, processes, READY_S + args.pairs / args.frequency)
         seconds = time.monotonic() - begin
@@ -192,6 +212,11 @@ def run(args: argparse.Namespace, vehicles: list[str], source: Path, packets: li
         f"{len(latency)} of {len(sent)}",
         f"{len(latency) / duration:.1f}",
         *found,
+        "\n".join(
+            f"{name} {np.median(typical):.1f} ({np.percentile(most, 95):.1f})"
+            for name, (typical, most) in probe.waits.items()
+            if typical
+        ),
         "\n".join(f"{name} {share:.2f}" for name, share in cpu.items()),
         "\n".join(f"{name} {megabytes:.0f}" for name, megabytes in memory.items()),
     ]
@@ -235,7 +260,18 @@ def main() -> None:
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     if args.halves != "remote" and args.vehicles != [0]:
         parser.error("--vehicles: expected with --halves remote alone")
-    head = ("vehicles", "sent per s", "answered", "per s", "median ms", "p95", "p99", "CPU s per s", "MB at most")
+    head = (
+        "vehicles",
+        "sent per s",
+        "answered",
+        "per s",
+        "median ms",
+        "p95",
+        "p99",
+        "wait ms (p95)",
+        "CPU s per s",
+        "MB at most",
+    )
     table = Table(*head)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

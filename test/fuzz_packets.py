@@ -547,14 +547,14 @@ class Target:
         seen = [draw(np.full((self.config.hyper_channels, rows, columns), 63)) for _ in range(2)]
         indices: list[Any] = []
 
-        def code(_step: Any, index: Any, mean: Any) -> Any:
-            indices.append(index[0].numpy().astype(np.uint8))
+        def read(index: Any) -> Any:
+            indices.append(index[0].astype(np.uint8))
             seen.append(draw(self.limits[indices[-1]]))
-            return torch.from_numpy(seen[-1]).to(mean)[None]
+            return seen[-1][None]
 
         with torch.inference_mode():
             hyper = (torch.from_numpy(seen[0])[None], torch.from_numpy(seen[1])[None])
-            self.decoder.model.net.entropy_model.integer_prior().run(hyper, self.size, code)
+            self.decoder.model.net.entropy_model.integer_prior().decode(hyper, self.size, read)
         return self.recode(seen, indices)
 
     # ---------------------------------------------------------------------------------- judging

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -215,6 +216,22 @@ def test_wrong_requests_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EngineError, match=r"not installed: pip install -r requirements/openvino\.txt"):
         remote_engine(stored, "openvino")
     assert remote_engine(stored, "auto").name == "torch"
+
+
+@pytest.mark.parametrize(
+    ("offered", "capabilities", "expected"),
+    [
+        (["FP32", "BF16"], {"avx512_bf16": True}, "bfloat16"),
+        (["FP32", "BF16"], {"avx2": True, "avx2_vnni_2": True}, "float32"),  # converts bfloat16, but has no products
+        (["FP32"], {"amx_bf16": True}, "float32"),
+    ],
+)
+def test_bfloat16_where_the_processor_multiplies_it(
+    offered: list[str], capabilities: dict[str, bool], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(openvino, "core", lambda: SimpleNamespace(get_property=lambda *_: offered))
+    assert openvino.native_precision() == expected
 
 
 def test_what_cannot_be_converted_runs_in_pytorch(

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_entropy_model import CONTEXTS, entropy_model, latents
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from sicm_ros.networks.integer_kernel import Products, padded
+from sicm_ros.networks.integer_kernel import Rows, Weights, padded
 from sicm_ros.networks.integer_layers import CompiledLayers, FloatLayers
 from sicm_ros.networks.integer_prior import IntegerPrior
 
@@ -16,10 +17,18 @@ LARGEST = (1 << 22) - 1  # no input of a layer is larger
 
 
 def products(rows: np.ndarray, near: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    sums = np.zeros((len(rows), len(near), padded(weights.shape[1])), np.int64)
-    Products(weights, near.shape[1]).add(rows, near, sums)
-    assert not sums[:, :, weights.shape[1] :].any()
-    return sums[:, :, : weights.shape[1]]
+    """The sums in 64 bits, from their lower and their upper 32."""
+    batch, count, outputs = len(rows), len(near), weights.shape[1]
+    taken = Rows(*rows.shape)
+    taken.put(np.arange(rows.shape[1]), rows)
+    halves = []
+    for shift in (0, 32):
+        layer = Weights(weights, np.zeros(outputs, int), np.full(outputs, shift), [(near.shape[1], rows.shape[2])])
+        out = Rows(batch, count, outputs)
+        layer.apply([(taken, near)], -(1 << 62), 1 << 62, 0, out, np.arange(count))
+        assert not out.out[0].reshape(batch, count, padded(outputs))[:, :, outputs:].any()
+        halves.append(out.values.astype(np.int64))
+    return (halves[1] << 32) | (halves[0] & 0xFFFFFFFF)
 
 
 def by_numpy(rows: np.ndarray, near: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -69,10 +78,41 @@ def test_a_layer_rounds_as_in_float64(kind, spread, wide):
     weight[3, 4] = weight[:, 4].abs().max() * 2  # exponents differ
     rows = (torch.randn(2, 33, 40, generator=generator, dtype=torch.float64) * 1024 * spread).round()
     rows[0, 0] = LARGEST if wide else 1
-    layers = FloatLayers(torch.device("cpu")), CompiledLayers()
-    expected, found = (x.layer(weight, bias, kind)(x.rows(rows)) for x in layers)
+    expected = FloatLayers(torch.device("cpu")).layer(weight, bias, kind)((rows, None))
+    compiled, taken = CompiledLayers(), Rows(*rows.shape)
+    taken.put(np.arange(rows.shape[1]), rows.int().numpy())
+    found = compiled.layer(weight, bias, kind)((taken, None)).values
     assert torch.equal(torch.from_numpy(found).double(), expected)
     assert len(expected.unique()) > (1 if kind == "gate" else 20)
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_no_step_of_an_encoder_waits_for_its_device(context):
+    """What reads a number of a tensor, or makes one from numbers, would stop a GPU between the steps."""
+    net = entropy_model(context, channels=8, hyper_channels=4, rate_count=3)
+    y = latents(4, 8, (5, 9))
+    prior = IntegerPrior(net, FloatLayers(torch.device("cpu")))
+    net.quantise(*y, 1.5, prior)  # tables are made once
+    calls = []
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            calls.append(str(function).split(".")[1])
+            return function(*args, **(kwargs or {}))
+
+    with Calls():
+        net.quantise(*y, 1.5, prior)
+    waiting = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "item", "unique", "lift_fresh"}
+    assert calls and not waiting & set(calls)
+
+
+def test_float64_that_is_emulated_is_refused(monkeypatch):
+    gpu = torch.device("cuda")
+    assert FloatLayers(gpu).device == gpu
+    monkeypatch.setenv("CUBLAS_EMULATE_DOUBLE_PRECISION", "1")
+    assert FloatLayers(torch.device("cpu"))
+    with pytest.raises(ValueError, match="must be unset"):
+        FloatLayers(gpu)
 
 
 @pytest.mark.parametrize("context", CONTEXTS)

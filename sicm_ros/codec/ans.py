@@ -43,21 +43,30 @@ def _order(rows: np.ndarray, row_count: int) -> np.ndarray:
     return order
 
 
-@compiled("boolean(int32[::1], uint16[::1], int32[::1], int32[::1], int32[::1])", nogil=True)
+@compiled("float64(int32[::1], uint16[::1], int32[::1], int32[::1], float64[::1], int32[::1])", nogil=True)
 def group(
-    symbols: np.ndarray, rows: np.ndarray, limits: np.ndarray, centres: np.ndarray, positions: np.ndarray
-) -> bool:
-    """Positions (n,) in the tables of symbols (n,) of ``rows`` (n,), in the order of coding.
+    symbols: np.ndarray,
+    rows: np.ndarray,
+    limits: np.ndarray,
+    centres: np.ndarray,
+    bits: np.ndarray,
+    positions: np.ndarray,
+) -> float:
+    """Set ``positions`` (n,) in the tables of symbols (n,) of ``rows`` (n,), in the order of coding; return their bits.
 
-    ``centres`` is the position of each row's symbol 0, ``limits`` its largest symbol. False if a symbol exceeds it.
+    ``centres`` is the position of each row's symbol 0, ``limits`` its largest symbol; ``bits`` those of each position.
+    -1 if a symbol exceeds its limit.
     """
+    total = 0.0
     order = _order(rows, len(limits))
     for k in range(len(order)):
         symbol, row = symbols[order[k]], rows[order[k]]
         if symbol > limits[row] or symbol < -limits[row]:
-            return False
-        positions[k] = centres[row] + symbol
-    return True
+            return -1.0
+        position = centres[row] + symbol
+        positions[k] = position
+        total += bits[position]
+    return total
 
 
 @compiled("uint32[::1](int32[::1], uint32[::1], uint32[::1])", nogil=True, error_model="numpy")

@@ -63,6 +63,7 @@ class StereoDecoder:
     ) -> None:
         self.model = open_model(model, "remote", device)
         self._network = remote_engine(self.model, engine)
+        self._prior = self.model.net.entropy_model.integer_prior()
         self._coder = RangeCoder(self.model.tables)
         default = self.model.config.analysis.score_threshold
         self.score_threshold = default if score_threshold is None else score_threshold
@@ -113,7 +114,7 @@ class StereoDecoder:
         decoded = decompress_batch(
             [payload for _, _, payload in payloads],
             self._coder,
-            self.model.net.entropy_model.integer_prior(),
+            self._prior,
             self.model.config.latent_size,
         )
         sound = []
@@ -137,9 +138,11 @@ class StereoDecoder:
         self, headers: Sequence[PacketHeader], latents: Sequence[DecodedLatents]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Both views' latents (B, C, h, w) after the inverse gain."""
+        inverse_gain = self.model.net.entropy_model.inverse_gain
+        if len(latents) == 1:
+            return inverse_gain(latents[0].left, latents[0].right, headers[0].rate)
         left, right = torch.cat([x.left for x in latents]), torch.cat([x.right for x in latents])
-        rates = torch.tensor([header.rate for header in headers], dtype=torch.float32)
-        return self.model.net.entropy_model.inverse_gain(left, right, rates)
+        return inverse_gain(left, right, torch.tensor([header.rate for header in headers], dtype=torch.float32))
 
     @torch.inference_mode()
     def reconstruct(self, packet: bytes) -> StereoFeatures:

@@ -82,6 +82,7 @@ class StereoEncoder:
     ) -> None:
         self.model = open_model(model, "vehicle", device)
         self._network = vehicle_engine(self.model, engine)
+        self._prior = self.model.net.entropy_model.integer_prior()
         self._coder = RangeCoder(self.model.tables)
         self.rate = checked_rate(self.model, rate)
 
@@ -149,13 +150,14 @@ class StereoEncoder:
         index = packet.rate_index(self._checked(rate))
         clock = StageClock(self.model.device)
         # The rate that the decoder will read, not the one that was asked for.
-        coded = self.model.net.entropy_model.quantise(latents.left, latents.right, index / packet.RATE_STEPS)
+        entropy_model, rate = self.model.net.entropy_model, index / packet.RATE_STEPS
+        coded = entropy_model.quantise(latents.left, latents.right, rate, self._prior)
         payload, symbol_hash, bits = compress(coded, self._coder)
         data = packet.pack(self.model.fingerprint, index, latents.transform, latents.rig, payload, symbol_hash)
         clock.lap("entropy")
         return EncodedPair(
             data,
-            index / packet.RATE_STEPS,
+            rate,
             symbol_hash,
             bits,
             latents.stage_ms | clock.stage_ms,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..networks.entropy_layers import hyper_size
-from ..networks.integer_prior import IntegerPrior, QuantisedLatents, Step, to_maps
+from ..networks.integer_prior import IntegerPrior, QuantisedLatents, to_maps
 from .range_coder import RangeCoder, SymbolDecoder, SymbolEncoder
 
 __all__ = ["DecodedLatents", "compress", "decompress", "decompress_batch", "least_bytes", "symbol_count"]
@@ -66,8 +66,8 @@ def compress(coded: QuantisedLatents, coder: RangeCoder, item: int = 0) -> tuple
         encoder.hyper(view, symbols)
         symbol_hash.update(symbols)
     for step_symbols, step_indices in zip(coded.symbols, coded.indices, strict=True):
-        symbols = step_symbols[item].to("cpu", torch.int32).numpy()
-        encoder.latents(symbols, step_indices[item].to("cpu", torch.uint8).numpy())
+        symbols = step_symbols[item].cpu().numpy()
+        encoder.latents(symbols, step_indices[item].cpu().numpy())
         symbol_hash.update(symbols)
     return encoder.finish(), symbol_hash.value, encoder.bits
 
@@ -83,21 +83,20 @@ def decompress_batch(
     """Decode several pairs with one evaluation of the prior for all of them."""
     decoders, hashes = [SymbolDecoder(coder, payload) for payload in payloads], [_SymbolHash() for _ in payloads]
 
-    def read(decode: Callable[[SymbolDecoder, int], np.ndarray]) -> Tensor:
+    def read(decode: Callable[[SymbolDecoder, int], np.ndarray]) -> np.ndarray:
         """The next symbols of every pair; ``decode`` gets a pair's decoder and its place in the batch."""
         symbols = [decode(decoder, item) for item, decoder in enumerate(decoders)]
         for symbol_hash, array in zip(hashes, symbols, strict=True):
             symbol_hash.update(array)
-        return torch.from_numpy(np.stack(symbols))
+        return np.stack(symbols)
 
     shape = (prior.hyper_channels, *hyper_size(*size))
-    hyper = (read(lambda decoder, _: decoder.hyper(0, shape)), read(lambda decoder, _: decoder.hyper(1, shape)))
+    hyper = [read(lambda decoder, _: decoder.hyper(0, shape)), read(lambda decoder, _: decoder.hyper(1, shape))]
 
-    def code(step: Step, index: Tensor, mean: Tensor) -> Tensor:
-        indices = index.to("cpu", torch.uint8).numpy()
-        return read(lambda decoder, item: decoder.latents(indices[item])).to(mean)
+    def latents(indices: np.ndarray) -> np.ndarray:
+        return read(lambda decoder, item: decoder.latents(indices[item]))
 
-    left, right = to_maps(prior.run(hyper, size, code), size)
+    left, right = to_maps(prior.decode((torch.from_numpy(hyper[0]), torch.from_numpy(hyper[1])), size, latents), size)
     return [
         DecodedLatents(left[i : i + 1], right[i : i + 1], hashes[i].value, decoder.at_end())
         for i, decoder in enumerate(decoders)

@@ -41,6 +41,7 @@ class RangeCoder:
             firsts.append(start + np.searchsorted(bounds, buckets, "right") - 1)
         self.low, self.width = (np.concatenate(x).astype(np.uint32) for x in (lows, widths))
         self.first = np.array(firsts, np.int32)
+        self._hyper_rows: dict[tuple[int, int], np.ndarray] = {}
 
     def least_bits(self) -> tuple[float, float]:
         """The fewest bits of a latent's symbol, and those of one symbol of each hyper-latent channel together."""
@@ -51,8 +52,14 @@ class RangeCoder:
         """The row (Z * hz * wz,) uint16 of each symbol of a hyper-latent of ``shape`` (Z, hz, wz)."""
         if shape[0] != self.channels:
             raise ValueError(f"hyper-latent: expected {self.channels} channels, got {shape[0]}")
-        start = SCALE_LEVELS + view * self.channels
-        return np.arange(start, start + self.channels, dtype=np.uint16).repeat(int(np.prod(shape[1:])))
+        cells = int(np.prod(shape[1:]))
+        key = (view, cells)
+        if key not in self._hyper_rows:
+            start = SCALE_LEVELS + view * self.channels
+            rows = np.arange(start, start + self.channels, dtype=np.uint16).repeat(cells)
+            # A model has one size of both views; keep no more.
+            self._hyper_rows = {k: v for k, v in self._hyper_rows.items() if k[1] == cells} | {key: rows}
+        return self._hyper_rows[key]
 
 
 def _bounds(counts: np.ndarray) -> np.ndarray:
@@ -83,13 +90,15 @@ class SymbolEncoder:
 
     def _append(self, symbols: np.ndarray, rows: np.ndarray) -> None:
         positions = np.empty(len(rows), np.int32)
-        flat = symbols.reshape(-1).astype(np.int32)
+        flat = symbols.reshape(-1).astype(np.int32, copy=False)
         if len(flat) != len(rows):
             raise ValueError(f"symbols: expected a scale index for each, got {len(flat)} and {len(rows)}")
-        if not ans.group(flat, rows, self._coder.limits, self._coder.centres, positions):
+        coder = self._coder
+        bits = ans.group(flat, rows, coder.limits, coder.centres, coder.bits, positions)
+        if bits < 0:
             raise ValueError("symbols: expected those of their tables, got one beyond")
         self._positions.append(positions)
-        self.bits += float(self._coder.bits[positions].sum())
+        self.bits += bits
 
     def finish(self) -> bytes:
         """The coded bytes: little-endian words without the zero bytes at their end."""

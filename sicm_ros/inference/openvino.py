@@ -23,6 +23,7 @@ from ..model_store import StoredModel
 from ..networks.detection import AnalysisOutput
 from ..networks.mvsfc_net import MvsfcNet
 from ..networks.smfc import Reconstruction
+from ..processor import bfloat16_is_native
 from .graph_cache import core, stored_graphs
 
 __all__ = ["ConversionError", "OpenVinoRemote", "OpenVinoVehicle"]
@@ -40,12 +41,14 @@ class ConversionError(RuntimeError):
 
 
 def native_precision() -> Precision:
-    """bfloat16 where OpenVINO says that the CPU has it: half the memory, twice the products and more.
+    """bfloat16 where OpenVINO and the CPU have it: half the memory, twice the products and more.
 
+    OpenVINO also has it on CPUs that only convert it (AVX-VNNI-INT16 and its kin) and multiply in float32.
     Everything is in bfloat16 then, also what PyTorch keeps in float32 under autocast (``networks.detection``). What it
     costs in AP is in ``docs/performance.md``.
     """
-    return "bfloat16" if "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "float32"
+    offered = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "bfloat16" if offered and bfloat16_is_native() else "float32"
 
 
 def _precision(float32: bool) -> Precision:

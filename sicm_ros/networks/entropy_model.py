@@ -124,7 +124,12 @@ class StereoEntropyModel(EntropyLayers):
 
     def _gains(self, table: Tensor, rate: float | Tensor) -> Tensor:
         """Interpolate the logarithms of (2, rate_count, C) at ``rate``: gains (2, B or 1, C, 1, 1)."""
-        rate = torch.as_tensor(rate, dtype=torch.float32, device=table.device).reshape(-1).clamp(0, self.rate_count - 1)
+        if not isinstance(rate, Tensor):
+            at = min(max(float(rate), 0.0), self.rate_count - 1.0)
+            first = min(int(at), self.rate_count - 2)
+            row = table[:, first] * (1 - (at - first)) + table[:, first + 1] * (at - first)
+            return torch.exp(row)[:, None, :, None, None]
+        rate = rate.to(table.device, torch.float32).reshape(-1).clamp(0, self.rate_count - 1)
         below = rate.floor().long().clamp(max=self.rate_count - 2)
         part = (rate - below)[None, :, None]
         return torch.exp(table[:, below] * (1 - part) + table[:, below + 1] * part)[..., None, None]
@@ -224,13 +229,22 @@ class StereoEntropyModel(EntropyLayers):
         return self._integer[1]
 
     @torch.no_grad()
-    def quantise(self, left: Tensor, right: Tensor, rate: float | Tensor = 0.0) -> QuantisedLatents:
-        """Symbols and scale indices of both latents (B, C, h, w), in coding order. ``rate`` as for ``gain``."""
+    def quantise(
+        self, left: Tensor, right: Tensor, rate: float | Tensor = 0.0, prior: IntegerPrior | None = None
+    ) -> QuantisedLatents:
+        """Symbols and scale indices of both latents (B, C, h, w), in coding order. ``rate`` as for ``gain``.
+
+        ``prior``: ``integer_prior``'s, for callers whose weights do not change; to look whether they have takes time.
+        """
         with _float32(left):
             y = self.gain(left, right, rate)
             # What is no number is coded as something: a bad frame must not stop the stream.
-            z = [torch.round(x).nan_to_num(0.0) for x in self._hyper_latents(y)]
-        return self.integer_prior().quantise(y, (z[0], z[1]))
+            most = float(HYPER_SYMBOL_LIMIT)
+            z = [
+                net(x).float().clamp(-most, most).round().nan_to_num(0.0)
+                for net, x in zip(self.hyper_encoder, y, strict=True)
+            ]
+        return (prior or self.integer_prior()).quantise(y, (z[0], z[1]))
 
     def _forward_exact(self, left: Tensor, right: Tensor, rate: float | Tensor) -> EntropyOutput:
         coded = self.quantise(left, right, rate)

@@ -9,20 +9,25 @@ summation, the number of threads or the batch, and equal to that in 64-bit integ
 down.
 
 ``FloatLayers`` runs on any device, ``CompiledLayers`` on a CPU, where it is faster. Both have the same methods, on rows
-(B, n, C) of their own: float64 tensors, or int32 arrays.
+(B, n, C) of their own kind.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .entropy_layers import LEAK
+from .entropy_layers import LEAK, SCALE_LEVELS, SCALE_LOG2_MIN, SCALES_PER_OCTAVE
+
+if TYPE_CHECKING:
+    from .integer_kernel import Rows
 
 __all__ = ["FRACTION_BITS", "ONE", "CompiledLayers", "FloatLayers", "Layers"]
 
@@ -69,27 +74,22 @@ class _FloatLayer:
         self.bias = ((integers.bias / scale + integers.offset) * slope).to(device)
         self.kind = integers.kind
 
-    def sums(self, rows: Tensor, near: Tensor | None = None) -> Tensor:
-        """The sums (B, n, outputs) before rounding, of ``rows`` at ``near`` (n, taps); later inputs count as zero."""
-        x = _gather(rows, near)
+    def __call__(self, *parts: tuple[Tensor, Tensor | None], into: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Rows (B, n, outputs) of the inputs that ``parts`` give, one after another; later inputs count as zero.
+
+        A part is rows and a table (n, taps) of which of them are taken together, or None for each by itself. ``into``:
+        rows that the result is put into, and at which n cells; these rows are returned then.
+        """
+        x = torch.cat([_gather(rows, near) for rows, near in parts], 2)
         sums = torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight[: x.shape[-1]])
-        return sums.view(*x.shape[:-1], len(self.bias))
+        out = self._rounded(sums).view(*x.shape[:-1], len(self.bias))
+        return out if into is None else into[0].index_copy_(1, into[1], out)
 
-    def add(self, sums: Tensor, rows: Tensor, start: int, near: Tensor | None = None) -> Tensor:
-        """Add the contribution of ``rows``, the inputs from ``start`` on, to ``sums``, in place."""
-        x = _gather(rows, near)
-        sums.view(-1, sums.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]), self.weight[start : start + x.shape[-1]])
-        return sums
-
-    def rounded(self, sums: Tensor) -> Tensor:
-        """Round, saturate, and apply the activation: rows; ``sums`` is overwritten."""
+    def _rounded(self, sums: Tensor) -> Tensor:
         if self.kind == "gate":
             return sums.floor_().clamp_(0, ONE)
         sums.clamp_(-_LIMIT, _LIMIT)
         return (functional.leaky_relu_(sums, LEAK) if self.kind == "leaky" else sums).floor_()
-
-    def __call__(self, rows: Tensor, near: Tensor | None = None) -> Tensor:
-        return self.rounded(self.sums(rows, near))
 
 
 def _gather(rows: Tensor, near: Tensor | None) -> Tensor:
@@ -104,6 +104,9 @@ class FloatLayers:
     """Layers and what lies between them, in float64 on ``device``."""
 
     def __init__(self, device: torch.device) -> None:
+        """Raises ValueError on a GPU whose float64 products are to be made of narrower ones."""
+        if device.type == "cuda" and os.environ.get("CUBLAS_EMULATE_DOUBLE_PRECISION", "0") not in ("", "0"):
+            raise ValueError("entropy model: CUBLAS_EMULATE_DOUBLE_PRECISION must be unset, its sums are not exact")
         self.device = device
 
     def layer(self, weight: Tensor, bias: Tensor | None, kind: str = "") -> _FloatLayer:
@@ -118,79 +121,97 @@ class FloatLayers:
         """Rows of zeros."""
         return torch.zeros(batch, count, channels, dtype=torch.float64, device=self.device)
 
-    def rows(self, values: Tensor) -> Tensor:
-        """Rows of integers in a tensor (B, n, C) of any dtype."""
-        return values.to(self.device, torch.float64)
+    def maps(self, values: Tensor) -> Tensor:
+        """Numbers (B, C, h, w) in the form in which ``nearest`` takes them."""
+        # Strided, their cells are slow to take.
+        return values.to(self.device, torch.float64).flatten(2).transpose(1, 2).contiguous()
 
-    def tensor(self, rows: Tensor) -> Tensor:
-        """The same as float64."""
-        return rows
-
-    def take(self, rows: Tensor, cells: Tensor) -> Tensor:
-        """A copy of some rows, or sums."""
-        return rows.index_select(1, cells)
+    def with_zero(self, values: Tensor) -> Tensor:
+        """Rows of integers (B, C, h, w), and a zero row behind them."""
+        return functional.pad(self.maps(values), (0, 0, 0, 1))
 
     def put(self, rows: Tensor, cells: Tensor, values: Tensor) -> None:
         """Set some rows."""
         rows.index_copy_(1, cells, values)
 
-    def with_zero(self, rows: Tensor) -> Tensor:
-        """A zero row behind the others."""
-        return torch.cat([rows, rows.new_zeros(rows.shape[0], 1, rows.shape[2])], 1)
+    def result(self, batch: int, count: int, channels: int) -> Tensor:
+        """Where ``keep`` puts rows that no layer takes."""
+        return torch.zeros(batch, count, channels, dtype=torch.int32, device=self.device)
 
-    def scaled(self, rows: Tensor, weights: Tensor) -> Tensor:
-        """floor(rows * weights / ONE); ``rows`` are overwritten."""
-        return rows.mul_(weights).mul_(1 / ONE).floor_()
+    def keep(self, result: Tensor, cells: Tensor, values: Tensor) -> None:
+        """Set some rows of a result."""
+        result.index_copy_(1, cells, values.int())
+
+    def scaled(self, rows: Tensor, cells: Tensor, weights: Tensor) -> Tensor:
+        """floor(rows at ``cells`` * weights / ONE)."""
+        return rows.index_select(1, cells).mul_(weights).mul_(1 / ONE).floor_()
 
     def interleaved(self, rows: Tensor, size: tuple[int, int], out: tuple[int, int]) -> Tensor:
-        """Rows (B, h * w, 4 C) of ``size``, the four parities of each cell, to rows (B, h' * w', C) of ``out``."""
+        """Rows (B, h * w, 4 C) of ``size``, the four parities of each cell, to rows (B, h' * w' + 1, C) of ``out``,
+        with a zero row behind them."""
         y = rows.unflatten(2, (2, 2, -1)).unflatten(1, size)
-        return y.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, : out[0], : out[1]].flatten(1, 2)
+        y = y.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, : out[0], : out[1]].flatten(1, 2)
+        return functional.pad(y, (0, 0, 0, 1))
+
+    def parameters(self, outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Scale indices and means, (B, n + n', C), of both views' rows (B, n, 2 C): log2 of the scales, and means."""
+        log2_scale, mean = torch.cat(outputs, 1).chunk(2, -1)
+        index = (log2_scale * (SCALES_PER_OCTAVE / ONE) + (0.5 - SCALE_LOG2_MIN * SCALES_PER_OCTAVE)).floor_()
+        return index.clamp_(0, SCALE_LEVELS - 1).int(), mean
+
+    def nearest(
+        self, maps: tuple[Tensor, Tensor], cells: tuple[Tensor, Tensor], index: Tensor, mean: Tensor, limits: Tensor
+    ) -> Tensor:
+        """The symbols that bring the means nearest to the ``cells`` of both views' maps, as far as ``limits`` (one for
+        each scale index) let them; 0 for what is no number."""
+        wanted = torch.cat([x.index_select(1, t) for x, t in zip(maps, cells, strict=True)], 1)
+        limit = limits[index]
+        return torch.floor(wanted - mean / ONE + 0.5).nan_to_num(0.0).clamp(-limit, limit)
+
+    def values(self, symbols: Tensor, mean: Tensor, counts: tuple[int, int]) -> Sequence[Tensor]:
+        """The decoded rows of both views, of which there are ``counts``."""
+        return (symbols * ONE + mean).split(counts, 1)
+
+    def symbols(self, symbols: np.ndarray) -> Tensor:
+        """A decoder's symbols, int32, in the form in which ``values`` takes them."""
+        return torch.from_numpy(symbols).to(self.device, torch.float64)
+
+    def tensor(self, numbers: Tensor) -> Tensor:
+        """A result, symbols or indices, int32."""
+        return numbers.int()
 
 
 class _CompiledLayer:
-    def __init__(self, integers: _Rounded) -> None:
-        # Not at the top: it is compiled, or what is compiled is read, at its import, and a GPU does without.
-        from .integer_kernel import padded
-
+    def __init__(self, integers: _Rounded, kernel: Any) -> None:
+        self._kernel = kernel
         exponent = integers.exponent.long()
         self.outputs = len(exponent)
-        self._sums = padded(self.outputs)
         self._weight = integers.weight.numpy().astype(np.int32)  # (inputs, outputs)
         half = (1 << exponent) >> 1
         offset = int(2 * ONE) << exponent if integers.kind == "gate" else 0
         self._bias = (integers.bias.long() + half + offset).numpy()
         self._shift = (exponent + (2 if integers.kind == "gate" else 0)).numpy()
-        self._low, self._high = (0, int(ONE)) if integers.kind == "gate" else (-int(_LIMIT), int(_LIMIT))
-        self._leak = LEAK_BITS if integers.kind == "leaky" else 0
-        self._products: dict[tuple[int, int, int], Any] = {}
+        low, high = (0, int(ONE)) if integers.kind == "gate" else (-int(_LIMIT), int(_LIMIT))
+        self._range = low, high, LEAK_BITS if integers.kind == "leaky" else 0
+        self._packed: dict[tuple[tuple[int, int], ...], Any] = {}
 
-    def sums(self, rows: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
-        """As _FloatLayer.sums, without the bias."""
-        near = _every_row(rows.shape[1]) if near is None else near
-        return self.add(np.zeros((len(rows), len(near), self._sums), np.int64), rows, 0, near)
+    def __call__(self, *parts: tuple[Any, np.ndarray | None], into: tuple[Any, np.ndarray] | None = None) -> Any:
+        """As _FloatLayer."""
+        tables = [(rows, _every_row(rows.count) if near is None else near) for rows, near in parts]
+        key = tuple([(near.shape[1], rows.channels) for rows, near in tables])
+        weights = self._packed.get(key)
+        if weights is None:
+            weights = self._packed[key] = self._kernel.Weights(self._weight, self._bias, self._shift, key)
+        if into is None:
+            count = len(tables[0][1])
+            into = self._kernel.Rows(parts[0][0].batch, count, self.outputs, np.empty), _row_numbers(count)
+        weights.apply(tables, *self._range, *into)
+        return into[0]
 
-    def add(self, sums: np.ndarray, rows: np.ndarray, start: int, near: np.ndarray | None = None) -> np.ndarray:
-        """As _FloatLayer.add."""
-        from .integer_kernel import Products
 
-        near = _every_row(rows.shape[1]) if near is None else near
-        key = (start, near.shape[1], rows.shape[2])
-        if key not in self._products:
-            self._products[key] = Products(self._weight[start : start + key[1] * key[2]], key[1])
-        self._products[key].add(rows, near, sums)
-        return sums
-
-    def rounded(self, sums: np.ndarray) -> np.ndarray:
-        """As _FloatLayer.rounded."""
-        from .integer_kernel import finish
-
-        rows = np.empty((*sums.shape[:2], self.outputs), np.int32)
-        finish(sums, self._bias, self._shift, self._low, self._high, self._leak, rows)
-        return rows
-
-    def __call__(self, rows: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
-        return self.rounded(self.sums(rows, near))
+@cache
+def _row_numbers(count: int) -> np.ndarray:
+    return np.arange(count)
 
 
 @cache
@@ -199,50 +220,86 @@ def _every_row(count: int) -> np.ndarray:
 
 
 class CompiledLayers:
-    """As FloatLayers, in integers on a CPU."""
+    """As FloatLayers, in integers on a CPU; rows are ``integer_kernel.Rows``, all else are arrays."""
+
+    def __init__(self) -> None:
+        # Not at the top: it is compiled, or what is compiled is read, at its import, and a GPU does without.
+        from . import integer_kernel
+
+        self._kernel = integer_kernel
 
     def layer(self, weight: Tensor, bias: Tensor | None, kind: str = "") -> _CompiledLayer:
         """As FloatLayers.layer."""
-        return _CompiledLayer(_Rounded(weight, bias, kind))
+        return _CompiledLayer(_Rounded(weight, bias, kind), self._kernel)
 
     def table(self, index: Tensor) -> np.ndarray:
         """As FloatLayers.table."""
         return index.contiguous().numpy()
 
-    def zeros(self, batch: int, count: int, channels: int) -> np.ndarray:
+    def zeros(self, batch: int, count: int, channels: int) -> Rows:
         """Rows of zeros."""
+        return self._kernel.Rows(batch, count, channels)
+
+    def maps(self, values: Tensor) -> np.ndarray:
+        """As FloatLayers.maps."""
+        return values.detach().to("cpu", torch.float32).flatten(2).contiguous().numpy()
+
+    def with_zero(self, values: Tensor) -> Rows:
+        """As FloatLayers.with_zero."""
+        numbers = values.to("cpu", torch.int32).flatten(2).transpose(1, 2).contiguous().numpy()
+        batch, count, channels = numbers.shape
+        rows = self.zeros(batch, count + 1, channels)
+        rows.put(_row_numbers(count), numbers)
+        return rows
+
+    def put(self, rows: Rows, cells: np.ndarray, values: np.ndarray) -> None:
+        """Set some rows."""
+        rows.put(cells, values)
+
+    def result(self, batch: int, count: int, channels: int) -> np.ndarray:
+        """As FloatLayers.result."""
         return np.zeros((batch, count, channels), np.int32)
 
-    def rows(self, values: Tensor) -> np.ndarray:
-        """As FloatLayers.rows."""
-        return values.to("cpu", torch.int32).contiguous().numpy()
+    def keep(self, result: np.ndarray, cells: np.ndarray, values: np.ndarray) -> None:
+        """Set some rows of a result."""
+        result[:, cells] = values
 
-    def tensor(self, rows: np.ndarray) -> Tensor:
-        """As FloatLayers.tensor."""
-        return torch.from_numpy(rows).double()
-
-    def take(self, rows: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        """A copy of some rows, or sums."""
-        return rows.take(cells, 1)
-
-    def put(self, rows: np.ndarray, cells: np.ndarray, values: np.ndarray) -> None:
-        """Set some rows."""
-        rows[:, cells] = values
-
-    def with_zero(self, rows: np.ndarray) -> np.ndarray:
-        """A zero row behind the others."""
-        return np.concatenate([rows, np.zeros_like(rows[:, :1])], 1)
-
-    def scaled(self, rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    def scaled(self, rows: Rows, cells: np.ndarray, weights: Rows) -> Rows:
         """As FloatLayers.scaled."""
-        return (rows.astype(np.int64) * weights >> FRACTION_BITS).astype(np.int32)
+        return rows.scaled(cells, weights, FRACTION_BITS)
 
-    def interleaved(self, rows: np.ndarray, size: tuple[int, int], out: tuple[int, int]) -> np.ndarray:
+    def interleaved(self, rows: Rows, size: tuple[int, int], out: tuple[int, int]) -> Rows:
         """As FloatLayers.interleaved."""
-        batch, (height, width) = len(rows), size
-        y = rows.reshape(batch, height, width, 2, 2, -1).transpose(0, 1, 3, 2, 4, 5)
-        y = y.reshape(batch, 2 * height, 2 * width, -1)[:, : out[0], : out[1]]
-        return np.ascontiguousarray(y).reshape(batch, out[0] * out[1], -1)
+        return rows.interleaved(size, out)
+
+    def parameters(self, outputs: tuple[Rows, Rows]) -> tuple[np.ndarray, np.ndarray]:
+        """As FloatLayers.parameters."""
+        offset = (1 << (FRACTION_BITS - 1)) - ((SCALE_LOG2_MIN * SCALES_PER_OCTAVE) << FRACTION_BITS)
+        return self._kernel.scale_indices(outputs, SCALES_PER_OCTAVE, offset, FRACTION_BITS, SCALE_LEVELS - 1)
+
+    def nearest(
+        self,
+        maps: tuple[np.ndarray, np.ndarray],
+        cells: tuple[np.ndarray, np.ndarray],
+        index: np.ndarray,
+        mean: np.ndarray,
+        limits: Tensor,
+    ) -> np.ndarray:
+        """As FloatLayers.nearest."""
+        return self._kernel.nearest(maps, cells, index, mean, 1 / ONE, limits.numpy())
+
+    def values(self, symbols: np.ndarray, mean: np.ndarray, counts: tuple[int, int]) -> Sequence[np.ndarray]:
+        """As FloatLayers.values."""
+        both = np.left_shift(symbols, FRACTION_BITS) + mean
+        return np.ascontiguousarray(both[:, : counts[0]]), np.ascontiguousarray(both[:, counts[0] :])
+
+    def symbols(self, symbols: np.ndarray) -> np.ndarray:
+        """As FloatLayers.symbols."""
+        return symbols
+
+    def tensor(self, numbers: np.ndarray) -> Tensor:
+        """As FloatLayers.tensor."""
+        return torch.from_numpy(numbers)
 
 
 Layers = FloatLayers | CompiledLayers

@@ -12,14 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from .entropy_layers import (
-    SCALE_LEVELS,
-    SCALE_LOG2_MIN,
-    SCALES_PER_OCTAVE,
     EntropyLayers,
     HyperDecoder,
     checkerboard_anchors,
@@ -50,15 +48,16 @@ class Step:
     has_context: bool
 
 
-# Called at each step with the scale indices (B, n, C), int64, and the means (B, n, C) in fixed point, of the n targets
-# of the left view followed by those of the right view; returns the symbols, float64, of the same shape.
-Coder = Callable[[Step, Tensor, Tensor], Tensor]
+# Called with the number of a step, its scale indices (B, n, C), and the means (B, n, C) in fixed point, of the n
+# targets of the left view followed by those of the right view; returns the symbols, of the same shape. All three are
+# what the layers compute with.
+Coder = Callable[[int, Any, Any], Any]
 
 
 @dataclass(frozen=True)
 class QuantisedLatents:
-    """The symbols of a batch of pairs. ``hyper``: (B, Z, hz, wz) for each view. ``symbols`` and ``indices``, int64, one
-    (B, n, C) for each step of ``steps``. ``decoded``: both latents (B, h * w, C) in fixed point."""
+    """The symbols of a batch of pairs. ``hyper``: (B, Z, hz, wz) for each view. ``symbols`` and ``indices``, int32, one
+    (B, n, C) for each step of ``steps``. ``decoded``: both latents (B, h * w, C) in fixed point, int32."""
 
     size: tuple[int, int]
     hyper: tuple[Tensor, Tensor]
@@ -86,18 +85,16 @@ class QuantisedLatents:
 
 def to_maps(decoded: tuple[Tensor, Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Fixed-point rows (B, h * w, C) of both views to float32 maps (B, C, h, w)."""
-    left, right = [(rows / ONE).float().transpose(1, 2).unflatten(2, size).contiguous() for rows in decoded]
+    left, right = [(rows.transpose(1, 2).contiguous() / ONE).unflatten(2, size) for rows in decoded]
     return left, right
 
 
-def _to_rows(maps: Tensor) -> Tensor:
-    return maps.double().flatten(2).transpose(1, 2)
-
-
-def _chain(layers: list[Any], x: Any) -> Any:
-    for layer in layers:
-        x = layer(x)
-    return x
+def _chain(layers: list[Any], *parts: Any, into: Any = None) -> Any:
+    """The last layer's result for what the first one takes; ``into`` as in the layers."""
+    *others, last = layers
+    for layer in others:
+        parts = ((layer(*parts), None),)
+    return last(*parts, into=into)
 
 
 def _pointwise(net: nn.Sequential, layers: Layers) -> list[Any]:
@@ -146,8 +143,9 @@ class _Upsampling:
         self.layers, self.layer = layers, layers.layer(torch.cat(blocks), conv.bias.repeat(4), "leaky")
 
     def __call__(self, x: Any, near: Any, size: tuple[int, int], out: tuple[int, int]) -> Any:
-        """Rows (B, h * w, C) of ``size`` to rows of ``out``; ``near``: the 3x3 neighbours of all cells."""
-        return self.layers.interleaved(self.layer(self.layers.with_zero(x), near), size, out)
+        """Rows (B, h * w + 1, C) of ``size``, the last of zeros, to such rows of ``out``; ``near``: the 3x3 neighbours
+        of all cells."""
+        return self.layers.interleaved(self.layer((x, near)), size, out)
 
 
 class _HyperDecoder:
@@ -159,7 +157,7 @@ class _HyperDecoder:
     def __call__(self, z: Any, plan: _Plan) -> Any:
         (near1, near2, near3), (size1, size2, size3) = plan.around, plan.sizes
         x = self.up2(self.up1(z, near1, size1, size2), near2, size2, size3)
-        return self.out(self.layers.with_zero(x), near3)
+        return self.out((x, near3))
 
 
 @dataclass(frozen=True)
@@ -170,6 +168,7 @@ class _Plan:
     targets: list[tuple[Any, Any]]  # those of each step
     refreshed: list[tuple[Any, Any]]
     attended: list[Any]
+    alone: list[tuple[list[Any], list[Any], Any]]  # all three as tables (n, 1)
     context: list[tuple[Any, Any]]  # for each step, neighbours of the targets in the context convolution
     attention: list[tuple[Any, Any]]  # and in the attention's convolution
     sizes: list[tuple[int, int]]  # of the hyper-latent, of what lies between, and of the latent
@@ -244,6 +243,14 @@ class IntegerPrior:
                 [both(s.targets) for s in steps],
                 [both(s.refreshed) for s in steps],
                 [table(s.attended) for s in steps],
+                [
+                    (
+                        [table(x[:, None]) for x in s.targets],
+                        [table(x[:, None]) for x in s.refreshed],
+                        table(s.attended[:, None]),
+                    )
+                    for s in steps
+                ],
                 around(5, kinds[0]),
                 around(3, kinds[1]),
                 sizes,
@@ -262,62 +269,65 @@ class IntegerPrior:
         """
         plan, layers = self._plan(size), self._layers
         batch, cells, wide = hyper[0].shape[0], size[0] * size[1], self.context_channels
-        base = [net(layers.rows(_to_rows(z) * ONE), plan) for net, z in zip(self._hyper, hyper, strict=True)]
-        decoded = [layers.zeros(batch, cells + 1, self.channels) for _ in range(2)]
+        base = [net(layers.with_zero(z * ONE), plan) for net, z in zip(self._hyper, hyper, strict=True)]
+        decoded = [layers.result(batch, cells, self.channels) for _ in range(2)]
         # In the checkerboard the second pass sees one map of both views: each cell is known in exactly one of them.
-        known = decoded if self.raster else [layers.zeros(batch, cells + 1, self.channels)] * 2
+        known = [layers.zeros(batch, cells + 1, self.channels)] * 2
+        if self.raster:
+            known = [known[0], layers.zeros(batch, cells + 1, self.channels)]
         features = [layers.zeros(batch, cells, wide) for _ in range(2)]
         attention = [layers.zeros(batch, cells + 1, wide) for _ in range(2)]
-        # What the base features add to the first layers is the same in every step.
-        feature_base = [self._features[v][0].sums(base[v]) for v in (0, 1)]
-        estimator_base = [self._estimator[v][0].sums(base[v]) for v in (0, 1)]
         for i, step in enumerate(plan.steps):
             targets, refreshed, attended = plan.targets[i], plan.refreshed[i], plan.attended[i]
-            context = [self._context[v](known[v], plan.context[i][v]) for v in (0, 1)] if step.has_context else None
+            each_target, each_refreshed, each_attended = plan.alone[i]
+            context: list[list[Any]] = [[], []]
+            if step.has_context:
+                context = [[(self._context[v]((known[v], plan.context[i][v])), None)] for v in (0, 1)]
             for v in (0, 1):
-                first, *others = self._features[v]
-                x = layers.take(feature_base[v], refreshed[v])
-                x = first.rounded(x if context is None else first.add(x, context[v], wide))
-                layers.put(features[v], refreshed[v], _chain(others, x))
-            seen = [layers.take(f, attended) for f in features]
+                parts = [(base[v], each_refreshed[v]), *context[v]]
+                _chain(self._features[v], *parts, into=(features[v], refreshed[v]))
+            seen = [(x, each_attended) for x in features]
             outputs = []
             for v in (0, 1):
-                first, *others = self._attention[v]
-                x = first.rounded(first.add(first.sums(seen[v]), seen[1 - v], wide))
-                layers.put(attention[v], attended, _chain(others, x))
-                weight = self._gate[v](attention[v], plan.attention[i][v])
-                other = layers.scaled(layers.take(features[1 - v], targets[v]), weight)
-                first, *others = self._estimator[v]
-                x = first.add(layers.take(estimator_base[v], targets[v]), other, wide)
-                x = x if context is None else first.add(x, context[v], 2 * wide)
-                outputs.append(layers.tensor(_chain(others, first.rounded(x))))
-            log2_scale, mean = torch.cat(outputs, 1).chunk(2, -1)
-            index = (log2_scale * (SCALES_PER_OCTAVE / ONE) + (0.5 - SCALE_LOG2_MIN * SCALES_PER_OCTAVE)).floor_()
-            symbols = code(step, index.clamp_(0, SCALE_LEVELS - 1).long(), mean)
-            values = (symbols * ONE + mean).split([len(t) for t in step.targets], 1)
-            for v in (0, 1):
-                rows = layers.rows(values[v])
-                layers.put(decoded[v], targets[v], rows)
-                if known[v] is not decoded[v]:
+                _chain(self._attention[v], seen[v], seen[1 - v], into=(attention[v], attended))
+                weight = self._gate[v]((attention[v], plan.attention[i][v]))
+                other = layers.scaled(features[1 - v], targets[v], weight)
+                parts = [(base[v], each_target[v]), (other, None), *context[v]]
+                outputs.append(_chain(self._estimator[v], *parts))
+            index, mean = layers.parameters((outputs[0], outputs[1]))
+            symbols = code(i, index, mean)
+            for v, rows in enumerate(layers.values(symbols, mean, [len(t) for t in step.targets])):
+                layers.keep(decoded[v], targets[v], rows)
+                if i + 1 < len(plan.steps):
                     layers.put(known[v], targets[v], rows)
-        return layers.tensor(decoded[0])[:, :-1], layers.tensor(decoded[1])[:, :-1]
+        return layers.tensor(decoded[0]), layers.tensor(decoded[1])
 
     def quantise(self, y: tuple[Tensor, Tensor], hyper: tuple[Tensor, Tensor]) -> QuantisedLatents:
         """The symbols of latents ``y``, (B, C, h, w) each after the gain, given those of the hyper-latents."""
-        size = (y[0].shape[-2], y[0].shape[-1])
-        rows = [_to_rows(x.to(self.device)).contiguous() for x in y]  # strided, their cells are slow to take
-        steps: list[Step] = []
+        layers, size = self._layers, (y[0].shape[-2], y[0].shape[-1])
+        plan, maps = self._plan(size), (layers.maps(y[0]), layers.maps(y[1]))
         all_symbols: list[Tensor] = []
         all_indices: list[Tensor] = []
 
-        def code(step: Step, index: Tensor, mean: Tensor) -> Tensor:
-            wanted = torch.cat([r.index_select(1, t) for r, t in zip(rows, step.targets, strict=True)], 1)
-            limit = self._limits[index]
-            symbols = torch.floor(wanted - mean / ONE + 0.5).nan_to_num(0.0).clamp(-limit, limit)
-            steps.append(step)
-            all_symbols.append(symbols.long())
-            all_indices.append(index)
+        def code(step: int, index: Any, mean: Any) -> Any:
+            symbols = layers.nearest(maps, plan.targets[step], index, mean, self._limits)
+            all_symbols.append(layers.tensor(symbols))
+            all_indices.append(layers.tensor(index))
             return symbols
 
         decoded = self.run(hyper, size, code)
-        return QuantisedLatents(size, hyper, steps, all_symbols, all_indices, decoded)
+        return QuantisedLatents(size, hyper, plan.steps, all_symbols, all_indices, decoded)
+
+    def decode(
+        self, hyper: tuple[Tensor, Tensor], size: tuple[int, int], read: Callable[[np.ndarray], np.ndarray]
+    ) -> tuple[Tensor, Tensor]:
+        """As ``run``; ``read`` gets the scale indices of a step and gives the symbols, both (B, n, C) int32."""
+        return self.run(hyper, size, self.reader(read))
+
+    def reader(self, read: Callable[[np.ndarray], np.ndarray]) -> Coder:
+        """What ``run`` asks, for ``read`` as in ``decode``."""
+
+        def code(step: int, index: Any, mean: Any) -> Any:
+            return self._layers.symbols(read(self._layers.tensor(index).cpu().numpy()))
+
+        return code

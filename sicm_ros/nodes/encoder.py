@@ -103,6 +103,7 @@ class _Pair:
     left: Image | CompressedImage
     right: Image | CompressedImage
     sync_ms: float  # from the arrival of the first image until the pair was complete
+    complete_ns: int  # when it was, as time.monotonic_ns has it
 
 
 class EncoderNode(ManagedNode):
@@ -237,8 +238,8 @@ class EncoderNode(ManagedNode):
 
     def _on_pair(self, left: Image | CompressedImage, right: Image | CompressedImage) -> None:
         if self._worker is not None:
-            waited_ns = time.monotonic_ns() - self._sync.first_arrival_ns
-            self._worker.submit(_Pair(left, right, waited_ns / 1e6))
+            now = time.monotonic_ns()
+            self._worker.submit(_Pair(left, right, (now - self._sync.first_arrival_ns) / 1e6, now))
 
     # ----------------------------------------------------------------------------------- in the worker's thread
 
@@ -253,9 +254,9 @@ class EncoderNode(ManagedNode):
             stamps_ns = {side: nanoseconds(message.header.stamp) for side, message in messages.items()}
             rig = self._rigs.rig(sizes, stamps_ns, CAMERA_INFO_WAIT_S)
             self._check_geometry(rig, *sizes["left"])
-            self._check_swapped(images)
             converted_ms = 1e3 * (time.perf_counter() - started)
             rate = self.value("rate")
+            wait_ms = (time.monotonic_ns() - pair.complete_ns) / 1e6
             decision = self._encode_within(images, rig, None if rate < 0 else rate)
         except ValueError as error:
             # Every check of images, calibration and sizes raises one, with words for the user.
@@ -286,6 +287,7 @@ class EncoderNode(ManagedNode):
         self._window.sample(
             {
                 **stages,
+                "wait": wait_ms,
                 "bytes": float(len(encoded.packet)),
                 "rate": float(encoded.rate),
                 "wire_bytes": float(wire_bytes(len(encoded.packet))),
@@ -293,6 +295,7 @@ class EncoderNode(ManagedNode):
                 "total": 1e3 * (time.perf_counter() - started),
             }
         )
+        self._check_swapped(images)  # the packet does not wait for it
 
     def _encode_within(self, images: Mapping[Side, np.ndarray], rig: StereoRig, rate: float | None) -> RateDecision:
         """On the CPU from now on, if the GPU has no memory left."""

@@ -97,6 +97,8 @@ def encoding_status(
         wire_kbit_per_s=wire * 8e-3 / seconds,
         **{name: value for name, value in figures.items() if name != "packets"},
     )
+    if "wait" in samples:
+        status.set(wait_max_ms=max(samples["wait"]))
     for name, values in samples.items():
         status.set(**{name if name in ("rate", "tries") else f"{name}_ms": sum(values) / len(values)})
     if recent.get("max_bitrate"):

@@ -26,6 +26,7 @@ from ..model_store import load_config
 from ..networks.anchors import Anchors
 from ..networks.config import MvsfcConfig
 from ..networks.mvsfc_net import MvsfcNet
+from ..processor import bfloat16_is_native
 from .config import TrainConfig, TrainError, load_train_config
 from .initial_weights import adopt
 from .loader import StepBatches, TrainingBatch, load_batches
@@ -41,12 +42,6 @@ REPORT_STEPS = 20
 # How long a process waits for another one: as long as that may render (under torchrun), or validate.
 PATIENCE = timedelta(days=2)
 GPU_LOADERS = 4  # processes that make batches for a GPU, at most, where none were asked for
-
-
-def bfloat16_is_native() -> bool:
-    """Whether the CPU multiplies bfloat16 itself; where it does not, oneDNN emulates it, slower than float32."""
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("amx_bf16", "amx_tile", "avx512_bf16", "arm_bf16"))
 
 
 def channels_last(net: nn.Module) -> None:
