@@ -60,6 +60,13 @@ def test_no_words_of_an_encoder_are_in_its_stream(views, name, monkeypatch):
     assert len(outputs) == 2 and outputs[0].startswith(b"\0\0") and b"warning" not in outputs[0]
 
 
+@pytest.mark.parametrize("name", ["hevc-intra", "hevc-inter", "vvc-intra", "vvc-inter", "vvc-inter-one-qp"])
+def test_the_left_view_knows_nothing_of_the_right_one(views, name):
+    """Neither a filter over time nor a look ahead mixes the views."""
+    codec, other = IMAGE_CODECS[name], views[1][::-1, ::-1].copy()
+    np.testing.assert_array_equal(codec.code(*views, 37).left, codec.code(views[0], other, 37).left)
+
+
 def test_what_ffmpeg_says_is_one_line():
     with pytest.raises(CodecError, match=r"^ffmpeg -f hevc -i - -f null: .+$") as error:
         ffmpeg(["-f", "hevc", "-i", "-", "-f", "null"], b"no stream")

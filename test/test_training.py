@@ -414,9 +414,11 @@ def test_a_step_has_the_same_batch_wherever_it_is_made(step_batches: StepBatches
     assert not torch.equal(second[4].left, here[4].left)
 
 
-def test_the_weight_of_a_class_is_that_of_its_objects(step_batches: StepBatches) -> None:
-    heavy = copy.copy(step_batches)
-    heavy.class_weights = [1.0, 2.5, 2.0]
+def test_the_weight_of_a_class_is_that_of_its_objects(step_batches: StepBatches, tmp_path: Path) -> None:
+    folder = small_model(tmp_path / "model", [1, 0, 0], class_weights={"Pedestrian": 2.5, "Cyclist": 2.0})
+    old = step_batches
+    heavy = StepBatches(old.mixture, load_train_config(folder), old.classes, old.anchors)
+    assert heavy.class_weights == [1.0, 2.5, 2.0][: len(old.classes)]
     seen = set()
     for step in range(6):
         plain, weighted = step_batches[step].targets, heavy[step].targets

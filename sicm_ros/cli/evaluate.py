@@ -38,7 +38,7 @@ def _list(wanted: bool) -> None:
     epilog=examples(
         "sicm evaluate --data KITTI --split val.txt --count 20 --systems packets,vvc-intra,jpeg --out out/few",
         "sicm evaluate --data KITTI --split val.txt --out out/comparison --cluster tcp://10.0.0.5:8786",
-        "sicm evaluate --data KITTI --systems packets,runs/mine/model --out out/mine",
+        "sicm evaluate --data KITTI --split val.txt --systems packets,runs/mine/model --out out/mine",
     )
 )
 def evaluate(
@@ -78,6 +78,9 @@ def evaluate(
         typer.Option("--count", "-n", min=1, metavar="N", show_default=False, help="The first N frames. Default: all."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of rendered frames.")] = 2024,
+    drive: Annotated[
+        bool, typer.Option("--drive", help="The frames follow each other in time: video codecs take part.")
+    ] = False,
     model: Model = DEFAULT_MODEL,
     anchors: Annotated[
         str, typer.Option("--anchors", metavar="A,B", help="Systems that BD-rates are against, where they ran.")
@@ -114,28 +117,36 @@ def evaluate(
         from ..evaluation.summary import summarise
     except ModuleNotFoundError as error:
         raise ValueError(f"sicm evaluate needs {error.name}: pip install -r requirements/evaluate.txt") from None
-    frames = LabelledFrames.open(data, split, count, seed)
-    kinds, missing = chosen_systems(systems.split(",") if systems else list(SYSTEMS), frames, model)
+    frames = LabelledFrames.open(data, split, count, seed, drive)
+    chosen, missing = chosen_systems(systems.split(",") if systems else list(SYSTEMS), frames, model)
     for name, reason in missing.items():
         print(f"{name} is left out: {reason}", file=sys.stderr)
-    if not kinds:
+    wanted = anchors.split(",")
+    names = [kind.name for kind, _ in chosen]
+    if unknown := [name for name in wanted if name not in {*SYSTEMS, *names, *missing}]:
+        raise ValueError(f"--anchors: expected names of systems, got {unknown[0]}")
+    if not chosen:
         raise ValueError("--systems: none of them can run here")
+    kinds = [kind for kind, _ in chosen]
     number = workers or os.cpu_count() or 1
     with progress_bar("frames") as progress:
-        outcomes = compare_systems(frames, model, kinds, out, number, cluster, progress)
+        outcomes = compare_systems(frames, model, chosen, out, number, cluster, progress)
     with progress_bar("bootstrap") as progress:
         comparison = summarise(
             outcomes,
             frames.names,
             kinds,
-            anchors.split(","),
-            workers=min(number, len(kinds)),
+            wanted,
+            workers=min(number, len(chosen)),
             cluster=cluster,
             progress=progress,
         )
-    known = facts(frames, model, shlex.join(["sicm", *sys.argv[1:]]), missing)
+    known = facts(frames, model, shlex.join(["sicm", *sys.argv[1:]]), missing, cluster)
     page = write_report(comparison, out, known, box_pictures(outcomes, frames, comparison, model, pictures))
     outcomes.close()
+    for name in wanted:
+        if name not in names:
+            print(f"no BD-rates against {name}, which is not among the systems of this run", file=sys.stderr)
     if as_json:
         print_json(
             {"page": str(page), "frames": len(frames), "tables": [table.__dict__ for table in tables(comparison)]}
@@ -146,10 +157,10 @@ def evaluate(
     shown = Table(title=f"{len(frames)} frames", box=None, padding=(0, 2, 0, 0), title_justify="left")
     for name in ("system", "bytes", "Car BEV@0.5", "BEV@0.7", "3D@0.7", "Pedestrian 3D@0.5"):
         shown.add_column(name, justify="left" if name == "system" else "right")
-    chosen = (("Car", "BEV loose"), ("Car", "BEV"), ("Car", "3D"), ("Pedestrian", "3D"))
+    columns = (("Car", "BEV loose"), ("Car", "BEV"), ("Car", "3D"), ("Pedestrian", "3D"))
     for kind in kinds:
         for point in comparison.points[kind.name]:
             size = f"{point.size:.0f}" if point.size else ""
-            shown.add_row(kind.title, size, *(f"{point.precision[metric]:.1f}" for metric in chosen))
+            shown.add_row(kind.title, size, *(f"{point.precision[metric]:.1f}" for metric in columns))
     console().print(shown)
     print(f"{page}: tables, curves and pictures")

@@ -155,7 +155,7 @@ def train(
 @commands.command(
     epilog=examples(
         "sicm train-system wang --data KITTI/object --out runs/systems/wang --max-minutes 120",
-        "SICM_MODEL_PATH=runs sicm evaluate --data KITTI/object --systems wang --out out/wang",
+        "SICM_MODEL_PATH=runs sicm evaluate --data KITTI/object --split val.txt --systems wang --out out/wang",
     )
 )
 def train_system(

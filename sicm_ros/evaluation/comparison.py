@@ -7,11 +7,12 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import torch
 
 from ..cluster import spread
@@ -20,12 +21,12 @@ from ..model_store import ModelError, StoredModel, load_model
 from .frames import LabelledFrames
 from .kitti_ap import LOW_SCORE
 from .outcomes import FrameOutcomes, Outcomes, SystemOutcome
-from .systems import SYSTEMS
+from .systems import PACKETS, SYSTEMS
 from .systems.image_codec import CodecError
 from .systems.packets import PacketSystem
 from .systems.system import SequenceSystem, System, SystemKind
 
-__all__ = ["chosen_systems", "compare_systems"]
+__all__ = ["Chosen", "chosen_systems", "compare_systems"]
 
 
 class _Work(NamedTuple):
@@ -37,38 +38,49 @@ class _Work(NamedTuple):
 
 @dataclass(frozen=True)
 class _Setting:
-    """What all work has in common; on a cluster, ``data`` and ``model`` are at the same paths on every machine."""
+    """What all work has in common. On a cluster, data and folders of models are at the same paths on every machine."""
 
     data: LabelledFrames
     model: str
     fingerprint: int
+    weights: tuple[tuple[str, str], ...]  # ``System.weights`` of each system where the command runs
 
 
-def chosen_systems(names: Sequence[str], data: LabelledFrames, model: str) -> tuple[list[SystemKind], dict[str, str]]:
+class Chosen(NamedTuple):
+    """A system that can run here."""
+
+    kind: SystemKind
+    system: System
+
+
+def chosen_systems(names: Sequence[str], data: LabelledFrames, model: str) -> tuple[list[Chosen], dict[str, str]]:
     """The systems of these names that can run here on this data, and why the others cannot, in a line each.
 
     A name is one of ``SYSTEMS``, or a model that runs through packets: its name or its folder. ``model``: that of the
     detector. Raises ValueError on another name.
     """
-    kinds, missing, stored = [], {}, load_model(model)
+    chosen, missing, stored = [], {}, load_model(model)
     for name in dict.fromkeys(names):
-        kind = SYSTEMS.get(name) or _model_kind(name)
+        kind = _kind(name, stored)
         reason = kind.missing()
-        if kind.sequences and data.rendered:
-            reason = "codes a drive, and these frames are rendered, each of another scene"
+        if kind.sequences and not data.drive:
+            reason = "codes drives: say --drive if the frames follow each other in time"
         if not reason:
             try:
-                kind.build(stored, LOW_SCORE)
+                chosen.append(Chosen(kind, kind.build(stored, LOW_SCORE)))
             except CodecError as error:
                 reason = str(error)
         if reason:
             missing[kind.name] = reason
-        else:
-            kinds.append(kind)
-    return kinds, missing
+    return chosen, missing
 
 
-def _model_kind(name: str) -> SystemKind:
+def _kind(name: str, detector: StoredModel) -> SystemKind:
+    """The system of a name; that of the packets is called as the model."""
+    if name == PACKETS:
+        return replace(SYSTEMS[name], title=detector.name)
+    if name in SYSTEMS:
+        return SYSTEMS[name]
     try:
         model = load_model(name)
     except ModelError as error:
@@ -77,13 +89,15 @@ def _model_kind(name: str) -> SystemKind:
     def build(_: StoredModel, threshold: float) -> System:
         return PacketSystem(load_model(name), threshold)
 
-    return SystemKind(name, model.name, f"packets of {model.name} ({model.fingerprint:016x})", build)
+    # A training writes its model to a folder of this name.
+    title = Path(name).resolve().parent.name if model.name == "model" else model.name
+    return SystemKind(name, title, f"packets of {name} ({model.fingerprint:016x})", build)
 
 
 def compare_systems(
     data: LabelledFrames,
     model: str,
-    kinds: Sequence[SystemKind],
+    chosen: Sequence[Chosen],
     folder: Path,
     workers: int = 1,
     cluster: str = "",
@@ -97,18 +111,20 @@ def compare_systems(
     stored = load_model(model)
     recipe = {
         "data": str(data.root.resolve()),
+        "frames": data.selection,
         "seed": data.seed if data.rendered else None,
         "model": f"{stored.fingerprint:016x}",
         "score threshold": LOW_SCORE,
     }
     outcomes = Outcomes(folder, recipe)
-    for kind in kinds:
-        outcomes.begin(kind.name, kind.build(stored, LOW_SCORE))
-    work = list(_missing(data, kinds, outcomes.done()))
-    total = sum(len(item.frames) for item in work)
+    for kind, system in chosen:
+        outcomes.begin(kind.name, system)
+    work = list(_missing(data, [kind for kind, _ in chosen], outcomes.done()))
+    total, count = sum(len(item.frames) for item in work), 0
     # A name is looked up on every machine, which may have its models elsewhere.
     known = str(Path(model).resolve()) if Path(model).is_dir() else model
-    setting, count = _Setting(data, known, stored.fingerprint), 0
+    weights = tuple((kind.name, system.weights) for kind, system in chosen)
+    setting = _Setting(replace(data, root=data.root.resolve()), known, stored.fingerprint, weights)
     with closing(spread(_outcomes, work, setting, workers=workers, cluster=cluster)) as results:
         for item, found in results:
             for done in found:
@@ -156,12 +172,20 @@ def _frame(data: LabelledFrames, name: str) -> StereoFrame:
 
 @lru_cache(maxsize=16)
 def _systems(names: tuple[str, ...], setting: _Setting, thread: int) -> dict[str, System]:
-    """The systems of a thread: PyTorch's number of threads is a thread's own."""
+    """The systems of a thread, whose number of threads is a thread's own, after a first pair, which warms up."""
     torch.set_num_threads(1)
-    model = load_model(setting.model)
+    cv2.setNumThreads(1)
+    where, model = socket.gethostname(), load_model(setting.model)
     if model.fingerprint != setting.fingerprint:
         raise ModelError(
-            f"{socket.gethostname()}: model {setting.model}: expected the fingerprint {setting.fingerprint:016x}, as "
-            f"where the command runs, found {model.fingerprint:016x}"
+            f"{where}: model {setting.model}: expected the fingerprint {setting.fingerprint:016x}, as where the "
+            f"command runs, found {model.fingerprint:016x}"
         )
-    return {name: (SYSTEMS.get(name) or _model_kind(name)).build(model, LOW_SCORE) for name in names}
+    systems, weights = {}, dict(setting.weights)
+    for name in names:
+        system = systems[name] = _kind(name, model).build(model, LOW_SCORE)
+        if system.weights != weights[name]:
+            raise CodecError(f"{where}: {name}: expected the same weights as where the command runs, found others")
+        if not isinstance(system, SequenceSystem):
+            system.run(_frame(setting.data, setting.data.names[0]), system.points[0])
+    return systems

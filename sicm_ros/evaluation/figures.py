@@ -17,14 +17,17 @@ from ..data.source import StereoFrame
 from ..geometry import Object3D
 from ..pictures import birds_eye, draw_boxes
 from .summary import Comparison, Precision
+from .systems import PACKETS
 
 __all__ = ["Panel", "box_grid", "figure_png", "figure_svg", "metric_name", "rate_curves"]
 
-# Tableau's colours of ten, and marks, so that curves are told apart without colours too.
+# Tableau's ten colours with marks, so that curves are told apart without colours too; the next ten are dashed.
 _COLOURS = tuple(mpl.colormaps["tab10"].colors)  # type: ignore[attr-defined]
 _MARKS = "osD^vPX*<>"
+_LINES = ("-", "--", ":")
 _IOU = {("Car", True): "0.5", ("Car", False): "0.7", ("Pedestrian", True): "0.25", ("Pedestrian", False): "0.5"}
 _STYLE: Any = {"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "sicm", "axes.grid": True, "grid.alpha": 0.3}
+COLUMNS = 2  # of the grid
 PANEL_WIDTH, BEV_WIDTH = 620, 230  # pixels of the image and of the view from above in a cell of the grid
 
 
@@ -60,9 +63,9 @@ def rate_curves(comparison: Comparison, metrics: Sequence[Precision], names: Seq
                     label=titles[name],
                     color=_COLOURS[number % len(_COLOURS)],
                     marker=_MARKS[number % len(_MARKS)],
-                    linestyle="-" if number < len(_COLOURS) else "--",
-                    linewidth=2.4 if name == names[0] else 1.2,
-                    markersize=6 if name == names[0] else 4,
+                    linestyle=_LINES[number // len(_COLOURS) % len(_LINES)],
+                    linewidth=2.4 if name == PACKETS else 1.2,
+                    markersize=6 if name == PACKETS else 4,
                     elinewidth=0.6,
                     capsize=1.5,
                 )
@@ -99,7 +102,7 @@ class Panel(NamedTuple):
     objects: Sequence[Object3D]
 
 
-def box_grid(frame: StereoFrame, panels: Sequence[Panel], labels: Sequence[Object3D], columns: int = 2) -> np.ndarray:
+def box_grid(frame: StereoFrame, panels: Sequence[Panel], labels: Sequence[Object3D]) -> np.ndarray:
     """Boxes of several systems in one frame, in the image and from above, (H, W, 3) uint8 RGB: truth blue, predictions
     red."""
     factor = PANEL_WIDTH / frame.left.shape[1]
@@ -126,10 +129,10 @@ def box_grid(frame: StereoFrame, panels: Sequence[Panel], labels: Sequence[Objec
         cv2.putText(cell, text, (4, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
         cells.append(cell)
     blank = np.full_like(cells[0], 255)
-    cells += [blank] * (-len(cells) % columns)
+    cells += [blank] * (-len(cells) % COLUMNS)
     gap = np.full((cells[0].shape[0], 6, 3), 255, np.uint8)
     rows = []
-    for start in range(0, len(cells), columns):
-        parts = [part for cell in cells[start : start + columns] for part in (cell, gap)]
+    for start in range(0, len(cells), COLUMNS):
+        parts = [part for cell in cells[start : start + COLUMNS] for part in (cell, gap)]
         rows.append(np.concatenate(parts[:-1], axis=1))
     return np.concatenate(rows, axis=0)

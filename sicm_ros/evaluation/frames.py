@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,12 +30,16 @@ class LabelledFrames:
     names: tuple[str, ...]
     seed: int
     rendered: bool
+    drive: bool = False  # the frames follow each other in time
+    selection: str = ""  # what tells the list that ``names`` begin from others
 
     @classmethod
-    def open(cls, root: Path, split: Path | None = None, count: int | None = None, seed: int = 2024) -> LabelledFrames:
+    def open(
+        cls, root: Path, split: Path | None = None, count: int | None = None, seed: int = 2024, drive: bool = False
+    ) -> LabelledFrames:
         """The first ``count`` frames of ``split``, a file of ids, one a line; default: all that are labelled.
 
-        Raises KittiError.
+        ``drive``: they follow each other in time. Raises KittiError.
         """
         labels = root / "training" / "label_2"
         if not labels.is_dir():
@@ -42,7 +47,15 @@ class LabelledFrames:
         names = read_split(split) if split is not None else sorted(path.stem for path in labels.glob("*.txt"))
         if not names:
             raise KittiError(f"{split or labels}: expected frames, there is none")
-        return cls(root, tuple(names[:count]), seed, not (root / "training" / "image_2").is_dir())
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise KittiError(f"{split}: expected each frame once, {twice} is in it {names.count(twice)} times")
+        absent = [name for name in names[:count] if not (labels / f"{name}.txt").is_file()]
+        if absent:
+            raise KittiError(f"{labels / absent[0]}.txt: no such file ({len(absent)} frames of {split} have none)")
+        images = any((root / "training" / folder).is_dir() for folder in ("image_2", "image_0"))
+        selection = hashlib.blake2b(" ".join(names).encode(), digest_size=6).hexdigest()
+        return cls(root, tuple(names[:count]), seed, not images, drive, selection)
 
     def __len__(self) -> int:
         return len(self.names)

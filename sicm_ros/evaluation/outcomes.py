@@ -118,25 +118,31 @@ class Outcomes:
 
     def complexity(self, system: str) -> Complexity | None:
         """What a system's networks cost, if it is known."""
-        found = self._database.execute("select parameters, macs from systems where system = ?", (system,)).fetchone()
+        with self._told():
+            found = self._database.execute(
+                "select parameters, macs from systems where system = ?", (system,)
+            ).fetchone()
         # SQLite has no NaN and keeps NULL in its place.
         return None if found is None else Complexity(*(float("nan") if value is None else value for value in found))
 
     def labels(self, frames: Iterable[str]) -> tuple[list[list[Object3D]], list[int]]:
         """Labels and pixels of each of the frames."""
-        found = {
-            frame: (_objects(labels), pixels)
-            for frame, pixels, labels in self._database.execute("select frame, pixels, labels from frames")
-        }
+        with self._told():
+            found = {
+                frame: (_objects(labels), pixels)
+                for frame, pixels, labels in self._database.execute("select frame, pixels, labels from frames")
+            }
         chosen = [found[frame] for frame in frames]
         return [labels for labels, _ in chosen], [pixels for _, pixels in chosen]
 
     def of(self, system: str) -> dict[float, dict[str, Outcome]]:
         """The outcomes of a system by point, from few bytes to many, and frame."""
         found: dict[float, dict[str, Outcome]] = {}
-        for frame, point, size, encode, decode, estimate, objects in self._database.execute(
-            "select frame, point, size, encode, decode, estimate, objects from outcomes where system = ?", (system,)
-        ):
+        with self._told():
+            rows = self._database.execute(
+                "select frame, point, size, encode, decode, estimate, objects from outcomes where system = ?", (system,)
+            ).fetchall()
+        for frame, point, size, encode, decode, estimate, objects in rows:
             found.setdefault(point, {})[frame] = Outcome(size, _objects(objects), encode, decode, estimate)
         mean = {point: sum(o.size for o in frames.values()) / len(frames) for point, frames in found.items()}
         return {point: found[point] for point in sorted(found, key=lambda point: mean[point])}

@@ -109,11 +109,11 @@ def bytes_at(curve: Curve, precision: float) -> float:
     return float(np.exp(np.interp(precision, pooled.precision, np.log(pooled.size))))
 
 
-def interval(values: Sequence[float] | np.ndarray, share: float = 0.9) -> tuple[float, float]:
-    """The middle ``share`` of bootstrap values; NaN where a tenth of them or more is not a number."""
+def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """The middle 90 % of bootstrap values; NaN where a tenth of them or more is not a number."""
     array = np.asarray(values, np.float64)
     known = array[np.isfinite(array)]
     if len(known) <= 0.9 * len(array):
         return math.nan, math.nan
-    low, high = np.quantile(known, [(1 - share) / 2, (1 + share) / 2])
+    low, high = np.quantile(known, [0.05, 0.95])
     return float(low), float(high)

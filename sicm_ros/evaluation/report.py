@@ -25,11 +25,11 @@ from .latency import Spread, describe_machine
 from .outcomes import Outcomes
 from .rate_distortion import LEAST_OVERLAP
 from .summary import KEY_METRICS, METRICS, Bounded, Comparison, Gap, Precision
-from .systems import PAPER_HEIGHT
+from .systems import PACKETS, PAPER_HEIGHT
 
 __all__ = ["ABLATION", "Facts", "Table", "box_pictures", "facts", "points_csv", "tables", "write_report"]
 
-# The paper's table III and figure 5: with and without joint coding of the features.
+# The paper's table III and figure 5: with and without joint coding of the features; titles of systems.
 ABLATION = ("mvsfc-paper", "mvsfc-without-smfc")
 _TABLES: tuple[tuple[str, str, tuple[Precision, ...]], ...] = (
     ("I", "3D boxes", (("Car", "3D"), ("Pedestrian", "3D"))),
@@ -63,8 +63,9 @@ class Facts:
     missing: Mapping[str, str]
 
 
-def facts(frames: LabelledFrames, model: str, command: str, missing: Mapping[str, str]) -> Facts:
-    """What to know of a comparison that ``command`` made on this machine with the detector ``model``."""
+def facts(frames: LabelledFrames, model: str, command: str, missing: Mapping[str, str], cluster: str) -> Facts:
+    """What to know of a comparison that ``command`` made on this machine, or on ``cluster``, with the detector
+    ``model``."""
     stored = load_model(model)
     machine = describe_machine(torch.device("cpu"))
     kind = f"rendered with seed {frames.seed}" if frames.rendered else "camera images"
@@ -80,7 +81,12 @@ def facts(frames: LabelledFrames, model: str, command: str, missing: Mapping[str
         ("command", command),
         ("sicm_ros", __version__),
         ("software", ", ".join(versions)),
-        ("machine", f"{machine['cpu']}, {machine['cores']} cores, each process on one thread"),
+        (
+            "machine",
+            "those of a cluster"
+            if cluster
+            else f"{machine['cpu']}, {machine['cores']} cores, each process on one thread",
+        ),
         ("average precision", "KITTI's, R40, moderate; IoU as the columns say"),
     ]
     return Facts(f"sicm evaluate: {len(frames)} {'rendered ' if frames.rendered else ''}frames", values, missing)
@@ -95,15 +101,16 @@ def box_pictures(
     detections above the model's threshold. Systems that code larger images, which look alike, are left out.
     """
     config = load_model(model).config
-    packets = [p for p in comparison.points.get("packets", []) if p.point == config.default_rate]
+    packets = [p for p in comparison.points.get(PACKETS, []) if p.point == config.default_rate]
     wanted = packets[0].size if packets else 3000.0
+    kinds = [kind for kind in comparison.kinds if not kind.name.endswith(f"-{PAPER_HEIGHT}")]
+    if not kinds:
+        return []
     labels, _ = outcomes.labels(frames.names)
     shown = [[o for o in objects if o.label in config.classes and 0 < o.z < 60] for objects in labels]
     order = sorted(range(len(shown)), key=lambda i: (-len(shown[i]), i))[:count]
     panels: dict[str, list[Panel]] = {frames.names[i]: [] for i in order}
-    for kind in comparison.kinds:
-        if kind.name.endswith(f"-{PAPER_HEIGHT}"):
-            continue
+    for kind in kinds:
         point = min(comparison.points[kind.name], key=lambda p: abs(math.log(max(p.size, 1) / wanted)))
         found = outcomes.of(kind.name)[point.point]
         for name, row in panels.items():
@@ -161,7 +168,7 @@ def tables(comparison: Comparison) -> list[Table]:
         for number, what, metrics in _TABLES:
             label = f"Table {number}: " if number else ""
             made.append(_gap_table(f"{label}{what}, against {titles[anchor]}", gaps, metrics, titles))
-        named = {name: titles[name] for name in ABLATION if name in titles}
+        named = {name: title for name, title in titles.items() if title in ABLATION}
         if len(named) == len(ABLATION):
             metrics = (("Car", "3D"), ("Pedestrian", "3D"))
             made.append(_gap_table(f"Table III: without SMFC, against {titles[anchor]}", gaps, metrics, named))
@@ -318,8 +325,9 @@ def write_report(
     names = [kind.name for kind in comparison.kinds]
     curves = []
     wanted = [(*figure, names) for figure in _FIGURES]
-    if all(name in names for name in ABLATION):
-        ablation = [*ABLATION, *(name for name in names if name == "vvc-intra")]
+    ablation = [kind.name for kind in comparison.kinds if kind.title in ABLATION]
+    if len(ablation) == len(ABLATION):
+        ablation += [name for name in names if name == "vvc-intra"]
         wanted.append(("figure-5", "Figure 5: without SMFC", (("Car", "3D"), ("Pedestrian", "3D")), ablation))
     for name, caption, metrics, shown in wanted:
         figure = rate_curves(comparison, metrics, shown)

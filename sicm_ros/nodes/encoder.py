@@ -266,6 +266,7 @@ class EncoderNode(ManagedNode):
         if encoded is None:
             self.refused += 1
             self.problems.add("max_bitrate", f"pair dropped to keep within max_bitrate: {decision.refusal}")
+            self._check_swapped(images)
             return
         stages = {"sync": pair.sync_ms, **encoded.stage_ms}
         stages["preprocess"] += converted_ms

@@ -7,6 +7,7 @@ the squared error alone, which needs no detector behind it, then "joint" on the 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 from ..evaluation.systems import LEARNED_CODECS
 from ..evaluation.systems.learned import save_codec
 from ..evaluation.systems.stereo_codec import Scales, StereoCodec, detect, source_of
+from ..files import write_whole
 from ..model_store import load_model
 from ..networks.backbone import StereoFeatures
 from ..networks.detection import AnalysisOutput
@@ -140,9 +142,15 @@ def run_system(
     if resume and samples is None:
         samples = recorded_count(out / "samples" / "train")
     config = replace(SETTINGS, seed=seed, samples=samples or SETTINGS.samples)
+    begun = {"system": name, "detector": f"{stored.fingerprint:016x}"}
+    note = out / "run.json"
+    if resume and note.is_file() and (found := json.loads(note.read_text(encoding="utf-8"))) != begun:
+        raise TrainError(f"{note}: expected a run of {begun} to go on with, found {found}")
     session = open_session(
         stored.config, config, data, out, True, device, processes, workers, splits, validate_on, loaders, say
     )
+    if session.fabric.is_global_zero:
+        write_whole(note, lambda path: path.write_text(json.dumps(begun) + "\n", encoding="utf-8"))
     codec = LEARNED_CODECS[name](stored.config)
     channels_last(codec)
     first = round(CODEC_SHARE * max_steps)

@@ -23,8 +23,9 @@ from .vtm import Vtm
 from .vvc import Vvc
 from .wang import Wang
 
-__all__ = ["IMAGE_CODECS", "LEARNED_CODECS", "PAPER_HEIGHT", "SYSTEMS"]
+__all__ = ["IMAGE_CODECS", "LEARNED_CODECS", "PACKETS", "PAPER_HEIGHT", "SYSTEMS"]
 
+PACKETS = "packets"
 PAPER_HEIGHT = 288  # of the images that the paper codes
 
 IMAGE_CODECS: dict[str, ImageCodec] = {
@@ -44,7 +45,7 @@ IMAGE_CODECS: dict[str, ImageCodec] = {
 LEARNED_CODECS: dict[str, type[StereoCodec]] = {codec.name: codec for codec in (Wang, Lei, Liu)}
 _KINDS = (
     SystemKind("uncompressed", "uncompressed", "the detector on the images as they are", Uncompressed),
-    SystemKind("packets", "sicm", "the model's packets, at its whole rates", PacketSystem),
+    SystemKind(PACKETS, "packets", "the model's packets, at its whole rates", PacketSystem),
     *map(image_kind, IMAGE_CODECS.values()),
     *(image_kind(IMAGE_CODECS[name], PAPER_HEIGHT) for name in ("vvc-intra", "vvc-inter", "vvc-inter-one-qp")),
     *(image_kind(IMAGE_CODECS[name], PAPER_HEIGHT) for name in ("vtm-intra", "vtm-inter")),

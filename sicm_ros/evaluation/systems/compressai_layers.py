@@ -9,6 +9,8 @@ from types import ModuleType
 
 import torch
 
+from .image_codec import CodecError
+
 __all__ = ["compressai", "compressai_missing"]
 
 _declared: list[torch.library.Library] = []  # declarations last as long as these
@@ -26,8 +28,16 @@ def compressai() -> ModuleType:
     """The package, with its coder and layers.
 
     It imports torchvision. PyPI's, built for CUDA, fails beside a CPU build of PyTorch unless two operators, which
-    nothing here uses, are declared.
+    nothing here uses, are declared. Raises CodecError if it is there and cannot be imported.
     """
+    try:
+        return _imported()
+    except (ImportError, RuntimeError) as error:
+        words = " ".join(str(error).split())
+        raise CodecError(f"CompressAI cannot be imported: {words[:200]}") from None
+
+
+def _imported() -> ModuleType:
     try:
         import compressai
     except RuntimeError as e:

@@ -12,8 +12,8 @@ from .video import CodedLuma, VideoFormat, code_luma, code_pair
 
 __all__ = ["HEVC", "Hevc", "code_hevc_luma", "hevc_drive_encoder"]
 
-# keyint: distance of intra pictures; ratios of 1: all pictures at one QP.
-_COMMON = "info=0:log-level=none:ipratio=1:pbratio=1:bframes=0:frame-threads=1:pools=none"
+# keyint: distance of intra pictures; ratios of 1: all pictures at one QP; no preference of what pleases eyes.
+_COMMON = "info=0:log-level=none:ipratio=1:pbratio=1:bframes=0:frame-threads=1:pools=none:psy-rd=0:psy-rdoq=0"
 _MODES = {"intra": "keyint=1", "inter": "keyint=-1:scenecut=0"}
 _TITLES = {"intra": "HEVC-Intra", "inter": "HEVC-Inter, one QP"}
 _NOTES = {

@@ -119,12 +119,14 @@ class Vtm:
         height, width = left.shape[:2]
         size = ("-s", f"{width}x{height}", "-i", "-", "-f", "rawvideo", "-pix_fmt")
         rgb, yuv = (("-f", "rawvideo", "-pix_fmt", pixels) for pixels in ("rgb24", "yuv420p"))
+        begin = child_cpu_seconds()
         data = ffmpeg([*rgb, *size, "yuv420p"], left.tobytes() + right.tobytes())
+        converted_s = child_cpu_seconds() - begin
         coded = _code(data, (2, height, width), 8, _CONFIGS[self._mode], point)
         begin = child_cpu_seconds()
         views = np.frombuffer(ffmpeg([*yuv, *size, "rgb24"], coded.pictures), np.uint8).reshape(2, *left.shape)
         decode_s = coded.decode_s + child_cpu_seconds() - begin
-        return CodedViews(views[0], views[1], coded.size, coded.encode_s, decode_s)
+        return CodedViews(views[0], views[1], coded.size, converted_s + coded.encode_s, decode_s)
 
 
 def code_vtm_luma(pictures: np.ndarray, qp: int) -> CodedLuma:

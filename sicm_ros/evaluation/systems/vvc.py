@@ -18,10 +18,13 @@ Mode: TypeAlias = Literal["intra", "inter", "inter-one-qp"]
 _LOW_DELAY = "PicReordering=0:DecodingRefreshType=none:POC0IDR=1:IntraPeriod=-1:IntraQPOffset=0"
 # A P picture without an offset of its QP, predicted from the picture before.
 _ONE_QP = "Frame1=P 1 0 0.0 0.0 0 0 1.0 0 0 0 0 0 0 0 1 1 1 0 0"
+# The temporal filter would smooth each view with the other one, as if both were moments of one camera.
+_NO_FILTER = "MCTF=0:BIM=0"
 _PARAMETERS = {
-    "intra": "IntraPeriod=1:IntraQPOffset=0",
-    "inter": f"{_LOW_DELAY}:GOPSize=8",  # the right view's QP is larger, as VVenC's low-delay configuration has it
-    "inter-one-qp": f"{_LOW_DELAY}:GOPSize=1:{_ONE_QP}",
+    "intra": f"IntraPeriod=1:IntraQPOffset=0:{_NO_FILTER}",
+    # The right view's QP is larger, as VVenC's low-delay configuration has it.
+    "inter": f"{_LOW_DELAY}:GOPSize=8:{_NO_FILTER}",
+    "inter-one-qp": f"{_LOW_DELAY}:GOPSize=1:{_ONE_QP}:{_NO_FILTER}",
 }
 _TITLES = {"intra": "VVC-Intra", "inter": "VVC-Inter", "inter-one-qp": "VVC-Inter, one QP"}
 _NOTES = {
