@@ -73,7 +73,7 @@ def main() -> None:
     sources = []
     for folder in options.samples:
         store = SampleStore(folder)
-        found, _ = detect_store(model.net, store, rate, torch.device("cpu"))
+        found, _ = detect_store(model.net, store, rate, torch.device("cpu"), score_threshold=EDGES[0])
         sources.append((source_labels(store, model.net), found))
     calibration = {name: _fit(sources, name) for name in model.classes}
     console.print(f"{options.model} ({model.fingerprint:016x}), rate {'none' if rate is None else f'{rate:g}'}")
