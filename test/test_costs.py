@@ -91,7 +91,7 @@ def test_a_pair_has_the_symbols_and_the_bytes_that_it_had():
     assert symbol_count(config.latent_channels, config.hyper_channels, config.latent_size) == 45504
     sizes = [len(encoder.encode(frame.left, frame.right, frame.rig, rate=rate).packet) for rate in (0, 3, 5)]
     # Processors round the network's latents differently; a per cent is far more than that ever made.
-    assert sizes == pytest.approx([521, 1759, 4667], rel=0.01)
+    assert sizes == pytest.approx([493, 1643, 4164], rel=0.01)
 
 
 def test_batches_share_one_pass_of_the_network():
