@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Model, examples
+from .options import DEFAULT_MODEL, Device, Model, examples
 
 commands = typer.Typer(rich_markup_mode="rich")
 
@@ -82,7 +82,7 @@ Samples = Annotated[
         min=1,
         metavar="N",
         show_default=False,
-        help="Number of pairs to render, or maximum number to use of --data. Default: from train.yaml.",
+        help="Number of pairs to render, or maximum number to use of --data. Default: from train.yaml (train) or 5000.",
     ),
 ]
 
@@ -161,7 +161,7 @@ def train(
 def train_system(
     name: Annotated[str, typer.Argument(metavar="NAME", help="wang, lei or liu.", show_default=False)],
     out: Out,
-    model: Model = "sicm-compact",
+    model: Model = DEFAULT_MODEL,
     data: Data = None,
     splits: Splits = None,
     validate_on: ValidateOn = None,
@@ -175,16 +175,7 @@ def train_system(
     processes: Processes = 1,
     workers: Workers = 1,
     loaders: Loaders = None,
-    samples: Annotated[
-        int | None,
-        typer.Option(
-            "--samples",
-            min=1,
-            metavar="N",
-            show_default=False,
-            help="Number of pairs to render, or maximum number to use of --data. Default: 5000.",
-        ),
-    ] = None,
+    samples: Samples = None,
 ) -> None:
     """Train a learned codec of the comparison beside a trained detector, which stays as it is."""
     from ..training.train_system import run_system

@@ -6,6 +6,7 @@ A codec of images decodes what the detector's backbone sees, a codec of features
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -32,7 +33,7 @@ class Coded(NamedTuple):
     bits: Tensor
 
 
-class StereoCodec(nn.Module):
+class StereoCodec(nn.Module, ABC):
     """A codec for the input size and the features of one detector, with one set of weights for all rates."""
 
     name: ClassVar[str]  # in commands and of the folder of its weights
@@ -54,21 +55,21 @@ class StereoCodec(nn.Module):
         """What it needs that is not here, in one line, or nothing."""
         return compressai_missing() if cls.needs_compressai else ""
 
+    @abstractmethod
     def forward(self, source: Scales, rate: int) -> Coded:
         """Code and decode without bytes. In training, noise stands for rounding where bits are estimated."""
-        raise NotImplementedError
 
+    @abstractmethod
     def prepare_coder(self) -> None:
         """Make the coder's tables from the weights; they are not stored."""
-        raise NotImplementedError
 
+    @abstractmethod
     def compress(self, source: Scales, rate: int) -> bytes:
         """What is sent for one pair."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decompress(self, data: bytes, rate: int) -> Scales:
         """What a receiver makes of it."""
-        raise NotImplementedError
 
 
 def source_of(codec: StereoCodec, detector: MvsfcNet, left: Tensor, right: Tensor) -> Scales:
